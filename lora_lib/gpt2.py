@@ -143,6 +143,10 @@ class GPT2Model(nn.Module):
         if isinstance(module, (Attention, MLP)):  # 2 · n_layer sums into one stream: keep its variance
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, under the name by which Hugging Face's models give theirs."""
+        return self.out_head
+
     def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids (B, T) to the final hidden states (B, T, C), before the head.
 
@@ -217,6 +221,11 @@ class GPT2Model(nn.Module):
                     break
         self.train(was_training)
         return out
+
+
+def hf_name(name: str) -> str:
+    """Our name of a GPT-2 module or parameter to Hugging Face's: `h.0.mlp` to `transformer.h.0.mlp`."""
+    return "lm_head" + name.removeprefix("out_head") if name.startswith("out_head") else "transformer." + name
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:

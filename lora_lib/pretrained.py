@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_lib.gpt2 import GPT2Config, GPT2Model
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.gpt2 import GPT2Config, GPT2Model, hf_name
+from lora_lib.tokenizer import MissingTokenizer, Tokenizer
 
 MINI_FOLDER = Path(__file__).parent / "gpt2_mini"
 # Released checkpoints, by the short name that a reader types.
@@ -49,10 +48,9 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
     model = GPT2Model(read_config(folder))
     load_weights(model, folder)
     tokenizer = read_tokenizer(folder)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        warnings.warn(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
-            stacklevel=2,
+    if not isinstance(tokenizer, MissingTokenizer) and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
         )
     return model.eval(), tokenizer
 
@@ -85,7 +83,9 @@ def load_weights(model: GPT2Model, folder: Path) -> None:
               or not model.config.tie_word_embeddings}  # fmt: skip
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unexpected:
-        raise ValueError(f"{folder}: weights do not match config.json; missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise ValueError(
+            f"{folder}: weights and config.json differ; missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
     for name, target in wanted.items():
         source = found[name].T if name.endswith(TRANSPOSED) else found[name]
         if source.shape != target.shape:
@@ -122,7 +122,7 @@ def save_pretrained_folder(
         if name == "out_head.weight" and model.config.tie_word_embeddings:
             continue
         stored = tensor.T if name.endswith(TRANSPOSED) else tensor
-        tensors[to_hf_name(name)] = stored.to("cpu", dtype).contiguous()
+        tensors[hf_name(name)] = stored.to("cpu", dtype).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     eot = tokenizer.eot_token
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
@@ -132,23 +132,18 @@ def save_pretrained_folder(
     tokenizer.save(folder / "bpe.tiktoken")
 
 
-def to_hf_name(name: str) -> str:
-    """Our name of a GPT-2 parameter or module to Hugging Face's: `h.0.mlp` to `transformer.h.0.mlp`."""
-    return "lm_head" + name.removeprefix("out_head") if name.startswith("out_head") else "transformer." + name
-
-
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    A folder with none of them (as `model.save_pretrained` alone leaves) is an error: token ids mean
-    nothing without their tokenizer.
+    A folder with none of them (as transformers' `model.save_pretrained` alone leaves) still has a usable
+    model: its tokenizer is then a stand-in that raises FileNotFoundError once it is used.
     """
     if (folder / "bpe.tiktoken").exists():
         return Tokenizer.from_file(folder / "bpe.tiktoken")
     for file, find in (("vocab.json", lambda d: d), ("tokenizer.json", lambda d: d["model"]["vocab"])):
         if (folder / file).exists():
             return Tokenizer.from_vocab(find(json.loads((folder / file).read_text(encoding="utf8"))))
-    raise FileNotFoundError(f"{folder} has no tokenizer: expected bpe.tiktoken, vocab.json or tokenizer.json")
+    return MissingTokenizer(folder)
 
 
 def _download(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import NoReturn
 
 import tiktoken
 
@@ -70,6 +71,18 @@ class Tokenizer:
     def tokens(self, text: str) -> list[str]:
         """The pieces that `encode` cuts the text into, for looking at."""
         return [self._encoding.decode([i]) for i in self.encode(text)]
+
+
+class MissingTokenizer(Tokenizer):
+    """Stands where a model's folder holds no tokenizer: any use of it raises FileNotFoundError."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = folder
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # copy and pickle ask for these and expect a plain no
+            raise AttributeError(name)
+        raise FileNotFoundError(f"{self._folder} has no tokenizer: expected bpe.tiktoken, vocab.json or tokenizer.json")
 
 
 def _printable_bytes() -> dict[int, str]:

@@ -159,14 +159,24 @@ def train(args: argparse.Namespace) -> None:
         elapsed, last = elapsed + now - last, now
         if step % 200 == 0:
             bits = loss_on(model, val, length, windows=96) * nats_to_bits
-            row = {"step": step, "minutes": round(elapsed / 60, 2), "tokens": step * args.batch * length,
-                   "lr": round(factor, 4), "train": round(loss.item(), 4), "val_bits_per_byte": round(bits, 4)}
+            row = {
+                "step": step,
+                "minutes": round(elapsed / 60, 2),
+                "tokens": step * args.batch * length,
+                "lr": round(factor, 4),
+                "train": round(loss.item(), 4),
+                "val_bits_per_byte": round(bits, 4),
+            }
             with (args.run / "curve.jsonl").open("a") as f:
                 f.write(json.dumps(row) + "\n")
             print(row, flush=True)
         if elapsed - saved_at > 120 or elapsed >= budget:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts],
-                     "step": step, "elapsed": elapsed}
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in opts],
+                "step": step,
+                "elapsed": elapsed,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
             saved_at = elapsed

@@ -1,0 +1,150 @@
+"""The LoRA layer: a frozen linear layer with a trainable low-rank bypass.
+
+    W' = W + s·A·B        A is (d × r), B is (r × k), s = alpha / r
+
+d inputs, k outputs, r the rank. Only A and B learn: r·(d + k) numbers where W has d·k.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LoRA(nn.Module):
+    """The bypass s·A·B alone: x (…, d) to s·x·A·B (…, k).
+
+    A starts random, B at zero, so a new bypass adds exactly nothing. `use_rslora` takes
+    s = alpha / √r (arXiv 2312.03732) instead of alpha / r. `dropout` acts on the input, in training only.
+
+    Raises ValueError unless 1 ≤ rank ≤ min(d, k), alpha > 0 and 0 ≤ dropout < 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        *,
+        use_rslora: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= rank <= min(in_features, out_features):
+            limit = min(in_features, out_features)
+            raise ValueError(f"rank must be from 1 to {limit} for a {in_features}×{out_features} layer, got {rank}")
+        if not alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {alpha}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.scale = alpha / math.sqrt(rank) if use_rslora else alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.A = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
+        self.B = nn.Parameter(torch.zeros(rank, out_features, device=device, dtype=dtype))
+        nn.init.kaiming_uniform_(self.A.T, a=math.sqrt(5))  # of A.T: torch reads the fan-in d from a (r, d) shape
+
+    @classmethod
+    def around(cls, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False) -> LoRA:
+        """A bypass that fits the linear layer `base`: its d and k, its device, float32 or wider."""
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        device = base.weight.device
+        return cls(*linear_shape(base), rank, alpha, dropout, use_rslora=use_rslora, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (…, d)·(d, r), then (…, r)·(r, k): the d × k product A·B is never formed, the scale meets r columns, not k
+        return self.scale * (self.dropout(x) @ self.A.to(x.dtype)) @ self.B.to(x.dtype)
+
+    def delta(self) -> Tensor:
+        """The change of the weight, s·A·B, as one (d, k) matrix."""
+        return self.scale * self.A @ self.B
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer `base` plus the bypasses in `adapters` that are active.
+
+    `base` is an nn.Linear, weight (k, d), or Hugging Face's Conv1D, weight (d, k). It is wrapped, not
+    copied, and never written to. `LoRALinear(base, rank, alpha, dropout)` has one bypass, called
+    "default"; without a rank it starts with none.
+    """
+
+    adapters: dict[str, LoRA]  # an nn.ModuleDict, which has no type for what it holds
+
+    def __init__(self, base: nn.Linear, rank: int | None = None, alpha: float = 16, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear_shape(base)
+        self.base = base.requires_grad_(False)
+        self.adapters = nn.ModuleDict()  # type: ignore[assignment]
+        self.active: tuple[str, ...] = ()
+        self._unmerged: tuple[nn.Parameter, ...] = ()  # base's own weight, while a merged one stands in for it
+        if rank is not None:
+            self.adapters["default"] = LoRA.around(base, rank, alpha, dropout)
+            self.activate("default")
+
+    def activate(self, names: str | Sequence[str]) -> None:
+        """Use these bypasses and no other, from now on; a merged layer is merged again with them."""
+        names = (names,) if isinstance(names, str) else tuple(names)
+        for name in names:
+            if name not in self.adapters:
+                raise ValueError(f"no adapter called {name!r}; there are {list(self.adapters)}")
+        was_merged = self.merged
+        self.unmerge()
+        self.active = names
+        if was_merged:
+            self.merge()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if not self.merged:
+            for name in self.active:
+                y = y + self.adapters[name](x)
+        return y
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active bypasses are folded into base's weight."""
+        return bool(self._unmerged)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Fold the active bypasses into one weight, W' = W + Σ s·A·B: no bypass is computed any more.
+
+        The sum is formed in A's precision and rounded once. W itself is set aside, so `unmerge` is
+        exact, and another layer that shares W (a tied embedding) does not see the merge.
+        """
+        if self.merged:
+            return
+        weight = self.base.weight
+        if not weight.is_floating_point():
+            raise TypeError(f"cannot merge into a {weight.dtype} weight: dequantise the base layer first")
+        merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name in self.active:
+            delta = self.adapters[name].delta()
+            merged += delta.T if isinstance(self.base, nn.Linear) else delta
+        self._unmerged = (weight,)
+        self.base.weight = nn.Parameter(merged.to(weight.dtype), requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put base's own weight back: the very tensor that `merge` set aside."""
+        if self.merged:
+            (weight,) = self._unmerged
+            weight.data = weight.data.to(self.base.weight)  # the model may have moved since
+            self.base.weight, self._unmerged = weight, ()
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(d, k) of a layer that LoRA can wrap. Raises TypeError for any other module."""
+    # nn.MultiheadAttention reads the weight of its out_proj and never calls it: a bypass there would be skipped.
+    skipped = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if isinstance(module, nn.Linear) and not skipped:
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):  # by name: transformers is optional
+        d, k = module.weight.shape
+        return d, k
+    raise TypeError(f"LoRA wraps nn.Linear and Hugging Face's Conv1D, not {type(module).__name__}")
