@@ -82,7 +82,7 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()  # type: ignore[assignment]
         self.active: tuple[str, ...] = ()
-        self._unmerged: tuple[nn.Parameter, ...] = ()  # base's own weight, while a merged one stands in for it
+        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while a merged one stands in for it
         if rank is not None:
             self.adapters["default"] = LoRA.around(base, rank, alpha, dropout)
             self.activate("default")

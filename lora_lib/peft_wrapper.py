@@ -183,14 +183,17 @@ class PeftModel(nn.Module):
     def merge_and_unload(self) -> nn.Module:
         """The plain model with the active adapters folded in: no LoRA layer is left, and this wrapper is spent."""
         self.merge_adapter()
+        return self._take_out()
+
+    def unload(self) -> nn.Module:
+        """The plain base model as it was before `get_peft_model`; this wrapper is spent."""
+        self.unmerge_adapter()
+        return self._take_out()
+
+    def _take_out(self) -> nn.Module:
         for name, layer in self.lora_layers().items():
             _set_module(self.base_model, name, layer.base)
         return self.base_model
-
-    def unload(self) -> nn.Module:
-        """The plain base model as it was before `get_peft_model`."""
-        with self.disable_adapter():
-            return self.merge_and_unload()
 
     # --- files ------------------------------------------------------------------------------------
 

@@ -117,17 +117,17 @@ def save_pretrained_folder(
     """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    tied = model.out_head.weight is model.wte.weight  # a merged adapter of the head unties it
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if name == "out_head.weight" and model.config.tie_word_embeddings:
-            continue
-        stored = tensor.T if name.endswith(TRANSPOSED) else tensor
-        tensors[hf_name(name)] = stored.to("cpu", dtype).contiguous()
+        if not (tied and name == "out_head.weight"):
+            stored = tensor.T if name.endswith(TRANSPOSED) else tensor
+            tensors[hf_name(name)] = stored.to("cpu", dtype).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     eot = tokenizer.eot_token
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
               "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": str(dtype).removeprefix("torch."),
-              **asdict(model.config)}  # fmt: skip
+              **asdict(model.config), "tie_word_embeddings": tied}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
     tokenizer.save(folder / "bpe.tiktoken")
 

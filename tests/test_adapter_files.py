@@ -1,0 +1,102 @@
+"""Adapter folders that are not what they should be: each is refused, by name."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_lib import AdapterError, LoRAConfig
+from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+
+A_KEY = "base_model.model.layer.lora_A.weight"
+B_KEY = "base_model.model.layer.lora_B.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_adapter(tmp_path, LoRAConfig(["layer"], r=2), {"layer": (torch.randn(5, 2), torch.randn(2, 3))})
+    return tmp_path
+
+
+def test_round_trip(folder):
+    config, layers = read_adapter(folder)
+    assert config == LoRAConfig(["layer"], r=2)
+    assert [t.shape for t in layers["layer"]] == [(5, 2), (2, 3)]
+    assert {k: tuple(v.shape) for k, v in load_file(folder / WEIGHTS_FILE).items()} == {A_KEY: (2, 5), B_KEY: (3, 2)}
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, '"peft_type": "LORA"'),
+        ({"r": None}, "r is missing"),
+        ({"lora_alpha": None}, "lora_alpha is missing"),
+        ({"target_modules": None}, "target_modules is missing"),
+        ({"r": 2.5}, "r = 2.5 is not a value"),
+        ({"r": True}, "r = True is not a value"),
+        ({"lora_alpha": -1}, "lora_alpha = -1 is not a value"),
+        ({"lora_dropout": 1}, "lora_dropout = 1 is not a value"),
+        ({"target_modules": [1]}, "target_modules = .1. is not a value"),
+        ({"rank_pattern": {"a": 0}}, "rank_pattern"),
+        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"bias": "all"}, "bias = 'all' is not supported"),
+        ({"modules_to_save": ["wte"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"use_new_thing": True}, "use_new_thing = True is not supported"),
+    ],
+)
+def test_config_values_that_we_cannot_honour(folder, changes, message):
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps({**values, **changes}))
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.pop(B_KEY), "without its twin"),
+        (lambda t: t.update({"transformer.wte.weight": torch.zeros(2, 2)}), "is not a LoRA weight"),
+        (lambda t: t.update({A_KEY: torch.zeros(2, 5, dtype=torch.int64)}), "finite floats, is .2, 5. int64"),
+        (lambda t: t.update({A_KEY: torch.full((2, 5), float("nan"))}), "NaN or infinity"),
+        (lambda t: t.update({A_KEY: torch.zeros(3, 5)}), "rank 3 in lora_A and 2 in lora_B"),
+        (lambda t: t.update({A_KEY: torch.zeros(10)}), "must be a matrix"),
+    ],
+)
+def test_tensors_that_are_wrong(folder, spoil, message):
+    tensors = load_file(folder / WEIGHTS_FILE)
+    spoil(tensors)
+    save_file(tensors, folder / WEIGHTS_FILE)
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors", pickle.dumps({"a": 1}), None])
+def test_files_that_are_not_safetensors(folder, content):
+    whole = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(whole[:-7] if content is None else content)
+    with pytest.raises(AdapterError, match="not a whole safetensors file"):
+        read_adapter(folder)
+
+
+def test_a_folder_with_a_pickle_says_that_it_is_not_opened(folder):
+    (folder / WEIGHTS_FILE).rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="pickled .bin weights are never opened"):
+        read_adapter(folder)
+
+
+def test_an_interrupted_save_leaves_the_old_adapter(folder, monkeypatch):
+    before = (folder / WEIGHTS_FILE).read_bytes()
+
+    def dies(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_lib.adapter_files.save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_adapter(folder, LoRAConfig(["layer"], r=2), {"layer": (torch.zeros(5, 2), torch.zeros(2, 3))})
+    assert (folder / WEIGHTS_FILE).read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]

@@ -1,0 +1,158 @@
+"""The layer against its formula, W' = W + s·A·B."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lora_lib import LoRA, LoRALinear
+
+
+def layer(dtype=torch.float64, dropout=0.0, base=None) -> LoRALinear:
+    torch.manual_seed(0)
+    made = LoRALinear(base or nn.Linear(12, 10, dtype=dtype), rank=4, alpha=8, dropout=dropout)
+    nn.init.normal_(made.adapters["default"].B)
+    return made
+
+
+def conv1d(dtype=torch.float64):
+    conv = pytest.importorskip("transformers.pytorch_utils").Conv1D(10, 12).to(dtype)
+    nn.init.normal_(conv.bias)
+    return conv
+
+
+def test_a_new_layer_is_the_base_bit_for_bit():
+    base, x = nn.Linear(12, 10), torch.randn(3, 5, 12)
+    assert torch.equal(LoRALinear(base, rank=4, alpha=8)(x), base(x))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(12, 10, dtype=torch.float64), conv1d])
+def test_forward_is_the_formula(make):
+    base = make()
+    lora, x = layer(base=base), torch.randn(3, 5, 12, dtype=torch.float64)
+    a, b = lora.adapters["default"].A, lora.adapters["default"].B
+    assert a.shape == (12, 4) and b.shape == (4, 10)
+    w = base.weight.T if isinstance(base, nn.Linear) else base.weight  # (d, k)
+    torch.testing.assert_close(lora(x), x @ (w + 8 / 4 * a @ b) + base.bias)
+
+
+def test_gradients_are_right_and_reach_only_a_b_and_x():
+    lora = layer().requires_grad_(True)
+    lora.base.requires_grad_(False)
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    adapter = lora.adapters["default"]
+    assert torch.autograd.gradcheck(lambda x, a, b: torch.func.functional_call(
+        lora, {"adapters.default.A": a, "adapters.default.B": b}, (x,)), (x, adapter.A, adapter.B))  # fmt: skip
+    lora(x).sum().backward()
+    assert lora.base.weight.grad is None and lora.base.bias.grad is None
+
+
+def test_a_is_drawn_as_kaiming_uniform_over_its_inputs_and_b_is_zero():
+    adapter = LoRA(1000, 50, rank=8, alpha=8)
+    bound = 1 / math.sqrt(1000)  # kaiming uniform, a = √5, fan-in 1000
+    assert adapter.A.abs().max() <= bound and adapter.A.abs().max() > 0.95 * bound
+    assert adapter.A.var().item() == pytest.approx(bound**2 / 3, rel=0.05)
+    assert not adapter.B.any()
+
+
+def test_scale_is_alpha_over_rank_or_over_its_root():
+    assert LoRA(20, 20, rank=16, alpha=32).scale == 2
+    assert LoRA(20, 20, rank=16, alpha=32, use_rslora=True).scale == 8
+
+
+def test_dropout_acts_on_the_bypass_alone_and_only_in_training():
+    lora, x = layer(dropout=0.5), torch.randn(1000, 12, dtype=torch.float64)
+    bypass, drawn = lora.eval()(x) - lora.base(x), lora.train()(x) - lora.base(x)
+    assert not torch.allclose(bypass, drawn)
+    many = torch.stack([lora(x[:4]) - lora.base(x[:4]) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(many, bypass[:4], atol=0.4, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [lambda dtype: nn.Linear(12, 10, dtype=dtype), conv1d])
+def test_merge_is_one_rounding_and_unmerge_is_exact(dtype, make):
+    lora = layer(base=make(dtype))
+    before, delta = lora.base.weight.clone(), lora.adapters["default"].delta()
+    lora.merge()
+    wanted = before.float() + (delta.T if isinstance(lora.base, nn.Linear) else delta)
+    assert torch.equal(lora.base.weight, wanted.to(dtype)) and not torch.equal(lora.base.weight, before)
+    lora.merge()  # again changes nothing
+    assert torch.equal(lora.base.weight, wanted.to(dtype))
+    lora.unmerge()
+    assert torch.equal(lora.base.weight, before)
+
+
+def test_merged_output_equals_unmerged():
+    lora, x = layer().eval(), torch.randn(3, 12, dtype=torch.float64)
+    y = lora(x)
+    lora.merge()
+    torch.testing.assert_close(lora(x), y)
+
+
+def test_a_weight_that_is_shared_does_not_see_the_merge():
+    table, head = nn.Embedding(10, 12), nn.Linear(12, 10, bias=False)
+    head.weight = table.weight
+    lora = layer(base=head)
+    before = table.weight.clone()
+    lora.merge()
+    assert torch.equal(table.weight, before)
+    lora.unmerge()
+    assert lora.base.weight is table.weight
+
+
+def test_moving_a_merged_layer_moves_what_it_set_aside():
+    lora = layer(dtype=torch.float32)
+    before = lora.base.weight.double()
+    lora.merge()
+    lora.double().unmerge()
+    assert torch.equal(lora.base.weight, before)
+
+
+def test_train_and_eval_change_no_weight():
+    lora = layer()
+    before = copy.deepcopy(lora.state_dict())
+    lora.merge()
+    lora.train().eval()
+    lora.unmerge()
+    lora.train().eval()
+    for name, tensor in lora.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_under_autocast_and_with_a_half_precision_base():
+    lora = layer(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lora(torch.randn(3, 12)).dtype == torch.bfloat16
+    half = layer(dtype=torch.bfloat16)
+    assert half.adapters["default"].A.dtype == torch.float32  # small updates would be lost in bfloat16
+    assert half(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_copies_and_pickles():
+    lora, x = layer(), torch.randn(2, 12, dtype=torch.float64)
+    assert torch.equal(copy.deepcopy(lora)(x), lora(x))
+    assert torch.equal(pickle.loads(pickle.dumps(lora))(x), lora(x))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"rank": 0}, "rank must be from 1 to 10 for a 12×10 layer, got 0"),
+        ({"rank": 11}, "rank must be from 1 to 10"),
+        ({"rank": 4, "alpha": 0}, "alpha must be above 0"),
+        ({"rank": 4, "dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+    ],
+)
+def test_bad_settings_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LoRALinear(nn.Linear(12, 10), **kwargs)
+
+
+def test_other_layers_are_refused_by_name():
+    with pytest.raises(TypeError, match="not Embedding"):
+        LoRALinear(nn.Embedding(3, 4), rank=1)
+    with pytest.raises(TypeError, match="NonDynamicallyQuantizableLinear"):
+        LoRALinear(nn.MultiheadAttention(8, 2).out_proj, rank=1)
