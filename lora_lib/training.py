@@ -10,7 +10,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lora_lib.data import IGNORED, EncodedExample, collate
+from lora_lib.data import IGNORE, Encoded, batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PAD = 0  # any token will do: padding stands to the right of what is read and its targets are ignored
 
 
 @dataclass
@@ -61,7 +63,7 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: Sequence[EncodedExample],
+    train: Sequence[Encoded],
     *,
     steps: int,
     batch_size: int = 16,
@@ -70,7 +72,7 @@ def fit(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     accumulate: int = 1,
-    validation: Sequence[EncodedExample] = (),
+    validation: Sequence[Encoded] = (),
     validate_every: int | None = None,
     on_validation: Callable[[int, nn.Module], None] | None = None,
     bf16: bool | None = None,
@@ -82,7 +84,7 @@ def fit(
     AdamW; the learning rate climbs over the first `warmup` (a share of all steps) and falls along a
     cosine to zero. Gradients are clipped to norm `clip`. One step reads `batch_size` examples
     `accumulate` times and weighs every target token alike. `bf16` computes in bfloat16 autocast (by
-    default on CUDA cards that have it). `validation` is measured before the first step, every
+    default on CUDA cards and CPUs whose hardware has it). `validation` is measured before the first step, every
     `validate_every` steps and after the last; `on_validation(steps_done, model)` is called after each.
     The same `seed` gives the same order and dropout; the caller's random state is left as it was.
 
@@ -112,18 +114,18 @@ def fit(
     ):
         torch.manual_seed(seed)
         validate(0)
-        batches = _shuffled_batches(train, batch_size, seed)
+        stream = _endless(batches(train, batch_size, PAD, seed=seed))
         model.train()
         for step in range(1, steps + 1):
             start = time.perf_counter()
-            group = [(ids.to(device), targets.to(device)) for ids, targets in itertools.islice(batches, accumulate)]
+            group = [(ids.to(device), targets.to(device)) for ids, targets in itertools.islice(stream, accumulate)]
             loss = _accumulate(model, group, _autocast(device, bf16))
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning_rate than {learning_rate}"
                 )
             nn.utils.clip_grad_norm_(trainable, clip)
-            history.learning_rate.append(schedule.get_last_lr()[0])
+            history.learning_rate.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -140,20 +142,17 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, examples: Sequence[EncodedExample], *, batch_size: int = 32, bf16: bool | None = None
-) -> float:
+def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int = 32, bf16: bool | None = None) -> float:
     """Mean loss per target token in nats, over all `examples`, in evaluation mode."""
     if not examples:
         raise ValueError("no examples to evaluate on")
     device = next(model.parameters()).device
     was_training, total, count = model.training, 0.0, 0
     model.eval()
-    for start in range(0, len(examples), batch_size):
-        ids, targets = collate(examples[start : start + batch_size])
+    for ids, targets in batches(examples, batch_size, PAD, shuffle=False):
         with _autocast(device, bf16):
             total += loss_sum(model, ids.to(device), targets.to(device)).item()
-        count += int((targets != IGNORED).sum())
+        count += int((targets != IGNORE).sum())
     model.train(was_training)
     return total / count
 
@@ -165,7 +164,7 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """
     output: Any = model(ids)
     logits = output if isinstance(output, Tensor) else output.logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -176,9 +175,9 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, steps - up)))
 
 
-def _accumulate(model: nn.Module, group: list[tuple[Tensor, Tensor]], autocast: AbstractContextManager[Any]) -> float:
+def _accumulate(model: nn.Module, group: list[Encoded], autocast: AbstractContextManager[Any]) -> float:
     """Gradients of the mean loss over all target tokens of the group's batches; returns that loss."""
-    count, total = sum(int((targets != IGNORED).sum()) for _, targets in group), 0.0
+    count, total = sum(int((targets != IGNORE).sum()) for _, targets in group), 0.0
     for ids, targets in group:
         with autocast:
             loss = loss_sum(model, ids, targets) / count
@@ -187,18 +186,23 @@ def _accumulate(model: nn.Module, group: list[tuple[Tensor, Tensor]], autocast: 
     return total
 
 
-def _shuffled_batches(examples: Sequence[EncodedExample], size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end: every example once in each pass, each pass in its own order."""
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
+def _endless(loader: Iterable[Encoded]) -> Iterator[Encoded]:
+    """Pass after pass over the same loader, which shuffles anew each time."""
     while True:
-        while len(order) < size:
-            order += torch.randperm(len(examples), generator=generator).tolist()
-        chosen, order = order[:size], order[size:]
-        yield collate([examples[i] for i in chosen])
+        yield from loader
 
 
 def _autocast(device: torch.device, bf16: bool | None) -> AbstractContextManager[Any]:
     if bf16 is None:
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = _computes_in_bf16(device)
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself: elsewhere autocast would only cost time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
