@@ -10,7 +10,7 @@ from lora_lib.gpt2 import (
     GPT2Model,
 )
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.peft_wrapper import PeftModel, get_peft_model
+from lora_lib.peft_wrapper import PeftModel, find_targets, get_peft_model
 from lora_lib.pretrained import load_pretrained, save_pretrained_folder
 from lora_lib.tokenizer import Tokenizer
 
@@ -27,6 +27,7 @@ __all__ = [
     "LoRALinear",
     "PeftModel",
     "Tokenizer",
+    "find_targets",
     "get_peft_model",
     "load_pretrained",
     "save_pretrained_folder",

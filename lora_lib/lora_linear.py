@@ -37,9 +37,9 @@ class LoRA(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= rank <= min(in_features, out_features):
-            limit = min(in_features, out_features)
-            raise ValueError(f"rank must be from 1 to {limit} for a {in_features}×{out_features} layer, got {rank}")
+        limit = min(in_features, out_features)
+        if not isinstance(rank, int) or not 1 <= rank <= limit:
+            raise ValueError(f"rank must be from 1 to {limit} for a {in_features}×{out_features} layer, got {rank!r}")
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, got {alpha}")
         if not 0 <= dropout < 1:
@@ -60,6 +60,10 @@ class LoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # (…, d)·(d, r), then (…, r)·(r, k): the d × k product A·B is never formed, the scale meets r columns, not k
         return self.scale * (self.dropout(x) @ self.A.to(x.dtype)) @ self.B.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        (d, r), k = self.A.shape, self.B.shape[1]
+        return f"d={d}, k={k}, r={r}, s={self.scale:g}"
 
     def delta(self) -> Tensor:
         """The change of the weight, s·A·B, as one (d, k) matrix."""

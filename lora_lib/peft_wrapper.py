@@ -37,8 +37,8 @@ def get_peft_model(
     """Wrap the chosen linear layers of `model` (in place) with LoRA; freeze everything else.
 
     `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), one
-    string that is a regular expression for whole dotted names, or `"all-linear"`: every linear
-    layer but the output head. The output does not change: B starts at zero.
+    string that is a regular expression for whole dotted names, or `"all-linear"`: every linear layer
+    but the head that the model's `get_output_embeddings` names, if it has one. The output does not change: B starts at zero.
 
     Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
     """
@@ -82,6 +82,8 @@ class PeftModel(nn.Module):
 
     def enable_lora_training(self) -> PeftModel:
         """Training mode with the base frozen and the active adapters' A and B trainable; unmerges first."""
+        if not self.lora_layers():
+            raise ValueError("no LoRA layer is left in this model (merge_and_unload takes them out): wrap it anew")
         self.unmerge_adapter()
         self._freeze_all_but_active()
         return self.train()
@@ -124,8 +126,8 @@ class PeftModel(nn.Module):
             layer = self.base_model.get_submodule(name)
             if not isinstance(layer, LoRALinear):
                 layer = LoRALinear(cast(nn.Linear, layer))
-                _set_module(self.base_model, name, layer)
-            layer.adapters[adapter_name] = adapter
+                _replace(self.base_model, layer.base, layer)
+            layer.adapters[adapter_name] = adapter.requires_grad_(False)
         self.peft_config[adapter_name] = config
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
@@ -181,18 +183,18 @@ class PeftModel(nn.Module):
             layer.unmerge()
 
     def merge_and_unload(self) -> nn.Module:
-        """The plain model with the active adapters folded in: no LoRA layer is left, and this wrapper is spent."""
+        """The plain model, frozen, with the active adapters folded in; this wrapper is spent."""
         self.merge_adapter()
         return self._take_out()
 
     def unload(self) -> nn.Module:
-        """The plain base model as it was before `get_peft_model`; this wrapper is spent."""
+        """The plain base model, bit for bit as before `get_peft_model`, but frozen; this wrapper is spent."""
         self.unmerge_adapter()
         return self._take_out()
 
     def _take_out(self) -> nn.Module:
-        for name, layer in self.lora_layers().items():
-            _set_module(self.base_model, name, layer.base)
+        for layer in self.lora_layers().values():
+            _replace(self.base_model, layer, layer.base)
         return self.base_model
 
     # --- files ------------------------------------------------------------------------------------
@@ -258,34 +260,45 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[
     """
     modules = _modules(model)
     linear = [name for name, module in modules.items() if _is_linear(module)]
+    if not linear:
+        raise ValueError(f"there is no linear layer in this {type(model).__name__} (LoRALinear wraps a single layer)")
     if target_modules == "all-linear":
         head_of: Any = getattr(model, "get_output_embeddings", lambda: None)
         head = head_of()
-        return [name for name in linear if modules[name] is not head]
-    if isinstance(target_modules, str):
+        found = [name for name in linear if modules[name] is not head]
+    elif isinstance(target_modules, str):
         found = [name for name in linear if any(_regex(target_modules, n) for n in _names(model, name))]
         if not found:
-            raise ValueError(_no_match(target_modules, linear) + " (a string is a regular expression for a whole name)")
-        return found
-    if not target_modules:
+            raise ValueError(
+                f"the regular expression {target_modules!r} matches no whole name of a layer; {_choices(linear)}"
+                f" (for layers by the end of their name pass a list: [{target_modules!r}])"
+            )
+    elif not target_modules:
         raise ValueError(f"target_modules is empty; {_choices(linear)}")
-    found = []
-    for target in target_modules:
-        hits = [n for n in modules if any(("." + k).endswith("." + target) for k in _names(model, n))]
-        if not hits:
-            raise ValueError(_no_match(target, linear))
-        for name in set(hits) - set(linear):
+    else:
+        found = [name for target in target_modules for name in _find_target(model, modules, linear, target)]
+    chosen = {id(modules[name]): name for name in reversed(modules) if name in found}  # a shared layer counts once
+    return [name for name in modules if name in chosen.values()]
+
+
+def _find_target(model: nn.Module, modules: dict[str, nn.Module], linear: Sequence[str], target: str) -> list[str]:
+    hits = [n for n in modules if any(("." + k).endswith("." + target) for k in _names(model, n))]
+    if not hits:
+        near = difflib.get_close_matches(target.rsplit(".", 1)[-1], _last_parts(linear), n=3)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
+        raise ValueError(f"target {target!r} matches no layer{hint} {_choices(linear)}")
+    for name in hits:
+        if name not in linear:
             kind = type(modules[name]).__name__
             raise ValueError(
-                f"target {target!r} finds {name}, a {kind}, but LoRA wraps linear layers; {_choices(linear)}"
+                f"target {target!r} finds {name} ({kind}), but LoRA wraps linear layers; {_choices(linear)}"
             )
-        found += hits
-    return [name for name in modules if name in found]
+    return hits
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by dotted name, but for what is inside a LoRA layer."""
-    named = dict(model.named_modules())
+    named = dict(model.named_modules(remove_duplicate=False))
     wrapped = tuple(name + "." for name, module in named.items() if isinstance(module, LoRALinear))
     return {name: module for name, module in named.items() if name and not name.startswith(wrapped)}
 
@@ -315,12 +328,6 @@ def _regex(pattern: str, name: str) -> bool:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
-def _no_match(target: str, linear: Sequence[str]) -> str:
-    near = difflib.get_close_matches(target.rsplit(".", 1)[-1], _last_parts(linear), n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
-    return f"target {target!r} matches no layer{hint} {_choices(linear)}"
-
-
 def _choices(linear: Sequence[str]) -> str:
     return f"the linear layers of this model are called {', '.join(_last_parts(linear))}"
 
@@ -329,9 +336,12 @@ def _last_parts(names: Sequence[str]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` where `old` stands, in every place where a model that shares layers has it."""
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():
+            if module is old:
+                setattr(parent, child, new)
 
 
 # --- one adapter's layers -------------------------------------------------------------------------

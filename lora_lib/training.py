@@ -203,6 +203,6 @@ def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return False

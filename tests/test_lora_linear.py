@@ -141,6 +141,7 @@ def test_copies_and_pickles():
     ("kwargs", "message"),
     [
         ({"rank": 0}, "rank must be from 1 to 10 for a 12×10 layer, got 0"),
+        ({"rank": 2.5}, "rank must be from 1 to 10 for a 12×10 layer, got 2.5"),
         ({"rank": 11}, "rank must be from 1 to 10"),
         ({"rank": 4, "alpha": 0}, "alpha must be above 0"),
         ({"rank": 4, "dropout": 1.0}, r"dropout must be in \[0, 1\)"),

@@ -105,11 +105,11 @@ def test_targets(targets, count):
     [
         (["c_attn", "c_prj"], "'c_prj' matches no layer; did you mean 'c_proj'.*c_attn, c_fc, c_proj, out_head"),
         (["proj"], "'proj' matches no layer"),  # the end of a name counts whole: c_proj is not meant
-        ("c_attn", "a string is a regular expression"),
+        ("c_attn", r"regular expression 'c_attn' matches no whole name.*pass a list: \['c_attn'\]"),
         ("(", "not a regular expression"),
         ([], "target_modules is empty"),
-        (["ln_1"], "finds h..*ln_1, a LayerNorm"),
-        (["wte"], "finds wte, a Embedding"),
+        (["ln_1"], "finds h.0.ln_1 .LayerNorm."),
+        (["wte"], "finds wte .Embedding."),
     ],
 )
 def test_wrong_targets_raise_and_leave_the_model_alone(targets, message):
@@ -265,6 +265,33 @@ def test_the_wrapper_works_on_hugging_faces_own_model(tmp_path, hf_small):
 def test_any_module_can_be_wrapped():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     assert get_peft_model(model, ["0", "2"], 2).get_nb_trainable_parameters()[0] == 2 * (6 + 8) + 2 * (8 + 3)
+
+
+def test_a_layer_that_two_names_share_is_adapted_once_in_both_places():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    model.append(model[0])
+    wrapped = get_peft_model(model, ["2"], 2)
+    assert model[0] is model[2] and len(wrapped.lora_layers()) == 1
+    assert wrapped.unload()[0] is model[2] and type(model[0]) is nn.Linear
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(ValueError, match="no linear layer in this Sequential"):
+        get_peft_model(nn.Sequential(nn.Conv2d(1, 1, 1)), "all-linear", 2)
+
+
+def test_a_spent_wrapper_says_so():
+    model = get_peft_model(small(), ["c_attn"], 2)
+    model.merge_and_unload()
+    with pytest.raises(ValueError, match="no LoRA layer is left"):
+        model.enable_lora_training()
+
+
+def test_an_added_adapter_does_not_train_until_it_is_set():
+    model = get_peft_model(small(), ["c_attn"], 2)
+    before = model.get_nb_trainable_parameters()[0]
+    model.add_adapter("b", LoRAConfig(["c_fc"], r=2))
+    assert model.get_nb_trainable_parameters()[0] == before
 
 
 @pytest.mark.parametrize("change", ["deeper", "shallower", "wider"])
