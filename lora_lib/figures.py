@@ -70,8 +70,8 @@ def use_book_style() -> None:
 
         inline: Any = InlineBackend.instance(parent=shell)
         inline.shell = shell
-        # bbox_inches None: as wide as asked for, so that figures line up
-        inline.trait_set(print_figure_kwargs={"bbox_inches": None}, figure_formats={"retina"})
+        inline.print_figure_kwargs = {"bbox_inches": None}  # as wide as asked for, so that figures line up
+        inline.figure_formats = {"retina"}
 
 
 def show_matrix(ax: Axes, W: Any, title: str, vmax: float | None = None) -> AxesImage:
