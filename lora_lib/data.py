@@ -180,16 +180,22 @@ class RestaurantSplits:
     test: list[Restaurant]
 
 
-def restaurant_data(seed: int = 0, *, train: int = 1500, validation: int = 100, test: int = 100) -> RestaurantSplits:
-    """Invent restaurants, each with 3 to 8 of E2E's slots and 2 to 4 references that open differently.
+def restaurant_data(
+    seed: int = 0, *, train: int = 1500, validation: int = 100, test: int = 100, slots: Sequence[str] = SLOTS
+) -> RestaurantSplits:
+    """Invent restaurants, each with 3 to 8 of the `slots` and 2 to 4 references that open differently.
 
-    The numbers are meanings in each split. No name is given twice, in `near` neither: a model that tells of the test
-    set's restaurants has learned to copy names, not remembered them. The same `seed` gives the same restaurants on
-    every machine. Raises ValueError when more are asked for than there are names.
+    The numbers are meanings in each split. Fewer `slots` (the name and at least two more) make an easier task with
+    shorter texts. No name is given twice, in `near` neither: a model that tells of the test set's restaurants has
+    learned to copy names, not remembered them. The same `seed` gives the same restaurants on every machine.
+
+    Raises ValueError for slots that are not E2E's, and when more restaurants are asked for than there are names.
     """
+    if len(set(slots) & set(SLOTS)) != len(slots) or "name" not in slots or len(slots) < 3:
+        raise ValueError(f"slots must be name and two or more others of {SLOTS}, each once, got {slots}")
     rng = random.Random(seed)
     names = _invent_names(rng, 2 * (train + validation + test))
-    made = [_invent_restaurant(rng, name, near) for name, near in zip(names[::2], names[1::2], strict=True)]
+    made = [_invent_restaurant(rng, name, near, slots) for name, near in zip(names[::2], names[1::2], strict=True)]
     return RestaurantSplits(made[:train], made[train : train + validation], made[train + validation :])
 
 
@@ -217,11 +223,12 @@ def _invent_names(rng: random.Random, count: int) -> list[str]:
     return names
 
 
-def _invent_restaurant(rng: random.Random, name: str, near: str) -> Restaurant:
+def _invent_restaurant(rng: random.Random, name: str, near: str, slots: Sequence[str]) -> Restaurant:
     values = {"name": name, "near": near, **{slot: rng.choice(VALUES[slot]) for slot in PHRASES}}
     (extra,) = rng.choices((2, 3, 4, 5, 6), weights=(3, 4, 4, 3, 1))
-    told = {"name", *rng.sample(SLOTS[1:], extra)}
-    if rng.random() < 0.7:  # most texts say what the place is
+    others = [slot for slot in SLOTS[1:] if slot in slots]
+    told = {"name", *rng.sample(others, min(extra, len(others)))}
+    if rng.random() < 0.7 and "eatType" in slots:  # most texts say what the place is
         told.add("eatType")
     meaning = {slot: values[slot] for slot in SLOTS if slot in told}
     count, texts = rng.randint(2, 4), list[str]()

@@ -107,7 +107,8 @@ def draw_history(history: History) -> Figure:
     loss = np.array(history.loss)
     window = max(1, len(loss) // 20)
     mean = [loss[max(0, i - window + 1) : i + 1].mean() for i in range(len(loss))]
-    fig, ax = plt.subplots()
+    fig = Figure()  # not through pyplot, as in _canvas
+    ax = fig.subplots()
     steps = np.arange(1, len(loss) + 1)
     ax.plot(steps, loss, color=FAINT, linewidth=1, label="each step")
     ax.plot(steps, mean, color=LORA, label=f"mean of {window}")
@@ -198,7 +199,8 @@ def lora_picture() -> Figure:
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure whose coordinates are inches."""
-    fig = plt.figure(figsize=(width, height), layout="none")
+    fig = Figure(figsize=(width, height))  # not through pyplot: a notebook would show it twice
+    fig.set_layout_engine("none")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.set_axis_off()

@@ -38,7 +38,8 @@ def get_peft_model(
 
     `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), one
     string that is a regular expression for whole dotted names, or `"all-linear"`: every linear layer
-    but the head that the model's `get_output_embeddings` names, if it has one. The output does not change: B starts at zero.
+    but the head that the model's `get_output_embeddings` names, if it has one. The output does not
+    change: B starts at zero.
 
     Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
     """

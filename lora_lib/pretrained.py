@@ -140,9 +140,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """
     if (folder / "bpe.tiktoken").exists():
         return Tokenizer.from_file(folder / "bpe.tiktoken")
-    for file, find in (("vocab.json", lambda d: d), ("tokenizer.json", lambda d: d["model"]["vocab"])):
+    for file in ("vocab.json", "tokenizer.json"):
         if (folder / file).exists():
-            return Tokenizer.from_vocab(find(json.loads((folder / file).read_text(encoding="utf8"))))
+            values = json.loads((folder / file).read_text(encoding="utf8"))
+            return Tokenizer.from_vocab(values if file == "vocab.json" else values["model"]["vocab"])
     return MissingTokenizer(folder)
 
 

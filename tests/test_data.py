@@ -240,3 +240,13 @@ def test_batches_are_padded_and_ordered_by_their_seed():
     first = lengths(seed=5)
     torch.manual_seed(2)  # the order is its own seed's affair
     assert first == lengths(seed=5) != lengths(seed=6) and sorted(first) == list(range(1, 8))
+
+
+def test_fewer_slots_make_a_smaller_task_that_still_scores_itself():
+    wanted = ("name", "food", "area")
+    data = restaurant_data(train=40, validation=5, test=5, slots=wanted)
+    assert {slot for r in data.train for slot in r.meaning} == set(wanted)
+    assert all(slot_accuracy(text, r.meaning) == 1 for r in data.train for text in r.references)
+    for bad in (("food", "area", "near"), ("name", "food"), ("name", "food", "colour"), ("name", "name", "food")):
+        with pytest.raises(ValueError, match="slots must be name and two or more others"):
+            restaurant_data(slots=bad)
