@@ -5,7 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # The kernel called python3 is the one in .venv, even where the reader has another in their home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
-BUILD := $(BIN)/jupyter-book build . --warningiserror --keep-going
+# All pages each time: a page that is not built again keeps links to anchors that have moved.
+BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
 .PHONY: book test lab notebooks lint test-library test-book test-notebooks test-colab clean
 
@@ -37,7 +38,7 @@ test-library: $(INSTALLED)
 	$(BIN)/pytest --ignore=tests/test_book.py
 
 test-book: $(INSTALLED)
-	$(BUILD) --all
+	$(BUILD)
 	$(BIN)/pytest tests/test_book.py
 
 test-notebooks: $(INSTALLED)

@@ -25,18 +25,20 @@ def energy_shares(W: Tensor) -> Tensor:
     Shape (min(d, k),), rising to 1. The relative error of rank r is the square root of what is missing,
     ‖W - A·B‖ / ‖W‖ = √(1 - share), in the Frobenius norm. Raises ValueError when W is not a matrix or is zero.
     """
-    squares = torch.linalg.svdvals(_matrix(W)).square()
-    if not squares.any():
+    squares = torch.linalg.svdvals(_matrix(W)).square().cumsum(0)
+    if squares[-1] == 0:
         raise ValueError("a matrix of zeros has no shares: every direction holds nothing")
-    return squares.cumsum(0) / squares.sum()
+    return squares / squares[-1]
 
 
 def rank_for(W: Tensor, share: float) -> int:
-    """The smallest rank whose best approximation keeps this `share` (0 to 1) of W's sum of squares."""
+    """The smallest rank whose best approximation keeps this `share` (0 to 1) of W's sum of squares.
+
+    Raises ValueError as `energy_shares` does, and for a share that is not between 0 and 1.
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"a share lies between 0 and 1, got {share}")
-    kept = energy_shares(W)
-    return min(int((kept < share).sum()) + 1, len(kept))
+    return int((energy_shares(W) < share).sum()) + 1
 
 
 def _matrix(W: Tensor) -> Tensor:

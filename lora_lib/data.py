@@ -361,7 +361,7 @@ def slot_report(text: str, meaning: Mapping[str, str]) -> dict[str, bool]:
     Raises ValueError for a meaning without a name, or with a slot or value that the generator does not know.
     """
     _check_meaning(meaning)
-    rest = _mark_names(text, meaning)
+    rest = _mark_names(text.strip(), meaning)
     told = {"near": set(_NEIGHBOUR.findall(rest))}
     rest = _NEIGHBOUR.sub(" ", rest)
     if _NEAR_MARK in rest:  # the neighbour's name, but not as a neighbour

@@ -250,3 +250,8 @@ def test_fewer_slots_make_a_smaller_task_that_still_scores_itself():
     for bad in (("food", "area", "near"), ("name", "food"), ("name", "food", "colour"), ("name", "name", "food")):
         with pytest.raises(ValueError, match="slots must be name and two or more others"):
             restaurant_data(slots=bad)
+
+
+def test_space_around_a_text_does_not_matter():
+    meaning = {"name": "The Red Owl", "food": "Thai"}
+    assert all(slot_report(" Looking for Thai food? Try The Red Owl.\n", meaning).values())

@@ -113,7 +113,11 @@ class HubHandler(SimpleHTTPRequestHandler):
 
 
 def load_gpt2_in_a_new_process(endpoint, cache):
-    code = "from lora_lib import load_pretrained; m, t = load_pretrained('gpt2'); print(m.config.n_layer, t.encode('hello there'))"
+    code = """
+from lora_lib import load_pretrained
+model, tokenizer = load_pretrained("gpt2")
+print(model.config.n_layer, tokenizer.encode("hello there"))
+"""
     env = {
         **os.environ,
         "HF_ENDPOINT": endpoint,

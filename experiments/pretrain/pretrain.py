@@ -37,7 +37,8 @@ BPE = Path(__file__).parents[2] / "lora_lib" / "gpt2_mini" / "bpe.tiktoken"
 def encode_corpus(path: Path, tokenizer: Tokenizer, cache: Path) -> np.ndarray:
     """All documents as one row of uint16 ids, each ended by <|endoftext|>; kept in `cache`."""
     if not cache.exists():
-        text = (lzma.open(path, "rt", encoding="utf8") if path.suffix == ".xz" else path.open(encoding="utf8")).read()
+        data = path.read_bytes()
+        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf8")
         parts = [np.array([*tokenizer.encode(d), tokenizer.eot_token], dtype=np.uint16) for d in text.split("\n\n")]
         np.save(cache.with_suffix(".tmp.npy"), np.concatenate(parts))
         os.replace(cache.with_suffix(".tmp.npy"), cache)
