@@ -21,7 +21,7 @@ lab: $(INSTALLED)  ## the chapters, in JupyterLab
 
 notebooks: $(INSTALLED)  ## run every chapter again from a clean kernel, and keep the new outputs
 	$(BIN)/jupyter nbconvert notebooks/*.ipynb --to notebook --execute --inplace \
-		--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
 		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 		--ClearMetadataPreprocessor.preserve_nb_metadata_mask="kernelspec" \
 		--ClearMetadataPreprocessor.preserve_nb_metadata_mask="widgets"
