@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+NOTEBOOKS := book/intro.ipynb $(wildcard notebooks/*.ipynb)
 # The kernel called python3 is the one in .venv, even where the reader has another in their home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 # All pages each time: a page that is not built again keeps links to anchors that have moved.
@@ -19,8 +20,8 @@ test: lint test-library test-book test-notebooks  ## everything
 lab: $(INSTALLED)  ## the chapters, in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-notebooks: $(INSTALLED)  ## run every chapter again from a clean kernel, and keep the new outputs
-	$(BIN)/jupyter nbconvert notebooks/*.ipynb --to notebook --execute --inplace \
+notebooks: $(INSTALLED)  ## run every notebook again from a clean kernel, and keep the new outputs
+	$(BIN)/jupyter nbconvert $(NOTEBOOKS) --to notebook --execute --inplace \
 		--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
 		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 		--ClearMetadataPreprocessor.preserve_nb_metadata_mask="kernelspec" \
@@ -42,12 +43,12 @@ test-book: $(INSTALLED)
 	$(BIN)/pytest tests/test_book.py
 
 test-notebooks: $(INSTALLED)
-	$(BIN)/pytest notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+	$(BIN)/pytest $(NOTEBOOKS) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab
 	.venv-colab/bin/python -m pip install --constraint tests/colab_constraints.txt ipykernel nbconvert .
-	.venv-colab/bin/jupyter nbconvert notebooks/*.ipynb --to notebook --execute --output-dir _build/colab \
+	.venv-colab/bin/jupyter nbconvert $(NOTEBOOKS) --to notebook --execute --output-dir _build/colab \
 		--ExecutePreprocessor.timeout=600
 
 $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml

@@ -29,7 +29,10 @@ PAGES = sorted(
     {p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts} - {"index.html"}
 )
 READ = [page for page in PAGES if page.startswith(("book/", "notebooks/"))]
-WITH_KNOBS = ("01_rank_math", "02_lora_layer", "04_injection", "05_fine_tuning")
+WITH_KNOBS = (
+    START,
+    *(f"notebooks/{c}.html" for c in ("01_rank_math", "02_lora_layer", "03_gpt2", "04_injection", "05_fine_tuning")),
+)
 UNLOADED_OR_DISTORTED = """images => images.filter(image => {
   const style = getComputedStyle(image);
   const width = image.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
@@ -164,9 +167,9 @@ def test_every_knob_turns_by_keyboard(browser: Browser, address: str, page: str)
         assert visit.errors == []
 
 
-@pytest.mark.parametrize("chapter", WITH_KNOBS)
-def test_chapter_has_a_knob(chapter: str) -> None:
-    assert soup(f"notebooks/{chapter}.html").select(".knob [type=range]")
+@pytest.mark.parametrize("page", WITH_KNOBS)
+def test_page_has_a_knob(page: str) -> None:
+    assert soup(page).select(".knob [type=range]")
 
 
 @pytest.mark.parametrize("page", PAGES)
