@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--model", default="gpt2-mini")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "restaurants.csv")
     args = parser.parse_args()
-    settings = {"rank": 8, "alpha": 32, "dropout": 0.1, "steps": 200, "batch_size": 16, "learning_rate": 5e-3}
+    settings = {"rank": 8, "alpha": 32, "dropout": 0.1, "steps": 250, "batch_size": 8, "learning_rate": 5e-3}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = []
     if args.out.exists():
