@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--hold", type=float, default=0.4)
+    parser.add_argument("--save-seconds", type=float, default=120, help="training time between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def train(args: argparse.Namespace) -> None:
             with (args.run / "curve.jsonl").open("a") as f:
                 f.write(json.dumps(row) + "\n")
             print(row, flush=True)
-        if elapsed - saved_at > 120 or elapsed >= budget:
+        if elapsed - saved_at > args.save_seconds or elapsed >= budget:
             state = {
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in opts],
