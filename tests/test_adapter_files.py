@@ -100,3 +100,11 @@ def test_an_interrupted_save_leaves_the_old_adapter(folder, monkeypatch):
         write_adapter(folder, LoRAConfig(["layer"], r=2), {"layer": (torch.zeros(5, 2), torch.zeros(2, 3))})
     assert (folder / WEIGHTS_FILE).read_bytes() == before
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_save_puts_a_new_file_in_the_place_of_the_old_one(folder):
+    before = (folder / WEIGHTS_FILE).read_bytes()
+    with (folder / WEIGHTS_FILE).open("rb") as reader:  # somebody who is reading while we save
+        write_adapter(folder, LoRAConfig(["layer"], r=2), {"layer": (torch.zeros(5, 2), torch.zeros(2, 3))})
+        assert reader.read() == before
+    assert (folder / WEIGHTS_FILE).read_bytes() != before

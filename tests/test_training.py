@@ -138,3 +138,10 @@ def test_generated_text_is_the_same_in_a_batch_and_alone():
     together = generate_text(model, tokenizer, prompts, 12, batch_size=2)
     assert together == [generate_text(model, tokenizer, p, 12)[0] for p in prompts]
     assert all(text and "<|endoftext|>" not in text for text in together)
+
+
+def test_gradients_are_clipped():
+    model = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    fit(model, examples(), steps=2, clip=0.0, progress=False)  # to nothing: no weight may move
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
