@@ -244,7 +244,7 @@ class PeftModel(nn.Module):
     def _fill(self, adapter_name: str, layers: Layers) -> None:
         for name, layer in self.lora_layers().items():
             if adapter_name in layer.adapters:
-                adapter = layer.adapters[adapter_name].requires_grad_(False)
+                adapter = layer.adapters[adapter_name]
                 a, b = layers[_file_name(self.base_model, name)]
                 adapter.A.copy_(a)
                 adapter.B.copy_(b)

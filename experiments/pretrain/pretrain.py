@@ -17,6 +17,7 @@ import lzma
 import math
 import os
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,10 @@ def batch_at(tokens: np.ndarray, step: int, size: int, length: int, seed: int) -
     return ids[:, :-1], ids[:, 1:]
 
 
-_orders: dict[tuple[int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=2)  # a batch lies in one pass or across two
 def _permutation(seed: int, number: int, count: int) -> np.ndarray:
-    if (seed, number) not in _orders:
-        _orders.clear()
-        _orders[seed, number] = np.random.default_rng((seed, number, 1)).permutation(count)
-    return _orders[seed, number]
+    """The order of the windows in one pass."""
+    return np.random.default_rng((seed, number, 1)).permutation(count)
 
 
 @torch.no_grad()
@@ -76,7 +73,7 @@ def loss_on(model: torch.nn.Module, tokens: np.ndarray, length: int, windows: in
     total, count = 0.0, 0
     starts = list(range(0, len(tokens) - 1, length))[:windows]
     full = [s for s in starts if s + length < len(tokens)]
-    groups = [full[i : i + 32] for i in range(0, len(full), 32)] + [[s] for s in starts if s not in set(full)]
+    groups = [full[i : i + 32] for i in range(0, len(full), 32)] + [[s] for s in starts[len(full) :]]
     for group in groups:
         ids = torch.from_numpy(np.stack([tokens[s : s + length + 1] for s in group]).astype(np.int64))
         logits = model(ids[:, :-1])
