@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Circle, FancyArrowPatch, Polygon, Rectangle
+from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
     from lora_lib.training import History
@@ -151,49 +151,6 @@ def matrix_product_picture(d: int, k: int, r: int) -> Figure:
         ax.text(middle, y if fits else y + h / 2 + 0.08, name, ha="center", va="center" if fits else "bottom",
                 fontsize=18, style="italic", color=ink if fits else face)  # fmt: skip
         ax.text(middle, y - h / 2 - 0.1, note, ha="center", va="top", linespacing=1.45)
-    return fig
-
-
-def lora_picture() -> Figure:
-    """The layer as a diagram: x flows through the frozen W and, beside it, through A and B; the two are added."""
-    fig, ax = _canvas(7.0, 3.1)
-
-    def arrow(*path: tuple[float, float]) -> None:
-        ax.plot(*zip(*path), color=INK, linewidth=1.2, solid_joinstyle="round")
-        ax.add_patch(FancyArrowPatch(path[-2], path[-1], arrowstyle="-|>", mutation_scale=11, linewidth=0, color=INK,
-                                     shrinkA=0, shrinkB=0))  # fmt: skip
-
-    def block(x: float, y: float, left: float, right: float, width: float, face: str, ink: str, name: str) -> None:
-        corners = [(x, y - left / 2), (x, y + left / 2), (x + width, y + right / 2), (x + width, y - right / 2)]
-        ax.add_patch(Polygon(corners, facecolor=face, edgecolor=face, linewidth=3, joinstyle="round"))
-        ax.text(x + width / 2, y, name, ha="center", va="center", fontsize=18, style="italic", color=ink)
-
-    def node(x: float, y: float, text: str) -> None:
-        ax.add_patch(Circle((x, y), 0.16, facecolor=PAPER, edgecolor=INK, linewidth=1.2))
-        ax.text(x, y, text, ha="center", va="center", fontsize=12)
-
-    def note(x: float, y: float, text: str, color: str = INK) -> None:
-        ax.text(x, y, text, ha="center", va="center", color=color, linespacing=1.4)
-
-    high, low, mid = 2.35, 0.95, 1.65
-    note(0.42, mid, "x\n(…, d)")
-    arrow((0.75, mid), (1.1, mid), (1.1, high), (1.6, high))
-    arrow((1.1, mid), (1.1, low), (1.6, low))
-    block(1.65, high, 0.8, 0.8, 2.75, "#e6e8ec", INK, "W")
-    note(3.02, high + 0.56, "d × k, frozen")
-    block(1.65, low, 0.8, 0.24, 0.95, LORA, PAPER, "A")
-    note(2.12, low - 0.6, "d × r, trained\nstarts random", LORA)
-    arrow((2.65, low), (3.4, low))
-    note(3.02, low + 0.18, "(…, r)")
-    block(3.45, low, 0.24, 0.8, 0.95, LORA, PAPER, "B")
-    note(3.92, low - 0.6, "r × k, trained\nstarts at zero", LORA)
-    arrow((4.45, low), (4.78, low))
-    node(4.95, low, "×s")
-    arrow((4.95, low + 0.16), (4.95, mid - 0.18))
-    arrow((4.45, high), (4.95, high), (4.95, mid + 0.18))
-    node(4.95, mid, "+")
-    arrow((5.11, mid), (5.45, mid))
-    ax.text(5.52, mid, "x W + s · (x A) B\n(…, k)", va="center", linespacing=1.4)
     return fig
 
 
