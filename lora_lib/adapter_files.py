@@ -105,8 +105,8 @@ Layers = dict[str, dict[str, Tensor]]  # each layer's name with its A (d, r) and
 class AdapterFile(NamedTuple):
     """What `read_adapter` finds in a folder.
 
-    `base_sample` is the sample of the base's weights that we write, empty in PEFT's files. `base_weights` holds
-    whole weights of the base, by layer, as in a layer of ours transposed or not: PEFT adds them for a head.
+    `base_sample` is the sample of the base's weights that we write, empty in PEFT's files. `base_weights` are
+    whole (d, k) weights of the base, by layer: PEFT adds that of an adapted head.
     """
 
     config: LoRAConfig
@@ -131,7 +131,7 @@ def write_adapter(
             tensors[_PREFIX + name + "." + suffix] = _turn(parts[part].detach()).to("cpu").contiguous()
     metadata = {"format": "pt", "tensors": _digest(tensors)}
     if base_sample:
-        metadata["base_sample"] = " ".join(f"{value:.6g}" for value in base_sample)
+        metadata["base_sample"] = " ".join(f"{value:.4g}" for value in base_sample)
     values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, **extra}
     values |= {**asdict(config), **config.kind.config_fields}
     del values["kind"]
@@ -208,7 +208,7 @@ def _read_weights(path: Path, kind: type[LoRA]) -> tuple[Layers, list[float], di
         if tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{path}: {key} must hold finite floats, is {_describe(tensor)}")
         layers.setdefault(key[len(_PREFIX) : -len(suffix) - 1], {})[parts[suffix]] = _turn(tensor)
-    base_weights = {name: found.pop(_BASE).T for name, found in layers.items() if _BASE in found}
+    base_weights = {name: found.pop(_BASE) for name, found in layers.items() if _BASE in found}
     for name, found in layers.items():
         if missing := [s for part, s in kind.file_names.items() if part not in found]:
             raise AdapterError(f"{path}: layer {name} has no {' and no '.join(missing)}")
