@@ -54,7 +54,7 @@ def get_peft_model(
 
     Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
     """
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    targets: Any = list(target_modules) if isinstance(target_modules, (tuple, set)) else target_modules
     ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
     config = LoRAConfig(targets, lora_rank, lora_alpha, lora_dropout, use_rslora, ranks, alphas, kind=kind)
     wrapped = PeftModel(model, config, adapter_name)

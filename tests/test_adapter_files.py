@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -111,3 +112,30 @@ def test_a_save_puts_a_new_file_in_the_place_of_the_old_one(folder):
         write_adapter(folder, LoRAConfig(["layer"], r=2), {"layer": pair(0.0)})
         assert reader.read() == before
     assert (folder / WEIGHTS_FILE).read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("room", "targets"), [(100, 1), (1000, 500)], ids=["no room for the weights", "none for the config"]
+)
+def test_a_disk_that_is_truly_full_leaves_the_old_adapter(folder, room, targets):
+    resource = pytest.importorskip("resource")  # of Unix: no file may grow beyond so many bytes
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be saved to .*; an older one there is unharmed"):
+            write_adapter(folder, LoRAConfig(["layer"] * targets, r=2), {"layer": pair(0.0)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_nothing_that_a_reader_downloads_is_unpickled(root):
+    sources = [p for place in ("lora_lib", "notebooks", "book", "experiments") for p in (root / place).rglob("*.*")]
+    sources = [p for p in sources if p.suffix in (".py", ".ipynb", ".md")]
+    assert len(sources) > 30
+    for path in sources:
+        text = path.read_text(encoding="utf8")
+        if path.is_relative_to(root / "experiments"):  # a run goes on from its own checkpoint, without any pickled code
+            text = re.sub(r"torch\.load\([^)]*weights_only=True\)", "", text)
+        assert not re.search(r"torch\.load\(|pickle\.loads?\(|joblib\.load\(|allow_pickle=True", text), path
