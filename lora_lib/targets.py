@@ -88,7 +88,7 @@ def _names(model: nn.Module, name: str) -> set[str]:
 def _regex(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 

@@ -40,6 +40,7 @@ def three_adapters(seed: int = 0) -> PeftModel:
     model = stir(get_peft_model(small(seed), ["c_attn", "attn.c_proj"], 4, 6))
     model.add_adapter("b", LoRAConfig(["c_attn", "c_fc"], r=3, use_rslora=True, rank_pattern={"h.1.attn.c_attn": 5}))
     model.add_adapter(
-        "c", LoRAConfig(["h.0.attn.c_attn", "out_head"], r=2, lora_alpha=3, alpha_pattern={"out_head": 9})
+        "c",
+        LoRAConfig(["h.0.attn.c_attn", "out_head"], 2, 3, rank_pattern={"out_head": 3}, alpha_pattern={"lm_head": 9}),
     )
     return stir(stir(model, "b", 2), "c", 3)

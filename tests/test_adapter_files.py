@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_lib import AdapterError, LoRAConfig
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, _digest, read_adapter, write_adapter
 
 A_KEY = "base_model.model.layer.lora_A.weight"
 B_KEY = "base_model.model.layer.lora_B.weight"
@@ -139,3 +139,10 @@ def test_nothing_that_a_reader_downloads_is_unpickled(root):
         if path.is_relative_to(root / "experiments"):  # a run goes on from its own checkpoint, without any pickled code
             text = re.sub(r"torch\.load\([^)]*weights_only=True\)", "", text)
         assert not re.search(r"torch\.load\(|pickle\.loads?\(|joblib\.load\(|allow_pickle=True", text), path
+
+
+def test_the_checksum_covers_names_types_shapes_and_values():
+    x = torch.arange(6.0).view(2, 3)
+    files = [{"a": x}, {"b": x}, {"a": x.view(3, 2)}, {"a": x.view(torch.int32)}, {"a": x + 1}, {"a": x, "b": x}]
+    assert len({_digest(file) for file in files}) == len(files)
+    assert _digest({"a": x, "b": x + 1}) == _digest({"b": x + 1, "a": x})
