@@ -288,6 +288,7 @@ class PeftModel(nn.Module):
     def _take_out(self) -> nn.Module:
         for layer in self.lora_layers().values():
             _replace(self.base_model, layer, layer.base)
+        self.peft_config.clear()
         return self.base_model
 
     # --- files ------------------------------------------------------------------------------------
@@ -440,7 +441,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _own_weight(model: nn.Module, name: str) -> Tensor:
-    """A layer's own weight as (d, k), wrapped or not, merged or not."""
+    """A layer's own weight, (d, k) where it is linear, wrapped or not, merged or not."""
     layer = model.get_submodule(name)
     weight = layer.own_weight if isinstance(layer, LoRALinear) else cast(Tensor, layer.weight)
     return weight.T if isinstance(getattr(layer, "base", layer), nn.Linear) else weight
@@ -455,4 +456,4 @@ def _base_sample(model: nn.Module, names: Sequence[str], count: int = 64) -> lis
     if not all(weight.is_floating_point() for weight in weights):  # quantised
         return []
     places = [int(i * 0.6180339887498949 % 1 * weight.numel()) for i, weight in enumerate(weights)]
-    return [w[at // w.shape[1], at % w.shape[1]].item() for w, at in zip(weights, places)]
+    return [w[torch.unravel_index(torch.tensor(at), w.shape)].item() for w, at in zip(weights, places)]

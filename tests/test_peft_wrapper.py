@@ -143,6 +143,14 @@ def test_switch_disable_merge_and_delete_in_any_order_come_back_bit_for_bit():
     assert all(torch.equal(v, base_weights[k]) for k, v in plain.state_dict().items())
 
 
+def test_switching_copies_no_weights():
+    model = three_adapters()
+    before = [(name, p.data_ptr()) for name, p in model.named_parameters()]
+    for name in ("b", ["c", "default"], [], "default"):
+        model.set_adapter(name)
+        assert [(name, p.data_ptr()) for name, p in model.named_parameters()] == before
+
+
 def test_unknown_and_duplicate_names_are_refused():
     model = get_peft_model(small(), ["c_attn"], 4)
     for call in (model.set_adapter, model.delete_adapter):

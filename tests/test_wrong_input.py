@@ -158,10 +158,15 @@ def quantised(at):
     layer.merge()
 
 
-def spent(at):
-    model = get_peft_model(at.base, ["c_attn"], 4)
-    model.unload()
-    model.enable_lora_training()
+def spent(then):
+    """Go on with a wrapper whose adapters were taken out."""
+
+    def act(at):
+        model = get_peft_model(at.base, ["c_attn"], 4)
+        model.unload()
+        then(model, at)
+
+    return act
 
 
 def mini(at, **edits):
@@ -483,7 +488,18 @@ CASES: dict[str, list[Case]] = {
             "cannot merge into a torch.int8 weight: dequantise the base layer first",
             quantised,
         ),
-        Case("training once the adapters are taken out", ValueError, "no LoRA layer is left in this model", spent),
+        Case(
+            "training once the adapters are taken out",
+            ValueError,
+            "no LoRA layer is left in this model",
+            spent(lambda model, at: model.enable_lora_training()),
+        ),
+        Case(
+            "saving once the adapters are taken out",
+            ValueError,
+            "no adapter called 'default'; there are []",
+            spent(lambda model, at: model.save_pretrained(at.tmp, "default")),
+        ),
     ],
     "Adapter files": [
         Case(
