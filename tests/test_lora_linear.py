@@ -73,7 +73,7 @@ def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
         fused = gradients(lora, x, lora)
         formula = gradients(lora, x, lambda x: lora.base(x) + sum(lora.adapters[n](x) for n in lora.active))
         for a, b in zip(fused, formula, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max()))
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
 
 
 def test_gradients_can_be_differentiated_again_and_the_output_written_over():
