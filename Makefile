@@ -9,11 +9,14 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # All pages each time: a page that is not built again keeps links to anchors that have moved.
 BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
-.PHONY: book test lab notebooks lint test-library test-book test-notebooks test-colab clean
+.PHONY: book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab clean
 
 book: $(INSTALLED)  ## the pages, in _build/html
 	$(BUILD)
 	@echo "Open _build/html/index.html in a browser."
+
+pdf: book  ## the whole book in one file, _build/lora-book.pdf; needs Chromium or Chrome
+	$(BIN)/python tools/print_book.py _build/html _build/lora-book.pdf
 
 test: lint test-library test-book test-notebooks  ## everything
 
@@ -30,10 +33,14 @@ notebooks: $(INSTALLED)  ## run every notebook again from a clean kernel, and ke
 # What the notebooks print is compared with what is committed: one number of threads, one order of additions.
 notebooks test-notebooks: export OMP_NUM_THREADS := 2
 
+address: $(INSTALLED)  ## move the book: make address URL=https://github.com/you/your-book
+	$(BIN)/python tools/set_address.py $(URL)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github
 
 test-library: $(INSTALLED)
 	$(BIN)/pytest --ignore=tests/test_book.py

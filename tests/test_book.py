@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import gzip
-import http.server
 import itertools
 import os
-import shutil
-import threading
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import print_book
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
@@ -29,10 +31,7 @@ PAGES = sorted(
     {p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts} - {"index.html"}
 )
 READ = [page for page in PAGES if page.startswith(("book/", "notebooks/"))]
-WITH_KNOBS = (
-    START,
-    *(f"notebooks/{c}.html" for c in ("01_rank_math", "02_lora_layer", "03_gpt2", "04_injection", "05_fine_tuning")),
-)
+CHAPTERS = [page for page in READ if page.startswith("notebooks/")]
 UNLOADED_OR_DISTORTED = """images => images.filter(image => {
   const style = getComputedStyle(image);
   const width = image.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
@@ -67,26 +66,19 @@ def book() -> None:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Where the book is served: a port of this machine, as on a web server and unlike a folder of files."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with print_book.serve(HTML) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next(filter(None, map(shutil.which, names)), None)
+    path = print_book.find_browser()
     if path is None:
-        skip_or_fail(f"no browser found (looked for {', '.join(names)}): `apt install chromium` brings one")
-    flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+        skip_or_fail(
+            f"no browser found (looked for {', '.join(print_book.BROWSERS)}): `apt install chromium` brings one"
+        )
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=flags.split())
+        chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
         yield chromium
         chromium.close()
 
@@ -167,9 +159,69 @@ def test_every_knob_turns_by_keyboard(browser: Browser, address: str, page: str)
         assert visit.errors == []
 
 
-@pytest.mark.parametrize("page", WITH_KNOBS)
+@pytest.mark.parametrize("page", [START, *CHAPTERS])
 def test_page_has_a_knob(page: str) -> None:
     assert soup(page).select(".knob [type=range]")
+
+
+def test_first_turn_within_ten_seconds_on_a_slow_phone(browser: Browser, address: str) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    network = tab.context.new_cdp_session(tab)
+    network.send("Network.enable")
+    slow = {"offline": False, "latency": 300, "downloadThroughput": 700_000 / 8, "uploadThroughput": 700_000 / 8}
+    network.send("Network.emulateNetworkConditions", slow)  # about what a phone has on 3G
+    began = time.perf_counter()
+    tab.goto(address + START, wait_until="commit")
+    slider = tab.locator(".knob [type=range]").first
+    before = tab.locator(".knob-readouts > :not([hidden])").first.inner_text()
+    slider.press("ArrowRight")
+    assert tab.locator(".knob-readouts > :not([hidden])").first.inner_text() != before
+    assert time.perf_counter() - began < 10
+    tab.close()
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_questions_tell_right_from_wrong(browser: Browser, address: str, page: str) -> None:
+    with Visit(browser, address, page) as visit:
+        answers = visit.tab.locator("details.choice")
+        kinds = answers.evaluate_all("all => all.map(a => a.classList.contains('right'))")
+        assert len(kinds) == 9 and [sum(kinds[i : i + 3]) for i in (0, 3, 6)] == [1, 1, 1]
+        for answer, right in zip(answers.all(), kinds, strict=True):
+            words = answer.locator("p").first
+            assert not words.is_visible()
+            answer.locator("summary").press("Enter")
+            assert words.inner_text().startswith("Right." if right else "No.")
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_every_exercise_has_a_solution_that_opens(browser: Browser, address: str, page: str) -> None:
+    with Visit(browser, address, page) as visit:
+        exercises, solutions = visit.tab.locator(".exercise"), visit.tab.locator(".solution")
+        assert exercises.count() == solutions.count() >= 2
+        for solution in solutions.all():
+            code = solution.locator(".cell").first
+            assert not code.is_visible()
+            solution.locator("button.toggle-button").press("Enter")
+            code.wait_for(state="visible")
+
+
+def test_the_joined_book_has_every_page_and_leads_within_itself() -> None:
+    joined = print_book.join(HTML)
+    assert [h1.get_text() for h1 in joined.select("main h1")] == [
+        soup(page).find("h1").get_text() for page in print_book.pages(HTML)
+    ]
+    assert set(print_book.pages(HTML)) == set(READ)
+    ids = {tag["id"] for tag in joined.find_all(id=True)}
+    links = {a["href"].removeprefix("#") for a in joined.select("a[href^='#'], a[href$='.html']:not([href^='http'])")}
+    assert links <= ids
+
+
+def test_the_whole_book_prints(browser: Browser, tmp_path: Path) -> None:
+    pdf = tmp_path / "book.pdf"
+    subprocess.run([sys.executable, print_book.__file__, HTML, pdf], check=True)
+    printed = pdf.read_bytes()
+    assert printed.startswith(b"%PDF") and b"/Outlines" in printed
+    assert len(re.findall(rb"/Type /Page\b", printed)) > 10 * len(CHAPTERS)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,191 @@
+"""The whole book on paper: the built pages, joined into one and printed by the reader's own Chromium.
+
+    make pdf
+
+Joins what `make book` has built, in the order of the table of contents, with one table of contents in
+front and every link between pages turned into a link within the file. Knobs stand where they start, folded
+answers and solutions are open, and code that the pages fold away is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import http.server
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urldefrag, urlsplit
+
+from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
+WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob input, .knob-ticks,
+.knob script, .knob-frames > [hidden], .knob-readouts > [hidden]"""
+ROOT_FILE = "book/intro.html"
+MATHJAX = "_static/mathjax/tex-chtml.js"
+TITLE = "The LoRA book"
+FOREWORD = "Code that the web pages fold away is left out; sliders stand where they start."
+STYLE = """
+@page { size: A4; margin: 18mm 17mm 20mm }
+html { font-size: 10.5pt; --pst-font-size-base: 10.5pt }
+body { background: #fff }
+.print-page { break-before: page }
+.print-page, .print-cover { max-width: none }
+.print-cover { min-height: 60vh; padding-top: 20vh }
+.print-contents a { display: block; padding: .2rem 0; color: inherit; text-decoration: none }
+:is(h1, h2, h3, h4) { break-after: avoid }
+:is(figure, img, .admonition-title, tr, mjx-container[display]) { break-inside: avoid }
+pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
+details > summary { list-style: none }
+"""
+
+
+def pages(html: Path) -> list[str]:
+    """The book's pages in reading order, as paths below `html`."""
+    start = BeautifulSoup((html / ROOT_FILE).read_bytes(), "html.parser")
+    links = [a["href"].split("#")[0] for a in start.select("nav.bd-links a.internal")]
+    return [os.path.normpath(os.path.join(os.path.dirname(ROOT_FILE), link)) if link else ROOT_FILE for link in links]
+
+
+def anchor(page: str, fragment: str = "") -> str:
+    """The id that a place of a page has in the joined file."""
+    return page.removesuffix(".html").replace("/", "-") + (f"--{fragment}" if fragment else "")
+
+
+def article(html: Path, page: str, known: set[str]) -> Tag:
+    """One page's text, ready to be joined: its ids carry the page's name, its links lead within the file."""
+    text = BeautifulSoup((html / page).read_bytes(), "html.parser").find("article")
+    for tag in text.select(WEB_ONLY):
+        tag.decompose()
+    for tag in text.select(".knob-controls[hidden]"):
+        del tag["hidden"]
+    for tag in text.find_all("details"):
+        tag["open"] = ""
+    for tag in text.find_all(id=True):
+        tag["id"] = anchor(page, tag["id"])
+    for name, attribute in (("a", "href"), ("img", "src")):
+        for tag in text.find_all(name, attrs={attribute: True}):
+            tag[attribute] = within(tag[attribute], page, known)
+    text["id"], text["class"] = anchor(page), ["bd-article", "print-page"]
+    return text
+
+
+def within(target: str, page: str, known: set[str]) -> str:
+    """Where a link of `page` leads to in the joined file, which lies at the top of the book."""
+    if urlsplit(target).scheme:
+        return target
+    path, fragment = urldefrag(target)
+    path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+    return f"#{anchor(path, fragment)}" if path in known else path
+
+
+def join(html: Path) -> BeautifulSoup:
+    """All pages in one document."""
+    names = pages(html)
+    # Styles are the same in every head; the settings of MathJax are in those of pages with a formula only.
+    first = next(name for name in names if "window.MathJax" in (html / name).read_text(encoding="utf8"))
+    out = BeautifulSoup((html / first).read_bytes(), "html.parser")
+    out.title.string = TITLE
+    for tag in out.head.find_all(["link", "script"]):
+        if "stylesheet" in tag.get("rel", []):
+            tag["href"] = within(tag["href"], first, set())
+        elif "window.MathJax" not in tag.text:  # its settings, which also say where formulas are
+            tag.decompose()
+    out.head.append(out.new_tag("style", string=STYLE))
+    out.head.append(out.new_tag("script", src=MATHJAX))
+    out.body.clear()
+    articles = [article(html, name, set(names)) for name in names]
+    out.body.append(contents(out, articles))
+    main = out.new_tag("main", attrs={"class": "bd-content"})
+    main.extend(articles)
+    out.body.append(main)
+    return out
+
+
+def contents(out: BeautifulSoup, articles: list[Tag]) -> Tag:
+    """The first sheet: the title, and a line for each page."""
+    cover = out.new_tag("nav", attrs={"class": "bd-article print-cover print-contents"})
+    cover.append(out.new_tag("h1", string=TITLE))
+    cover.append(out.new_tag("p", string=FOREWORD))
+    for text in articles[1:]:
+        cover.append(out.new_tag("a", href=f"#{text['id']}", string=text.find("h1").get_text(strip=True)))
+    return cover
+
+
+@contextmanager
+def serve(html: Path) -> Iterator[str]:
+    """Serve the built pages from a port of this machine, packed as web servers send them; gives the address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = Path(self.translate_path(self.path))
+            if not path.is_file():
+                self.send_error(404)
+                return
+            packed = gzip.compress(path.read_bytes(), compresslevel=6)
+            self.send_response(200)
+            self.send_header("Content-Type", self.guess_type(path))
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(packed)))
+            self.end_headers()
+            self.wfile.write(packed)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=html))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium or Chrome on this machine."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def print_to(html: Path, pdf: Path) -> None:
+    """Print the joined book into one file."""
+    browser = find_browser()
+    if browser is None:
+        sys.exit(f"no browser found (looked for {', '.join(BROWSERS)}): `apt install chromium` brings one")
+    joined = html / "print.html"  # beside the pages, so that its pictures and scripts are found
+    joined.write_text(str(join(html)), encoding="utf8")
+    foot = '<p style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></p>'
+    try:
+        with serve(html) as address, sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+            tab = chromium.new_page()
+            tab.goto(address + joined.name)
+            tab.evaluate("MathJax.startup.promise")
+            tab.pdf(
+                path=pdf, prefer_css_page_size=True, print_background=True, outline=True, tagged=True,
+                display_header_footer=True, header_template="<p></p>", footer_template=foot,
+            )  # fmt: skip
+            chromium.close()
+    finally:
+        joined.unlink()
+
+
+def main() -> None:
+    """Parse the command line and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("html", type=Path, help="the folder of built pages")
+    parser.add_argument("pdf", type=Path, help="the file to write")
+    args = parser.parse_args()
+    print_to(args.html, args.pdf)
+    print(f"{args.pdf}: {args.pdf.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
