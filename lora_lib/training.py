@@ -302,11 +302,11 @@ def _accumulate(
 
 def _distributed(objective: _Objective, history: History) -> DistributedDataParallel:
     """The same module, its gradients averaged over all processes; `history` counts the bytes that this takes."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
 
-    def reduce(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation that is a text
         history.reduced_bytes += bucket.buffer().nbytes
-        return allreduce_hook(state, bucket)  # type: ignore[arg-type]
+        return allreduce_hook(state, bucket)
 
     wrapped = DistributedDataParallel(objective, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, reduce)
