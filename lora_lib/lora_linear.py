@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 BASE = "__base__"  # in a batch whose rows use different adapters, PEFT's name for: none
 
@@ -129,12 +130,13 @@ class LoRALinear(nn.Module):
             self.merge()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
         if self.rows:
-            return self._add_row_by_row(x, y)
-        if not self.merged:
-            for name in self.active:
-                y = y + self.adapters[name](x)
+            return self._add_row_by_row(x, self.base(x))
+        bypasses = [] if self.merged else [self.adapters[name] for name in self.active]
+        fuse = bool(bypasses) and _can_fuse(self.base, bypasses[0])
+        y = _fused(self.base, bypasses.pop(0), x) if fuse else self.base(x)
+        for bypass in bypasses:
+            y = y + bypass(x)
         return y
 
     def _add_row_by_row(self, x: Tensor, y: Tensor) -> Tensor:
@@ -180,6 +182,71 @@ class LoRALinear(nn.Module):
             (weight,) = self._unmerged
             weight.data = weight.data.to(self.base.weight)  # the model may have moved since
             self.base.weight, self._unmerged = weight, ()
+
+
+class _Fused(torch.autograd.Function):
+    """x·W + b + s·x·A·B in one piece, for rows x (N, d) and a weight as nn.Linear has it, (k, d).
+
+    What `base(x) + bypass(x)` says, cheaper: the bypass is added into the base's output, and all that is kept
+    for the backward pass is x, A and B. x·A is computed again there, r/k of the base's cost. With g (N, k) the
+    gradient of the output,
+
+        dx = g·Wᵀ + s·(g·Bᵀ)·Aᵀ        dA = s·xᵀ·(g·Bᵀ)        dB = s·(x·A)ᵀ·g
+
+    `keep` (N, d) says which of the bypass's inputs dropout has kept; their factor 1 / (1 - p) is in the scale.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float, keep: Tensor | None
+    ) -> Tensor:
+        y = F.linear(x, weight, bias)
+        kept = x if keep is None else x * keep
+        return torch.addmm(y, kept @ A.to(y.dtype), B.to(y.dtype), alpha=s, out=y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, A, B, ctx.s, keep = inputs
+        ctx.save_for_backward(x, weight, A, B, keep)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, A, B, keep = ctx.saved_tensors
+        weight, A, B = weight.to(g.dtype), A.to(g.dtype), B.to(g.dtype)
+        kept = x if keep is None else x * keep
+        h = ctx.s * (g @ B.T)
+        dx = dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dx = g @ weight
+            into = None if torch.is_grad_enabled() else dx  # what is differentiated again is not written over
+            dx = torch.addmm(dx, h, A.T, out=into) if keep is None else dx.addcmul_(h @ A.T, keep)
+        if ctx.needs_input_grad[3]:
+            dA = kept.T @ h
+        if ctx.needs_input_grad[4]:
+            dB = ctx.s * (kept @ A).T @ g
+        return dx, None, None, dA, dB, None, None
+
+
+def _fused(base: nn.Linear, bypass: LoRA, x: Tensor) -> Tensor:
+    """`base(x) + bypass(x)` through `_Fused`, for x (…, d)."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))  # here, so that the narrow copy is the one that is kept
+    rows = x.reshape(-1, x.shape[-1])
+    p = bypass.dropout.p if bypass.training else 0.0
+    keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
+    weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
+    y: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+        rows, weight, base.bias, bypass.A, bypass.B, bypass.scale / (1 - p), keep
+    )
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _can_fuse(base: nn.Module, bypass: LoRA) -> bool:
+    """Whether both are the plain layers that `_Fused` knows: base frozen, and no hook that is to see its output."""
+    plain = type(bypass) is LoRA and (type(base) is nn.Linear or type(base).__name__ == "Conv1D")
+    learns = any(p.requires_grad for p in base.parameters())
+    return plain and not (learns or base._forward_hooks or base._forward_pre_hooks)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

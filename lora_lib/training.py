@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from lora_lib.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.data import IGNORE, Encoded, batches
+from lora_lib.gpt2 import GPT2Model
+from lora_lib.peft_wrapper import PeftModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAD = 0  # any token will do: padding stands to the right of what is read and its targets are ignored
+LOGITS = 2**23  # that `chunked_cross_entropy` holds at once: 32 MiB in float32
 
 
 @dataclass
@@ -33,7 +42,8 @@ class History:
     """What happened in a training run: one entry a step in `loss` and `learning_rate`.
 
     Losses are mean nats per target token. `validation` holds (steps done, loss) pairs; `seconds` is the
-    training time alone, validation not counted; `tokens` counts the positions read, padding included.
+    training time alone, validation not counted; `tokens` counts the positions read, padding included;
+    `reduced_bytes` counts the gradients that this process gave to be summed with those of others.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -41,6 +51,10 @@ class History:
     validation: list[tuple[int, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    reduced_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.validation = [(step, loss) for step, loss in self.validation]  # pairs again, after a checkpoint's lists
 
     @property
     def tokens_per_second(self) -> float:
@@ -77,6 +91,8 @@ def fit(
     on_validation: Callable[[int, nn.Module], None] | None = None,
     bf16: bool | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
     progress: bool = True,
 ) -> History:
     """Train the parameters of `model` that require gradients; returns the run's `History`.
@@ -88,18 +104,36 @@ def fit(
     `validate_every` steps and after the last; `on_validation(steps_done, model)` is called after each.
     The same `seed` gives the same order and dropout; the caller's random state is left as it was.
 
-    Raises ValueError when nothing is trainable or there is no data, FloatingPointError when a loss is
-    not finite: the weights are then those before that step.
+    `checkpoint` is a file that the run's state is written to every `checkpoint_every` steps and after the last.
+    Where it exists already, the run goes on from there, and ends with the weights that it would have had without
+    the interruption: on a CPU, with the same number of threads, bit for bit.
+
+    In a process group (torchrun; see `lora_lib.train`) each process reads its share of every batch, and gradients
+    are summed by DistributedDataParallel: the run is that of one process with the same `batch_size`.
+
+    Raises ValueError when nothing is trainable, there is no data, or `checkpoint` is that of another run (it names
+    what differs); FloatingPointError when a loss is not finite: the weights are then those before that step.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not weights:
         raise ValueError("no parameter requires gradients: call model.enable_lora_training() first")
     if not train:
         raise ValueError("the training set is empty: fit needs at least one encoded example")
-    device = trainable[0].device
-    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, warmup))
+    device = next(iter(weights.values())).device
+    bf16 = _computes_in_bf16(device) if bf16 is None else bf16
+    rank, processes = _place()
+    optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=weight_decay)
     history = History()
+    if checkpoint:
+        path = Path(checkpoint)
+        settings = {
+            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup,
+            "weight_decay": weight_decay, "clip": clip, "accumulate": accumulate, "bf16": bf16, "seed": seed,
+            "number of processes": processes, **_fingerprints(model, list(weights), train),
+        }  # fmt: skip
+        if path.exists():
+            history = History(**load_checkpoint(path, weights, optimizer, settings))
+    objective = _distributed(_Objective(model), history) if processes > 1 else _Objective(model)
 
     def validate(done: int) -> None:
         if validation:
@@ -107,36 +141,38 @@ def fit(
         if on_validation is not None:
             on_validation(done, model)
 
-    was_training = model.training
-    with (
-        torch.random.fork_rng(),
-        tqdm(total=steps, disable=not progress, file=sys.stdout, ncols=90, mininterval=1) as bar,
-    ):
+    was_training, done = model.training, len(history.loss)
+    stream = itertools.islice(_endless(batches(train, batch_size, PAD, seed=seed)), done * accumulate, None)
+    bar = tqdm(total=steps, initial=done, disable=not progress or rank > 0, file=sys.stdout, ncols=90, mininterval=1)
+    with torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
-        validate(0)
-        stream = _endless(batches(train, batch_size, PAD, seed=seed))
-        model.train()
-        for step in range(1, steps + 1):
+        if not done:
+            validate(0)
+        for step in range(done + 1, steps + 1):
+            model.train()
             start = time.perf_counter()
+            torch.manual_seed(_seed_of(seed, step, rank))
             group = [(ids.to(device), targets.to(device)) for ids, targets in itertools.islice(stream, accumulate)]
-            loss = _accumulate(model, group, _autocast(device, bf16))
+            loss = _accumulate(objective, group, _autocast(device, bf16))
             if not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning_rate than {learning_rate}"
                 )
-            nn.utils.clip_grad_norm_(trainable, clip)
-            history.learning_rate.append(optimizer.param_groups[0]["lr"])
+            nn.utils.clip_grad_norm_(weights.values(), clip)
+            rate = learning_rate * lr_factor(step - 1, steps, warmup)
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
             history.loss.append(loss)
+            history.learning_rate.append(rate)
             history.tokens += sum(ids.numel() for ids, _ in group)
             history.seconds += time.perf_counter() - start
             bar.set_postfix_str(f"loss {loss:.3f}, {history.tokens_per_second:,.0f} tokens/s", refresh=False)
             bar.update()
             if step == steps or (validate_every and step % validate_every == 0):
                 validate(step)
-                model.train()
+            if checkpoint and rank == 0 and (step == steps or step % checkpoint_every == 0):
+                save_checkpoint(path, weights, optimizer, settings, asdict(history))
     model.train(was_training)
     return history
 
@@ -160,11 +196,67 @@ def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int =
 def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy summed over the wanted targets: ids and targets (B, T), targets -100 where not wanted.
 
+    For our GPT-2, adapted or not, the logits are never held all at once: see `chunked_cross_entropy`. Any other
     `model` gives logits (B, T, V), or an output with `.logits` as Hugging Face's models do.
     """
+    inner = model.base_model if isinstance(model, PeftModel) else model
+    if isinstance(inner, GPT2Model) and type(inner).forward is GPT2Model.forward:  # a reader's own may do more
+        return chunked_cross_entropy(inner.out_head, inner.features(ids), targets)
     output: Any = model(ids)
     logits = output if isinstance(output, Tensor) else output.logits
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of `head(features)`, summed over the wanted targets, without ever holding all the logits.
+
+    features (B, T, C), targets (B, T) with -100 where not wanted. With a vocabulary of 50,257 the logits are the
+    largest tensor of a training step, and two more of their size are needed for its gradient. Here the head reads
+    a few tokens at a time, about `LOGITS` logits together, and skips those whose target is not wanted.
+    """
+    wanted = targets != IGNORE
+    features, targets = features[wanted], targets[wanted]  # (N, C), (N,)
+    learned = [p for p in head.parameters() if p.requires_grad]
+    # Where the head itself is trained, its gradient is that large anyway, and adding up few is faster than many.
+    rows = max(1, max(LOGITS, sum(p.numel() for p in learned)) // head.out_features)
+    if torch.is_grad_enabled():
+        loss: Tensor = _ChunkedCrossEntropy.apply(head, rows, features, targets, *learned)  # type: ignore[no-untyped-call]
+        return loss
+    return torch.stack([_cross_entropy(head, h, t) for h, t in zip(features.split(rows), targets.split(rows))]).sum()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradients are computed on the way forward, while a chunk's logits are at hand.
+
+    A loss is one number: all that is left to do on the way back is to multiply them by its gradient. Nothing is
+    computed twice, where checkpointing the head would compute the logits again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, head: nn.Linear, rows: int, features: Tensor, targets: Tensor, *learned: Tensor) -> Tensor:
+        total = torch.zeros((), device=features.device)
+        grads = [torch.zeros_like(t) for t in (features, *learned)]
+        for h, t, dh in zip(features.split(rows), targets.split(rows), grads[0].split(rows)):
+            with torch.enable_grad():
+                h = h.detach().requires_grad_()
+                loss = _cross_entropy(head, h, t)
+            found = torch.autograd.grad(loss, (h, *learned), materialize_grads=True)
+            for grad, part in zip((dh, *grads[1:]), found):
+                grad += part
+            total += loss.detach()
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        of_features, *of_learned = (g * grad for grad in ctx.saved_tensors)
+        return None, None, of_features, None, *of_learned
+
+
+def _cross_entropy(head: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
+    """The sum over all tokens: features (N, C), targets (N,)."""
+    return F.cross_entropy(head(features).float(), targets, reduction="sum")
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -175,15 +267,68 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, steps - up)))
 
 
-def _accumulate(model: nn.Module, group: list[Encoded], autocast: AbstractContextManager[Any]) -> float:
+class _Objective(nn.Module):
+    """The loss as a module, summed over this process's share of a batch: what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        rank, processes = _place()
+        if rank >= len(ids):  # a batch of fewer rows than processes: one that is not counted keeps this one in step
+            return loss_sum(self.model, ids[:1], torch.full_like(targets[:1], IGNORE))
+        return loss_sum(self.model, ids[rank::processes], targets[rank::processes])
+
+
+def _accumulate(
+    objective: _Objective | DistributedDataParallel, group: list[Encoded], autocast: AbstractContextManager[Any]
+) -> float:
     """Gradients of the mean loss over all target tokens of the group's batches; returns that loss."""
-    count, total = sum(int((targets != IGNORE).sum()) for _, targets in group), 0.0
-    for ids, targets in group:
-        with autocast:
-            loss = loss_sum(model, ids, targets) / count
-        loss.backward()
-        total += loss.item()
-    return total
+    count, processes = sum(int((targets != IGNORE).sum()) for _, targets in group), _place()[1]
+    total = torch.zeros((), device=group[0][0].device)
+    for i, (ids, targets) in enumerate(group):
+        # Gradients are exchanged once a step, after its last batch.
+        early = isinstance(objective, DistributedDataParallel) and i < len(group) - 1
+        with objective.no_sync() if early else nullcontext():  # type: ignore[operator]
+            with autocast:
+                loss = objective(ids, targets) / count
+            (processes * loss).backward()  # times processes, since DistributedDataParallel takes the mean over them
+        total += loss.detach()
+    if processes > 1:
+        dist.all_reduce(total)
+    return total.item()
+
+
+def _distributed(objective: _Objective, history: History) -> DistributedDataParallel:
+    """The same module, its gradients averaged over all processes; `history` counts the bytes that this takes."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
+
+    def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation that is a text
+        history.reduced_bytes += bucket.buffer().nbytes
+        return allreduce_hook(state, bucket)
+
+    wrapped = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+    wrapped.register_comm_hook(None, reduce)
+    return wrapped
+
+
+def _place() -> tuple[int, int]:
+    """The rank of this process, and how many processes train together: (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _fingerprints(model: nn.Module, learned: list[str], train: Sequence[Encoded]) -> dict[str, str]:
+    """What a run is about, besides its numbers: all that is frozen in the model, its settings, and the data."""
+    frozen = (p for p in model.parameters() if not p.requires_grad)
+    return {"model": fingerprint(frozen, f"{model} {learned}"), "training data": fingerprint(itertools.chain(*train))}
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """A seed for the dropout of one step: a run that goes on from a checkpoint needs no random state."""
+    return random.Random(f"{seed} {step} {rank}").getrandbits(32)
 
 
 def _endless(loader: Iterable[Encoded]) -> Iterator[Encoded]:

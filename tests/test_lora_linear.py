@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from lora_lib import LoRA, LoRALinear
 
@@ -48,6 +50,98 @@ def test_gradients_are_right_and_reach_only_a_b_and_x():
         lora, {"adapters.default.A": a, "adapters.default.B": b}, (x,)), (x, adapter.A, adapter.B))  # fmt: skip
     lora(x).sum().backward()
     assert lora.base.weight.grad is None and lora.base.bias.grad is None
+
+
+def gradients(lora, x, forward):
+    """Output, then gradients of x and of every A and B in use, with the same dropout each time."""
+    torch.manual_seed(1)
+    y = forward(x)
+    learned = [p for name in lora.active for p in lora.adapters[name].parameters()]
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *learned])]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(12, 10), lambda: nn.Linear(12, 10, bias=False),
+                                  lambda: conv1d(torch.float32)])  # fmt: skip
+def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
+    lora = layer(base=make(), dropout=dropout)
+    lora.adapters["more"] = LoRA.around(lora.base, 3, 6, dropout)
+    nn.init.normal_(lora.adapters["more"].B, std=0.1)
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    for active in (["default"], ["more", "default"]):
+        lora.activate(active)
+        fused = gradients(lora, x, lora)
+        formula = gradients(lora, x, lambda x: lora.base(x) + sum(lora.adapters[n](x) for n in lora.active))
+        for a, b in zip(fused, formula, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+def test_gradients_can_be_differentiated_again_and_the_output_written_over():
+    lora = layer()
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    a, b = lora.adapters["default"].A, lora.adapters["default"].B
+    assert torch.autograd.gradgradcheck(lambda x, a, b: torch.func.functional_call(
+        lora, {"adapters.default.A": a, "adapters.default.B": b}, (x,)), (x, a, b))  # fmt: skip
+    lora(x[None]).relu_().sum().backward()
+
+
+def test_it_costs_the_fewest_flops_and_keeps_nothing_but_its_input():
+    d, k, r, rows = 96, 288, 16, 40
+    lora, kept = LoRALinear(nn.Linear(d, k), rank=r, alpha=8), {}
+    x = torch.randn(4, rows // 4, d, requires_grad=True)
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = lora(x)
+        y.sum().backward()
+    assert counter.get_total_flops() == 2 * rows * (2 * d * k + 3 * r * (d + k) + r * d)  # the last: x·A, once more
+    own = {p.untyped_storage().data_ptr() for p in (x, *lora.parameters())}
+    assert kept.keys() <= own and x.untyped_storage().data_ptr() in kept
+
+
+def test_dropout_keeps_one_byte_a_number():
+    lora, kept = layer(dtype=torch.float32, dropout=0.5), []
+    own = {p.data_ptr() for p in lora.parameters()}
+    x = torch.randn(8, 12)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lora(x)
+    assert sum(t.nbytes for t in kept if t.data_ptr() not in {*own, x.data_ptr()}) == x.numel()
+
+
+def test_what_cannot_be_fused_is_computed_by_the_formula():
+    hooked, learning, lora = layer(), layer(), layer()
+    seen = []
+    hooked.base.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    learning.base.requires_grad_(True)
+
+    class Twice(LoRA):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = torch.randn(3, 12, dtype=torch.float64)
+    torch.testing.assert_close(hooked(x), lora(x))
+    torch.testing.assert_close(seen, [lora.base(x)])
+    learning(x).sum().backward()
+    assert learning.base.weight.grad is not None
+    lora.adapters["default"].__class__ = Twice
+    torch.testing.assert_close(lora(x), 2 * learning(x) - lora.base(x))
+
+
+def test_under_gradient_checkpointing_and_compiled():
+    lora = layer(dropout=0.4)
+    x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
+    wanted = gradients(lora, x, lora)
+    for a, b in zip(gradients(lora, x, lambda x: checkpoint(lora, x, use_reentrant=False)), wanted, strict=True):
+        assert torch.equal(a, b)
+    lora.eval()
+    wanted = gradients(lora, x, lora)
+    compiled = torch.compile(lora, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(lora, x, compiled), wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_is_drawn_as_kaiming_uniform_over_its_inputs_and_b_is_zero():
@@ -124,8 +218,17 @@ def test_train_and_eval_change_no_weight():
 
 def test_under_autocast_and_with_a_half_precision_base():
     lora = layer(dtype=torch.float32)
+    x, kept = torch.randn(3, 12, requires_grad=True), []
     with torch.autocast("cpu", torch.bfloat16):
-        assert lora(torch.randn(3, 12)).dtype == torch.bfloat16
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            y = lora(x)
+        wanted = lora.base(x) + lora.adapters["default"](x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, wanted, rtol=0.02, atol=0.02)
+    own = {p.data_ptr() for p in lora.parameters()}
+    assert [(t.dtype, t.shape) for t in kept if t.data_ptr() not in own] == [(torch.bfloat16, x.shape)]
+    y.sum().backward()
+    assert all(p.grad.dtype == p.dtype for p in (x, *lora.adapters.parameters()))
     half = layer(dtype=torch.bfloat16)
     assert half.adapters["default"].A.dtype == torch.float32  # small updates would be lost in bfloat16
     assert half(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16

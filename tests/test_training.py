@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
+from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained, training
 from lora_lib.data import IGNORE
 from lora_lib.generation import generate_text
 from lora_lib.training import evaluate, fit, loss_sum, lr_factor
@@ -53,7 +54,7 @@ def test_the_same_seed_gives_the_same_run_and_the_callers_random_state_stays():
     torch.manual_seed(7)
     wanted = torch.rand(3)
     torch.manual_seed(7)
-    runs = [fit(adapted(), examples(), steps=5, seed=s, progress=False).loss for s in (0, 0, 1)]
+    runs = [fit(adapted(), examples(), steps=5, batch_size=4, seed=s, progress=False).loss for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
     torch.manual_seed(7)
     model = adapted(seed=3)
@@ -76,6 +77,104 @@ def test_masked_targets_carry_no_loss():
     ids, targets = torch.arange(6)[None], torch.tensor([[IGNORE, IGNORE, 3, 4, 5, IGNORE]])
     wanted = F.cross_entropy(model(ids)[0, 2:5], targets[0, 2:5], reduction="sum")
     torch.testing.assert_close(loss_sum(model, ids, targets), wanted)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made, in numbers."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        tensors = out if isinstance(out, (tuple, list)) else [out]
+        self.numbers = max(self.numbers, *(t.numel() for t in tensors if isinstance(t, torch.Tensor)), 0)
+        return out
+
+
+def plain_loss_sum(model, ids, targets):
+    return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize(
+    "make", [small, adapted, lambda: get_peft_model(small(), ["c_attn"], 2).enable_lora_training()]
+)
+def test_the_chunked_loss_is_the_plain_one_in_value_and_gradients(make, monkeypatch):
+    monkeypatch.setattr(training, "LOGITS", 150)  # three tokens at a time
+    model, ids = make(), torch.randint(50, (3, 10))
+    if hasattr(model, "lora_layers"):
+        for layer in model.lora_layers().values():
+            nn.init.normal_(layer.adapters["default"].B, std=0.1)
+    targets = ids.roll(-1, 1).masked_fill(torch.rand(3, 10) < 0.4, IGNORE)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    losses = [loss_sum(model, ids, targets), plain_loss_sum(model, ids, targets)]
+    torch.testing.assert_close(*losses)
+    for ours, plain in zip(*(torch.autograd.grad(loss / 7, learned) for loss in losses), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(loss_sum(model, ids, targets), losses[1])
+
+
+def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
+    monkeypatch.setattr(training, "LOGITS", 500)
+    torch.manual_seed(0)
+    for vocabulary in (100, 400):  # a larger vocabulary makes the chunks shorter, not heavier
+        config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=4, n_head=1, n_layer=1)
+        model = get_peft_model(GPT2Model(config), "all-linear", 2).enable_lora_training()
+        ids = torch.randint(vocabulary, (4, 16))
+        with Largest() as seen:
+            loss_sum(model, ids, ids).backward()
+        with Largest() as plain:
+            plain_loss_sum(model, ids, ids).backward()
+        assert plain.numbers == 64 * vocabulary and seen.numbers <= max(500, 4 * vocabulary, 4 * 16 * 16)
+
+
+def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():
+    model, ids = adapted(), torch.arange(6)[None]
+    loss = loss_sum(model, ids, torch.full_like(ids, IGNORE))
+    loss.backward()
+    assert loss == 0 and all(not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_readers_own_forward_is_not_passed_over():
+    class Shifted(GPT2Model):
+        def forward(self, ids, cache=None):
+            return super().forward(ids, cache) * 2
+
+    torch.manual_seed(0)
+    model, ids = Shifted(SMALL), torch.arange(6)[None]
+    torch.testing.assert_close(loss_sum(model, ids, ids), plain_loss_sum(model, ids, ids))
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Notes the bytes of each block of memory that is kept for the backward pass."""
+
+    def __init__(self):
+        self.bytes = {}
+        super().__init__(self.note, lambda tensor: tensor)
+
+    def note(self, tensor):
+        self.bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def test_gradient_checkpointing_changes_the_memory_and_nothing_else():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_head=2, n_layer=3)  # with dropout
+    model = get_peft_model(GPT2Model(config), "all-linear", 4, lora_dropout=0.1).enable_lora_training()
+    ids, found = torch.randint(50, (2, 16)), []
+    for switch in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
+        switch()
+        model.zero_grad()
+        torch.manual_seed(1)
+        kept = Kept()
+        with kept:
+            loss = loss_sum(model, ids, ids)
+        loss.backward()
+        found.append((sum(kept.bytes.values()), [p.grad.clone() for p in model.parameters() if p.requires_grad]))
+    (much, plain), (little, checkpointed) = found
+    assert little < 0.4 * much
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+    assert any(grad.any() for grad in checkpointed)  # B is zero at first, so A's are
 
 
 def test_evaluate_is_the_mean_over_tokens_not_over_batches():
