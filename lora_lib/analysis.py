@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lora_lib.data import Encoded
+from lora_lib.tokenizer import Tokenizer
+
 
 def low_rank_factors(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """A (d × r) and B (r × k) whose product is nearest to W (d × k), of all matrices of rank r or less.
@@ -39,6 +42,19 @@ def rank_for(W: Tensor, share: float) -> int:
     if not 0 <= share <= 1:
         raise ValueError(f"a share lies between 0 and 1, got {share}")
     return int((energy_shares(W) < share).sum()) + 1
+
+
+def text_windows(text: str, tokenizer: Tokenizer, length: int, count: int) -> list[Encoded]:
+    """`count` pieces of a text, evenly spread, each `length` ids and as many targets: for `training.evaluate`.
+
+    The loss on a text that the base model knew, before and after fine-tuning, tells what was forgotten.
+    Raises ValueError when the text has fewer than count · length + 1 tokens.
+    """
+    tokens = torch.tensor(tokenizer.encode(text))
+    if count < 1 or len(tokens) < count * length + 1:
+        raise ValueError(f"{count} windows of {length} tokens need {count * length + 1} tokens, the text has {len(tokens)}")
+    starts = [i * (len(tokens) - 1 - length) // max(1, count - 1) for i in range(count)]
+    return [(tokens[i : i + length], tokens[i + 1 : i + length + 1]) for i in starts]
 
 
 def _matrix(W: Tensor) -> Tensor:
