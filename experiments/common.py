@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import platform
 import random
-import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ from torch import nn
 
 from lora_lib import GPT2Model, PeftModel, Tokenizer, get_peft_model, load_pretrained, save_pretrained_folder
 from lora_lib.analysis import low_rank_factors, text_windows
-from lora_lib.data import Encoded, Restaurant, encode_examples, to_examples
+from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
 from lora_lib.datasets import load_e2e
 from lora_lib.generation import generate_text
-from lora_lib.training import History, evaluate, fit
+from lora_lib.training import PAD, History, evaluate, fit
 
 RESULTS = Path(__file__).parent / "results"
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -56,7 +57,7 @@ class Rows:
                 return row
         row = {**settings, **measure(), **environment()}
         if self.rows and list(row) != list(self.rows[0]):
-            raise ValueError(f"{self.path} has the columns {list(self.rows[0])}, this run {list(row)}: use another --out")
+            raise ValueError(f"{self.path} has columns {list(self.rows[0])}, this run {list(row)}: use another --out")
         with self.path.open("a", newline="", encoding="utf8") as file:
             writer = csv.DictWriter(file, row)
             if file.tell() == 0:
@@ -87,6 +88,17 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
+    """The share of targets that are the likeliest; targets of -100 do not count."""
+    model.eval()
+    where, right, count = next(model.parameters()).device, 0, 0
+    for ids, targets in batches(examples, 64, PAD, shuffle=False):
+        right += int((model(ids.to(where)).argmax(-1).cpu() == targets).sum())  # no token is called -100
+        count += int((targets != IGNORE).sum())
+    return right / count
+
+
 # --- one run on E2E -------------------------------------------------------------------------------
 
 
@@ -95,7 +107,7 @@ def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse
     parser = arguments(doc, "e2e.csv", seeds)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max-length", type=int, default=80, help="longer examples are left out")
+    parser.add_argument("--max-length", type=int, default=64, help="longer examples are left out")
     parser.add_argument("--prose", type=Path, help="a text file; the loss on it tells what was forgotten")
     parser.add_argument("--keep", type=Path, default=Path("runs/e2e"), help="where trained weights go")
     return parser
@@ -115,15 +127,15 @@ class E2E:
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> E2E:
-        """Examples up to max_length tokens: all of the training set, 200 of the validation set; 60 of its meanings."""
+        """Examples up to max_length tokens: all of the training set, 150 of the validation set; 40 of its meanings."""
         model, tokenizer = load_pretrained(args.model)
         data, rng = load_e2e(), random.Random(0)
         sets = []
         for part in (data.train, data.validation):
             encoded = encode_examples(to_examples(part), tokenizer, model.config.n_positions)
             sets.append([e for e in encoded if len(e[0]) <= args.max_length])
-        validation = rng.sample(sets[1], min(200, len(sets[1])))
-        meanings = rng.sample(data.validation, min(60, len(data.validation)))
+        validation = rng.sample(sets[1], min(150, len(sets[1])))
+        meanings = rng.sample(data.validation, min(40, len(data.validation)))
         prose: list[Encoded] = []
         if args.prose:
             length = min(256, model.config.n_positions)
@@ -143,31 +155,39 @@ class E2E:
         }  # fmt: skip
         return self.rows.run(settings, lambda: self.measure(settings))
 
+    def loss(self, method: str, learning_rate: float, seed: int, **settings: Any) -> float:
+        """`run`'s validation loss, infinite where it is not a number."""
+        loss = float(self.run(method, learning_rate, seed, **settings)["validation_loss"])
+        return loss if math.isfinite(loss) else math.inf
+
     def measure(self, settings: Row) -> Row:
         model, _ = load_pretrained(self.args.model)
         model.to(device())
         torch.manual_seed(settings["seed"])
         trained = prepare(model, settings)
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+        start = time.process_time()
         try:
             history = fit(
                 trained, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
                 learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
             )  # fmt: skip
         except FloatingPointError:  # it diverged: a result, too
-            history = History(loss=[float("nan")])
+            history = History(loss=[math.inf])
+        cpu_seconds = time.process_time() - start  # what a run costs; on a busy machine the clock tells more than that
         return {
             **self.quality(trained),
             "trainable": trainable,
             "file_bytes": save(trained, self.tokenizer, self.args.keep / slug(settings)),
             "train_seconds": round(history.seconds, 1),
+            "train_cpu_seconds": round(cpu_seconds, 1),
             "train_tokens": history.tokens,
             "curve": curve(history.loss, every=10),
         }
 
     def quality(self, model: nn.Module) -> Row:
         """Validation loss, BLEU, share of values told letter for letter, loss on prose."""
-        texts = generate_text(model, self.tokenizer, [r.prompt for r in self.meanings], 60)
+        texts = generate_text(model, self.tokenizer, [r.prompt for r in self.meanings], 48)
         most = max(len(r.references) for r in self.meanings)
         references = [[r.references[i] if i < len(r.references) else None for r in self.meanings] for i in range(most)]
         return {
@@ -200,9 +220,9 @@ def pissa(model: PeftModel) -> None:
     for layer in model.lora_layers().values():
         (adapter,) = (layer.adapters[name] for name in layer.active)
         A, B = low_rank_factors(layer.base.weight.T, adapter.A.shape[1])
-        sizes = B.T.new_tensor(A.norm(dim=0)).sqrt()  # the singular values, shared evenly between A and B
-        adapter.A.copy_(A / sizes / adapter.scale**0.5)
-        adapter.B.copy_(B * sizes[:, None] / adapter.scale**0.5)
+        share = (A.norm(dim=0) / adapter.scale).sqrt()  # A and B get the root of each singular value
+        adapter.A.copy_(A / A.norm(dim=0) * share)
+        adapter.B.copy_(share[:, None] * B)
         layer.base.weight -= adapter.delta().T
 
 
@@ -223,9 +243,12 @@ def curve(loss: Sequence[float], every: int) -> str:
 
 
 def slug(settings: Row) -> str:
-    """A name for a run's folder."""
-    names = ("method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate", "seed")
-    return "-".join(str(settings[name]) for name in names)
+    """A name for a run's folder, from its settings or from its row."""
+    names = (
+        "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate", "steps", "batch_size",
+        "max_length", "seed",
+    )  # fmt: skip
+    return "-".join([Path(settings["model"]).name, *(str(settings[name]) for name in names)])
 
 
 def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> int:
@@ -251,8 +274,7 @@ def tune(loss_at: Callable[[float], float], start: int) -> float:
 
     def at(step: int) -> float:
         if step not in losses:
-            loss = loss_at(rate(step))
-            losses[step] = loss if loss == loss else float("inf")
+            losses[step] = loss_at(rate(step))
         return losses[step]
 
     best = start
@@ -261,3 +283,11 @@ def tune(loss_at: Callable[[float], float], start: int) -> float:
         if better == best:
             return rate(best)
         best = better
+
+
+def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> None:
+    """Tune the learning rate on the first seed, run the best on the others."""
+    first, *others = seeds
+    best = tune(lambda rate: task.loss(learning_rate=rate, seed=first, **settings), start)
+    for seed in others:
+        task.run(learning_rate=best, seed=seed, **settings)
