@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -101,4 +100,4 @@ def random_facts(count: int, vocabulary: int, seed: int) -> list[Encoded]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

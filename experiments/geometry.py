@@ -4,8 +4,8 @@
 
 Reads the weights that rank_sweep.py left, at each rank's best learning rate, and writes means over all linear layers:
 
-- geometry.csv (beside e2e.csv), one row a run: size of the change, effective rank, shares of it that its best approximations
-  hold, amplification, intruder dimensions (of 10 a layer), and the singular values as shares of the largest;
+- geometry.csv (beside e2e.csv), one row a run: size of the change, effective rank, shares of it that its best
+  approximations hold, amplification, intruder dimensions (of 10 a layer), singular values as shares of the largest;
 - similarity.csv, one row a pair of runs of different seeds: φ between the input directions of the two, those of
   A and those of the change itself (for full fine-tuning only these), beside φ of random matrices.
 """
@@ -13,7 +13,6 @@ Reads the weights that rank_sweep.py left, at each rank's best learning rate, an
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -140,4 +139,4 @@ class Weights:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

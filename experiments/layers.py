@@ -9,7 +9,6 @@ Rows go to results/e2e.csv.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from common import E2E, TARGETS, e2e_arguments, tuned_runs
@@ -33,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -10,7 +10,6 @@ Rows go to results/e2e.csv, trained weights to runs/e2e, where geometry.py looks
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from common import E2E, e2e_arguments, tuned_runs
@@ -29,4 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

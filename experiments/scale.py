@@ -10,7 +10,6 @@ r = 8), and s = 4 throughout (alpha grows with r, as the rule "alpha = 2 r" has 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 
 from common import E2E, e2e_arguments, tune
@@ -33,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -13,7 +13,6 @@ Rows: results/sms.csv.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -125,4 +124,4 @@ def word_counts(splits: MessageSplits) -> Row:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

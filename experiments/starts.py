@@ -9,7 +9,6 @@ the first seed for each, then all seeds run. Plain LoRA's rows are rank_sweep.py
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from common import E2E, e2e_arguments, tuned_runs
@@ -27,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
