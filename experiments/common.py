@@ -16,13 +16,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sacrebleu
 import torch
 from torch import nn
 
-from lora_lib import GPT2Model, PeftModel, Tokenizer, get_peft_model, load_pretrained, save_pretrained_folder
+from lora_lib import (
+    GPT2Model,
+    PeftModel,
+    Tokenizer,
+    find_targets,
+    get_peft_model,
+    load_pretrained,
+    save_pretrained_folder,
+)
 from lora_lib.analysis import low_rank_factors, text_windows
 from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
 from lora_lib.datasets import load_e2e
@@ -199,14 +207,18 @@ class E2E:
 
 
 def prepare(model: GPT2Model, settings: Row) -> nn.Module:
-    """The model as `settings` say: all of it trainable, or with LoRA.
+    """The model as `settings` say: with LoRA, or "full", all of it trainable (targets "all") or the matrices that LoRA
+    would adapt and nothing else (targets "matrices").
 
     LoRA+ (arXiv 2402.12354) gives B a learning rate `lora_plus` times A's. AdamW moves a weight by the same step
     whatever the size of its gradient, and B starts at zero, so a B that moves in steps c times as large is a B of
     ordinary steps with c times the scale. That is how it is done here; tests/test_experiments.py compares the two.
     """
     if settings["method"] == "full":
-        return model.requires_grad_(True)
+        model.requires_grad_(settings["targets"] == "all")
+        for name in find_targets(model, "all-linear"):
+            cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
+        return model
     rank, alpha = settings["rank"], settings["alpha"] * settings["lora_plus"]
     wrapped = get_peft_model(model, TARGETS[settings["targets"]], rank, alpha, use_rslora=settings["use_rslora"])
     if settings["init"] == "pissa":

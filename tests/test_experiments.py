@@ -18,6 +18,7 @@ from lora_lib.pretrained import MINI_FOLDER
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))
 import capacity
 import common
+import controls
 import geometry
 import layers
 import rank_sweep
@@ -137,6 +138,12 @@ def test_starts_run_each_variant(e2e, no_training):
     assert {(row["init"], row["lora_plus"]) for row in rows if row["seed"] == "1"} == {
         ("default", "1"), ("default", "4"), ("default", "16"), ("pissa", "1")
     }  # fmt: skip
+
+
+def test_full_fine_tuning_of_the_matrices_leaves_the_rest(e2e, no_training):
+    rows = {row["targets"]: row for row in e2e(controls) if row["method"] == "full" and row["seed"] == "1"}
+    assert int(rows["matrices"]["trainable"]) == 2 * 64 * 64 * (3 + 1 + 4 + 4)
+    assert int(rows["all"]["trainable"]) > (4096 + 256) * 64 + int(rows["matrices"]["trainable"])
 
 
 def test_pissa_starts_as_the_same_function_from_the_strongest_directions(folder):
