@@ -154,7 +154,7 @@ class E2E:
         self, method: str, learning_rate: float, seed: int, *, rank: int = 0, alpha: float = 32,
         targets: str = "all", use_rslora: bool = False, init: str = "default", lora_plus: float = 1,
     ) -> Row:  # fmt: skip
-        """One row: train with `method` "lora" or "full" (rank 0), measure, keep the weights."""
+        """One row: train with `method` "lora", "full" (rank 0) or "base" (not at all), measure, keep the weights."""
         settings = {
             "model": self.args.model, "method": method, "targets": targets, "rank": rank, "alpha": alpha,
             "use_rslora": use_rslora, "init": init, "lora_plus": lora_plus, "learning_rate": learning_rate,
@@ -175,13 +175,7 @@ class E2E:
         trained = prepare(model, settings)
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
         start = time.process_time()
-        try:
-            history = fit(
-                trained, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
-                learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
-            )  # fmt: skip
-        except FloatingPointError:  # it diverged: a result, too
-            history = History(loss=[math.inf])
+        history = History() if settings["method"] == "base" else self.train_model(trained, settings)
         cpu_seconds = time.process_time() - start  # what a run costs; on a busy machine the clock tells more than that
         return {
             **self.quality(trained),
@@ -192,6 +186,15 @@ class E2E:
             "train_tokens": history.tokens,
             "curve": curve(history.loss, every=10),
         }
+
+    def train_model(self, model: nn.Module, settings: Row) -> History:
+        try:
+            return fit(
+                model, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
+                learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
+            )  # fmt: skip
+        except FloatingPointError:  # it diverged: a result, too
+            return History(loss=[math.inf])
 
     def quality(self, model: nn.Module) -> Row:
         """Validation loss, BLEU, share of values told letter for letter, loss on prose."""
@@ -207,13 +210,15 @@ class E2E:
 
 
 def prepare(model: GPT2Model, settings: Row) -> nn.Module:
-    """The model as `settings` say: with LoRA, or "full", all of it trainable (targets "all") or the matrices that LoRA
-    would adapt and nothing else (targets "matrices").
+    """The model as `settings` say: with LoRA; "full", all of it trainable (targets "all") or the matrices that LoRA
+    would adapt and nothing else (targets "matrices"); or "base", as it is.
 
     LoRA+ (arXiv 2402.12354) gives B a learning rate `lora_plus` times A's. AdamW moves a weight by the same step
     whatever the size of its gradient, and B starts at zero, so a B that moves in steps c times as large is a B of
     ordinary steps with c times the scale. That is how it is done here; tests/test_experiments.py compares the two.
     """
+    if settings["method"] == "base":
+        return model.requires_grad_(False)
     if settings["method"] == "full":
         model.requires_grad_(settings["targets"] == "all")
         for name in find_targets(model, "all-linear"):

@@ -4,7 +4,8 @@
 
 Full fine-tuning moves embeddings, biases and LayerNorms, too. Here it trains the matrices that LoRA adapts and nothing
 else, with the learning rate tuned on the first seed. Besides, whole full fine-tuning at rates below its best, and LoRA
-at r = 8 around its best, so that loss on prose can be compared at equal validation loss. Rows go to results/e2e.csv.
+at r = 8 around its best, so that loss on prose can be compared at equal validation loss; and the base as it is.
+Rows go to results/e2e.csv.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from common import E2E, e2e_arguments, rate, tuned_runs
 def main(argv: Sequence[str] | None = None) -> None:
     args = e2e_arguments(__doc__).parse_args(argv)
     task = E2E.load(args)
+    task.run("base", 0.0, seed=0)
     for seed in args.seeds:
         task.run("full", rate(-2), seed)
     tuned_runs(task, args.seeds, start=0, method="full", targets="matrices")
