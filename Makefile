@@ -24,11 +24,7 @@ lab: $(INSTALLED)  ## the chapters, in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(INSTALLED)  ## run every notebook again from a clean kernel, and keep the new outputs
-	$(BIN)/jupyter nbconvert $(NOTEBOOKS) --to notebook --execute --inplace \
-		--ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
-		--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
-		--ClearMetadataPreprocessor.preserve_nb_metadata_mask="kernelspec" \
-		--ClearMetadataPreprocessor.preserve_nb_metadata_mask="widgets"
+	$(BIN)/python tools/run_notebooks.py $(NOTEBOOKS)
 
 # What the notebooks print is compared with what is committed: one number of threads, one order of additions.
 notebooks test-notebooks: export OMP_NUM_THREADS := 2

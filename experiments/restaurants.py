@@ -8,14 +8,14 @@ its run is done; runs that the file already holds (same settings) are skipped.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import Rows, arguments, device, save
 
 from lora_lib import get_peft_model, load_pretrained
 from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
@@ -29,7 +29,7 @@ def run(seed: int, model_name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Train one adapter and measure it on 100 test restaurants and on their references' loss."""
     data = restaurant_data(seed, slots=SLOTS)
     model, tokenizer = load_pretrained(model_name)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device())
     train, test = (encode_examples(to_examples(part), tokenizer, 256) for part in (data.train, data.test))
 
     def measure() -> tuple[float, float, float]:
@@ -48,42 +48,22 @@ def run(seed: int, model_name: str, settings: dict[str, Any]) -> dict[str, Any]:
     after = measure()
     trainable, total = model.get_nb_trainable_parameters()
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        size = (Path(folder) / "adapter_model.safetensors").stat().st_size
+        size = save(model, tokenizer, Path(folder))
     names = ("test_loss", "slot_accuracy", "all_right")
     return {
         **{f"{n}_before": round(v, 4) for n, v in zip(names, before, strict=True)},
         **{f"{n}_after": round(v, 4) for n, v in zip(names, after, strict=True)},
         "train_seconds": round(history.seconds, 1), "trainable": trainable, "parameters": total,
-        "adapter_bytes": size, "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "adapter_bytes": size,
     }  # fmt: skip
 
 
-def main() -> None:
-    """Parse the command line; run what the file does not hold yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--model", default="gpt2-mini")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "restaurants.csv")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(__doc__, "restaurants.csv").parse_args(argv)
     settings = {"rank": 8, "alpha": 32, "dropout": 0.1, "steps": 250, "batch_size": 8, "learning_rate": 5e-3}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = []
-    if args.out.exists():
-        with args.out.open(newline="") as file:
-            done = list(csv.DictReader(file))
+    rows = Rows(args.out)
     for seed in args.seeds:
-        key = {"model": args.model, "seed": seed, **settings}
-        if any(all(row[k] == str(v) for k, v in key.items()) for row in done):
-            continue
-        row = {**key, **run(seed, args.model, settings)}
-        with args.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-        print(row, flush=True)
+        rows.run({"model": args.model, "seed": seed, **settings}, partial(run, seed, args.model, settings))
 
 
 if __name__ == "__main__":

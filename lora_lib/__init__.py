@@ -10,8 +10,9 @@ from lora_lib.gpt2 import (
     GPT2Model,
 )
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.peft_wrapper import PeftModel, find_targets, get_peft_model
+from lora_lib.peft_wrapper import PeftModel, get_peft_model
 from lora_lib.pretrained import load_pretrained, save_pretrained_folder
+from lora_lib.targets import find_targets
 from lora_lib.tokenizer import Tokenizer
 
 __all__ = [

@@ -7,26 +7,32 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_lib.lora_linear import LoRA
+
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX, _SUFFIXES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
+_PREFIX, _BASE = "base_model.model.", "base_layer.weight"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Fields of PEFT that say where an adapter comes from or how it is to be stored: they change no result.
 _NO_EFFECT = {
     "auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
-_OFF = {"bias": "none", "init_lora_weights": True}  # the values that ask for nothing though they are not false
+# Values that ask for nothing though they are not false; a start is over once the adapter is saved.
+_OFF = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
 
 
 class AdapterError(ValueError):
@@ -35,10 +41,12 @@ class AdapterError(ValueError):
 
 @dataclass
 class LoRAConfig:
-    """How an adapter was made. Names and meanings are those of PEFT's `LoraConfig`.
+    """How an adapter is made. Names and meanings are those of PEFT's `LoraConfig`.
 
     `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name,
-    or the end of it, or a regular expression for it.
+    or the end of it, or a regular expression for it. `kind` is the class of the layers' bypasses.
+
+    Raises ValueError for a value that its field cannot have.
     """
 
     target_modules: list[str] | str
@@ -49,30 +57,101 @@ class LoRAConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     base_model_name_or_path: str | None = None
+    kind: type[LoRA] = LoRA
+
+    def __post_init__(self) -> None:
+        targets, name = self.target_modules, self.base_model_name_or_path
+        ranks, alphas = _values(self.rank_pattern), _values(self.alpha_pattern)
+        wanted = {
+            "target_modules": (_all_text(targets), "a name, a list of names, or a regular expression"),
+            "r": (_is_rank(self.r), "a whole number from 1"),
+            "lora_alpha": (_is_alpha(self.lora_alpha), "a finite number above 0"),
+            "lora_dropout": (_is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1, "a number in [0, 1)"),
+            "use_rslora": (isinstance(self.use_rslora, bool), "true or false"),
+            "rank_pattern": (ranks is not None and all(map(_is_rank, ranks)), "a whole number from 1 for each name"),
+            "alpha_pattern": (alphas is not None and all(map(_is_alpha, alphas)), "a number above 0 for each name"),
+            "base_model_name_or_path": (name is None or isinstance(name, str), "a name or nothing"),
+            "kind": (isinstance(self.kind, type) and issubclass(self.kind, LoRA), "LoRA or a subclass of it"),
+        }
+        for key, (fine, expected) in wanted.items():
+            if not fine:
+                raise ValueError(f"{key} = {getattr(self, key)!r} is not a value it can have: expected {expected}")
 
 
-Layers = dict[str, tuple[Tensor, Tensor]]  # each layer's name with its A (d, r) and B (r, k)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def write_adapter(folder: str | Path, config: LoRAConfig, layers: Layers, **extra: Any) -> None:
-    """Write an adapter folder; `extra` joins the config.
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 1
 
-    Both files are written whole beside the old ones before they take their place.
+
+def _is_alpha(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1e30  # far beyond any use, and still a float32
+
+
+def _all_text(targets: object) -> bool:
+    return isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+
+
+def _values(pattern: object) -> list[object] | None:
+    """The values of a pattern, or None where it is no dict of names."""
+    return list(pattern.values()) if isinstance(pattern, dict) and all(isinstance(k, str) for k in pattern) else None
+
+
+Layers = dict[str, dict[str, Tensor]]  # each layer's name with its A (d, r) and B (r, k), or what its kind has
+
+
+class AdapterFile(NamedTuple):
+    """What `read_adapter` finds in a folder.
+
+    `base_sample` is the sample of the base's weights that we write, empty in PEFT's files. `base_weights` are
+    whole (d, k) weights of the base, by layer: PEFT adds that of an adapted head.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, pair in layers.items():
-        for suffix, tensor in zip(_SUFFIXES, pair, strict=True):
-            tensors[_PREFIX + name + suffix] = tensor.detach().T.to("cpu").contiguous()
+
+    config: LoRAConfig
+    layers: Layers
+    base_sample: list[float]
+    base_weights: dict[str, Tensor]
+
+
+def write_adapter(
+    folder: str | Path, config: LoRAConfig, layers: Layers, base_sample: Sequence[float] = (), **extra: Any
+) -> None:
+    """Write an adapter folder; `extra` joins the config, `base_sample` the weights' metadata.
+
+    Both files are written whole beside the old ones before they take their place. Raises ValueError for a tensor
+    that is not finite, and OSError when the disk will not take the files: the old ones are then still there.
+    """
+    folder, tensors = Path(folder), {}
+    for name, parts in layers.items():
+        for part, suffix in config.kind.file_names.items():
+            if not bool(torch.isfinite(parts[part]).all()):
+                raise ValueError(f"{part} of {name} has NaN or infinity in it: nothing was saved to {folder}")
+            tensors[_PREFIX + name + "." + suffix] = _turn(parts[part].detach()).to("cpu").contiguous()
+    metadata = {"format": "pt", "tensors": _digest(tensors)}
+    if base_sample:
+        metadata["base_sample"] = " ".join(f"{value:.4g}" for value in base_sample)
     values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, **extra}
-    text = json.dumps({**values, **asdict(config)}, indent=2) + "\n"
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf8"))
+    values |= {**asdict(config), **config.kind.config_fields}
+    del values["kind"]
+    weights_part, config_part = (folder / (file + ".part") for file in (WEIGHTS_FILE, CONFIG_FILE))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, weights_part, metadata=metadata)
+        config_part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
+        os.replace(weights_part, folder / WEIGHTS_FILE)
+        os.replace(config_part, folder / CONFIG_FILE)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the adapter could not be saved to {folder}: {error}; an older one there is unharmed") from error
+    finally:
+        for part_file in (weights_part, config_part):
+            with suppress(OSError):  # of no weight beside the error that brought us here
+                part_file.unlink()
 
 
-def read_adapter(folder: str | Path) -> tuple[LoRAConfig, Layers]:
-    """Read a folder that we or PEFT wrote.
+def read_adapter(folder: str | Path, kind: type[LoRA] = LoRA) -> AdapterFile:
+    """Read a folder that we or PEFT wrote, with an adapter of this `kind` in it.
 
     Raises AdapterError, naming the file and the thing in it, for whatever we cannot honour.
     """
@@ -81,84 +160,79 @@ def read_adapter(folder: str | Path) -> tuple[LoRAConfig, Layers]:
         if not (folder / file).is_file():
             pickled = " (pickled .bin weights are never opened)" if (folder / "adapter_model.bin").exists() else ""
             raise AdapterError(f"{folder} has no {file}: expected a folder written by save_pretrained{pickled}")
-    config = _read_config(folder / CONFIG_FILE)
-    return config, _read_layers(folder / WEIGHTS_FILE)
+    config = _read_config(folder / CONFIG_FILE, kind)
+    return AdapterFile(config, *_read_weights(folder / WEIGHTS_FILE, kind))
 
 
-def _read_config(path: Path) -> LoRAConfig:
+def _read_config(path: Path, kind: type[LoRA]) -> LoRAConfig:
     try:
         values = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise AdapterError(f'{path}: expected an object with "peft_type": "LORA"')
-    ours = {f.name for f in fields(LoRAConfig)}
     for key in ("r", "lora_alpha", "target_modules"):
         if not values.get(key):
             raise AdapterError(f"{path}: {key} is missing; PEFT would guess it in silence, we do not")
+    for key, value in kind.config_fields.items():
+        if values.get(key) != value:
+            raise AdapterError(f"{path}: {key} = {values.get(key)!r}, but {kind.__name__} needs {value!r}")
+    ours = {f.name for f in fields(LoRAConfig)} - {"kind"}
+    known = ours | _NO_EFFECT | kind.config_fields.keys()
     for key, value in values.items():
         # An option that is off (null, false, empty) asks for nothing, whatever it is called.
-        if key not in ours and key not in _NO_EFFECT and value and _OFF.get(key) != value:
+        if key not in known and value and value not in _OFF.get(key, ()):
             raise AdapterError(f"{path}: {key} = {value!r} is not supported here, and without it results would differ")
-    config = LoRAConfig(**{key: values[key] for key in ours if values.get(key) is not None})
-    _check_types(config, path)
-    return config
+    try:
+        return LoRAConfig(**{key: values[key] for key in ours if values.get(key) is not None}, kind=kind)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from error
 
 
-def _check_types(config: LoRAConfig, path: Path) -> None:
-    number, targets = (int, float), config.target_modules
-    good = {
-        "r": isinstance(config.r, int) and not isinstance(config.r, bool) and config.r > 0,
-        "lora_alpha": isinstance(config.lora_alpha, number) and config.lora_alpha > 0,
-        "lora_dropout": isinstance(config.lora_dropout, number) and 0 <= config.lora_dropout < 1,
-        "use_rslora": isinstance(config.use_rslora, bool),
-        "target_modules": isinstance(targets, str)
-        or (isinstance(targets, list) and all(isinstance(t, str) for t in targets)),
-        "rank_pattern": isinstance(config.rank_pattern, dict)
-        and all(isinstance(v, int) and v > 0 for v in config.rank_pattern.values()),
-        "alpha_pattern": isinstance(config.alpha_pattern, dict)
-        and all(isinstance(v, number) and v > 0 for v in config.alpha_pattern.values()),
-    }
-    for key, fine in good.items():
-        if not fine:
-            raise AdapterError(f"{path}: {key} = {getattr(config, key)!r} is not a value it can have")
-
-
-def _read_layers(path: Path) -> Layers:
-    found: dict[str, dict[str, Tensor]] = {}
+def _read_weights(path: Path, kind: type[LoRA]) -> tuple[Layers, list[float], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():
-                suffix = next((s for s in _SUFFIXES if key.endswith(s)), None)
-                if suffix is None or not key.startswith(_PREFIX):
-                    raise AdapterError(f"{path}: tensor {key!r} is not a LoRA weight ({_PREFIX}….lora_A.weight)")
-                tensor = file.get_tensor(key)
-                if not tensor.is_floating_point() or tensor.ndim != 2 or not bool(torch.isfinite(tensor).all()):
-                    raise AdapterError(f"{path}: {key} must be a matrix of finite floats, is {_describe(tensor)}")
-                found.setdefault(key[len(_PREFIX) : -len(suffix)], {})[suffix] = tensor
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a whole safetensors file: {error}") from error
+    if "tensors" in metadata and metadata["tensors"] != _digest(tensors):
+        raise AdapterError(f"{path} is damaged: its tensors are not those that were saved (their SHA-256 differs)")
+    parts = {suffix: part for part, suffix in kind.file_names.items()} | {_BASE: _BASE}
     layers: Layers = {}
-    for name, pair in found.items():
-        if len(pair) < 2:
-            raise AdapterError(f"{path}: layer {name} has {next(iter(pair))[1:]} without its twin")
-        a, b = (pair[s] for s in _SUFFIXES)
-        if a.shape[0] != b.shape[1]:
-            raise AdapterError(f"{path}: layer {name} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B")
-        layers[name] = a.T, b.T
-    return layers
+    for key, tensor in tensors.items():
+        suffix = next((s for s in parts if key.endswith("." + s)), None)
+        if suffix is None or not key.startswith(_PREFIX):
+            wanted = " or ".join(kind.file_names.values())
+            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA weight ({_PREFIX}….{wanted})")
+        if tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{path}: {key} must hold finite floats, is {_describe(tensor)}")
+        layers.setdefault(key[len(_PREFIX) : -len(suffix) - 1], {})[parts[suffix]] = _turn(tensor)
+    base_weights = {name: found.pop(_BASE) for name, found in layers.items() if _BASE in found}
+    for name, found in layers.items():
+        if missing := [s for part, s in kind.file_names.items() if part not in found]:
+            raise AdapterError(f"{path}: layer {name} has no {' and no '.join(missing)}")
+    try:
+        sample = [float(value) for value in metadata.get("base_sample", "").split()]
+    except ValueError as error:
+        raise AdapterError(f"{path}: base_sample in its metadata is not a list of numbers: {error}") from error
+    return layers, sample, base_weights
+
+
+def _turn(tensor: Tensor) -> Tensor:
+    """A matrix from our orientation to the file's, or back: PEFT keeps A as (r, d) and B as (k, r)."""
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the tensors of a file, their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _describe(tensor: Tensor) -> str:
-    odd = "" if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()) else " with NaN or infinity in it"
+    odd = " with NaN or infinity in it" if tensor.dtype in _FLOATS else ""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{odd}"
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, then rename: whoever is interrupted keeps the old file."""
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

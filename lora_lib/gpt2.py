@@ -164,7 +164,8 @@ class GPT2Model(nn.Module):
         """Token ids (B, T) to the final hidden states (B, T, C), before the head.
 
         With a `cache`, `ids` are the tokens that follow those already read into it.
-        Raises ValueError when the sequence is longer than the model's context.
+        Raises ValueError when the sequence is longer than the model's context, IndexError for an id
+        outside the vocabulary.
         """
         past = cache.length if cache is not None else 0
         end = past + ids.shape[1]
@@ -173,7 +174,12 @@ class GPT2Model(nn.Module):
                 f"{end} tokens do not fit this model's context of {self.config.n_positions}: "
                 "shorten the prompt, or ask for fewer new tokens"
             )
-        x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, end, device=ids.device)))
+        try:
+            x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, end, device=ids.device)))
+        except IndexError as error:  # on the CPU; a GPU stops with an assertion of its own
+            found = f"{int(ids.min())} to {int(ids.max())}"
+            last = self.config.vocab_size - 1
+            raise IndexError(f"token ids must be from 0 to {last} in this model, got {found}") from error
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.h:
             # Not reentrant: that kind returns no gradient to A and B when its input, from frozen layers, asks for none.

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+BASE = "__base__"  # in a batch whose rows use different adapters, PEFT's name for: none
 
 
 class LoRA(nn.Module):
@@ -24,7 +26,15 @@ class LoRA(nn.Module):
     s = alpha / √r (arXiv 2312.03732) instead of alpha / r. `dropout` acts on the input, in training only.
 
     Raises ValueError unless 1 ≤ rank ≤ min(d, k), alpha > 0 and 0 ≤ dropout < 1.
+
+    Another kind of adapter is a subclass. Each of these methods is one thing that it may do otherwise:
+    `shape_of` says which layers it fits, `around` how it is made, `forward` what it adds to the layer's
+    output, `delta` what merging adds to the layer's weight.
     """
+
+    # Each tensor's name here and in PEFT's files, and what PEFT's config says of an adapter of this kind.
+    file_names: ClassVar[dict[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    config_fields: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -40,24 +50,30 @@ class LoRA(nn.Module):
     ) -> None:
         super().__init__()
         limit = min(in_features, out_features)
-        if not isinstance(rank, int) or not 1 <= rank <= limit:
+        if type(rank) is not int or not 1 <= rank <= limit:
             raise ValueError(f"rank must be from 1 to {limit} for a {in_features}×{out_features} layer, got {rank!r}")
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {alpha}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be above 0 and finite, got {alpha}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        self.scale = alpha / math.sqrt(rank) if use_rslora else alpha / rank
+        self.rank: int = rank
+        self.scale: float = alpha / math.sqrt(rank) if use_rslora else alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.A = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
         self.B = nn.Parameter(torch.zeros(rank, out_features, device=device, dtype=dtype))
         nn.init.kaiming_uniform_(self.A.T, a=math.sqrt(5))  # of A.T: torch reads the fan-in d from a (r, d) shape
 
     @classmethod
+    def shape_of(cls, base: nn.Module) -> tuple[int, int]:
+        """(d, k) of a layer that this kind of adapter fits. Raises TypeError for any other."""
+        return linear_shape(base)
+
+    @classmethod
     def around(cls, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, use_rslora: bool = False) -> LoRA:
-        """A bypass that fits the linear layer `base`: its d and k, its device, float32 or wider."""
+        """A bypass that fits the layer `base`: its d and k, its device, float32 or wider."""
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         device = base.weight.device
-        return cls(*linear_shape(base), rank, alpha, dropout, use_rslora=use_rslora, device=device, dtype=dtype)
+        return cls(*cls.shape_of(base), rank, alpha, dropout, use_rslora=use_rslora, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # (…, d)·(d, r), then (…, r)·(r, k): the d × k product A·B is never formed, the scale meets r columns, not k
@@ -77,20 +93,28 @@ class LoRALinear(nn.Module):
 
     `base` is an nn.Linear, weight (k, d), or Hugging Face's Conv1D, weight (d, k). It is wrapped, not
     copied, and never written to. `LoRALinear(base, rank, alpha, dropout)` has one bypass, called
-    "default"; without a rank it starts with none.
+    "default"; without a rank it starts with none. `kind` is the class of its bypasses.
     """
 
     adapters: dict[str, LoRA]  # an nn.ModuleDict, which has no type for what it holds
 
-    def __init__(self, base: nn.Linear, rank: int | None = None, alpha: float = 16, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int | None = None,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        kind: type[LoRA] = LoRA,
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear_shape(base)
+        self.in_features, self.out_features = kind.shape_of(base)
         self.base = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()  # type: ignore[assignment]
         self.active: tuple[str, ...] = ()
+        self.rows: tuple[str, ...] = ()  # for each row of the next batch its adapter, where rows differ
         self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while a merged one stands in for it
         if rank is not None:
-            self.adapters["default"] = LoRA.around(base, rank, alpha, dropout)
+            self.adapters["default"] = kind.around(base, rank, alpha, dropout)
             self.activate("default")
 
     def activate(self, names: str | Sequence[str]) -> None:
@@ -106,10 +130,25 @@ class LoRALinear(nn.Module):
             self.merge()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rows:
+            return self._add_row_by_row(x, self.base(x))
         bypasses = [] if self.merged else [self.adapters[name] for name in self.active]
         if _can_fuse(self.base, bypasses):
             return _fused(self.base, bypasses, x)
         return sum((bypass(x) for bypass in bypasses), self.base(x))
+
+    def _add_row_by_row(self, x: Tensor, y: Tensor) -> Tensor:
+        if len(x) != len(self.rows):
+            raise ValueError(f"adapter_names names {len(self.rows)} adapters for a batch of {len(x)} rows")
+        for name in self.adapters.keys() & set(self.rows):
+            at = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
+            y = y.index_add(0, at, self.adapters[name](x[at]).to(y.dtype))
+        return y
+
+    @property
+    def own_weight(self) -> Tensor:
+        """Base's own weight, merged or not."""
+        return self._unmerged[0] if self.merged else self.base.weight
 
     @property
     def merged(self) -> bool:

@@ -5,19 +5,29 @@ Where a method exists in PEFT it has PEFT's name and meaning.
 
 from __future__ import annotations
 
-import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lora_lib.adapter_files import AdapterError, Layers, LoRAConfig, read_adapter, write_adapter
-from lora_lib.gpt2 import GPT2Model, hf_name
-from lora_lib.lora_linear import LoRA, LoRALinear, linear_shape
+from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, LoRAConfig, read_adapter, write_adapter
+from lora_lib.gpt2 import GPT2Model
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear
+from lora_lib.targets import (
+    exact_targets,
+    file_name,
+    find_targets,
+    fits_name,
+    pattern_of,
+    rank_and_alpha,
+    saved_targets,
+)
 
 DEFAULT = "default"
 
@@ -33,20 +43,20 @@ def get_peft_model(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
     adapter_name: str = DEFAULT,
+    kind: type[LoRA] = LoRA,
 ) -> PeftModel:
     """Wrap the chosen linear layers of `model` (in place) with LoRA; freeze everything else.
 
     `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), one
     string that is a regular expression for whole dotted names, or `"all-linear"`: every linear layer
     but the head that the model's `get_output_embeddings` names, if it has one. The output does not
-    change: B starts at zero.
+    change: B starts at zero. `kind` is a subclass of `LoRA` to use instead of it.
 
     Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
     """
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoRAConfig(
-        targets, lora_rank, lora_alpha, lora_dropout, use_rslora, dict(rank_pattern or {}), dict(alpha_pattern or {})
-    )
+    targets: Any = list(target_modules) if isinstance(target_modules, (tuple, set)) else target_modules
+    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
+    config = LoRAConfig(targets, lora_rank, lora_alpha, lora_dropout, use_rslora, ranks, alphas, kind=kind)
     wrapped = PeftModel(model, config, adapter_name)
     wrapped._freeze_all_but_active()
     return wrapped
@@ -56,20 +66,64 @@ class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not
-    have itself (`generate`, `config`, …), go to the model inside, `base_model`.
+    have itself (`config`, …), go to the model inside, `base_model`.
     """
 
-    def __init__(self, model: nn.Module, config: LoRAConfig, adapter_name: str = DEFAULT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: LoRAConfig,
+        adapter_name: str = DEFAULT,
+        adapters: dict[str, LoRA] | None = None,
+    ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
+            raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
         if isinstance(model, PeftModel) or any(isinstance(m, LoRALinear) for m in model.modules()):
             raise ValueError("this model already has LoRA layers: add_adapter gives it another adapter")
-        self.base_model = model
+        self.base_model, self.training = model, model.training
         self.peft_config: dict[str, LoRAConfig] = {}
-        self.add_adapter(adapter_name, config)
+        self._attach(adapter_name, config, adapters)
         self.set_adapter(adapter_name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs)
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Call the model inside. `adapter_names` gives each row of the batch its own adapter, or "__base__" for none.
+
+        Rows of a batch that differ are for inference: raises ValueError in training mode, while merged, for an
+        unknown name, and for another number of names than rows.
+        """
+        if adapter_names is None:
+            return self.base_model(*args, **kwargs)
+        with self._row_by_row(adapter_names):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Call the inner model's `generate`; `adapter_names` as in `forward`."""
+        inner: Any = self.base_model
+        if adapter_names is None:
+            return inner.generate(*args, **kwargs)
+        with self._row_by_row(adapter_names):
+            return inner.generate(*args, **kwargs)
+
+    @contextmanager
+    def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
+        if isinstance(adapter_names, str) or not adapter_names:
+            raise ValueError(f"adapter_names is a list, one name a row, got {adapter_names!r}")
+        for name in set(adapter_names) - {BASE}:
+            self._check_known(name)
+        layers = self.lora_layers().values()
+        if self.base_model.training:
+            raise ValueError("adapter_names is for inference: call model.eval() first")
+        if any(layer.merged for layer in layers):
+            raise ValueError("adapter_names cannot choose among merged adapters: call unmerge_adapter first")
+        try:
+            for layer in layers:
+                layer.rows = tuple(adapter_names)
+            yield
+        finally:
+            for layer in layers:
+                layer.rows = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -118,17 +172,22 @@ class PeftModel(nn.Module):
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
         """Add a new adapter, random A and zero B; `set_adapter` makes it the one in use."""
+        self._attach(adapter_name, config)
+
+    def _attach(self, adapter_name: str, config: LoRAConfig, adapters: dict[str, LoRA] | None = None) -> None:
+        """Put in these bypasses, or new ones, under a name."""
         if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name):
             raise ValueError(f"an adapter's name is letters, digits, '_' and '-', got {adapter_name!r}")
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All bypasses are made before the first is put in: a bad rank leaves the model as it was.
-        for name, adapter in _new_adapters(self.base_model, config).items():
+        for name, adapter in (adapters or _new_adapters(self.base_model, config)).items():
             layer = self.base_model.get_submodule(name)
             if not isinstance(layer, LoRALinear):
-                layer = LoRALinear(cast(nn.Linear, layer))
+                layer = LoRALinear(cast(nn.Linear, layer), kind=config.kind)
                 _replace(self.base_model, layer.base, layer)
             layer.adapters[adapter_name] = adapter.requires_grad_(False)
+            layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
@@ -136,7 +195,7 @@ class PeftModel(nn.Module):
 
         If an adapter was being trained, the new one now is instead.
         """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         for name in names:
             self._check_known(name)
         training = any(p.requires_grad for p in self.parameters())
@@ -153,6 +212,39 @@ class PeftModel(nn.Module):
             if adapter_name in layer.adapters:
                 del layer.adapters[adapter_name]
         del self.peft_config[adapter_name]
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat"
+    ) -> None:
+        """Add an adapter that changes each weight by Σ weightᵢ·(s·A·B)ᵢ, the weighted sum of what `adapters` change.
+
+        The sum is exact: A₁ and A₂ stand side by side, weighted B₁ above B₂, and ranks add up. Where the rank would
+        pass min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes it the one
+        in use. PEFT's other combination types are not exact sums, and raise ValueError.
+        """
+        if combination_type != "cat":
+            raise ValueError(f"combination_type {combination_type!r} is not supported: 'cat' is, which is exact")
+        if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
+            raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
+        for name in adapters:
+            self._check_known(name)
+            if self.peft_config[name].kind is not LoRA:
+                raise ValueError(f"{name!r} is {self.peft_config[name].kind.__name__}, and only LoRA's changes add up")
+        made = {}
+        for layer_name, layer in self.lora_layers().items():
+            parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
+            if parts:
+                made[layer_name] = _weighted_sum(parts)
+        first = next(iter(made.values()))
+        config = replace(
+            self.peft_config[adapters[0]],
+            target_modules=exact_targets(self.base_model, list(made)),
+            r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
+            rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
+            alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),
+        )  # fmt: skip
+        self._attach(adapter_name, config, made)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -196,6 +288,7 @@ class PeftModel(nn.Module):
     def _take_out(self) -> nn.Module:
         for layer in self.lora_layers().values():
             _replace(self.base_model, layer, layer.base)
+        self.peft_config.clear()
         return self.base_model
 
     # --- files ------------------------------------------------------------------------------------
@@ -203,138 +296,53 @@ class PeftModel(nn.Module):
     def save_pretrained(self, folder: str | Path, adapter_name: str | None = None) -> None:
         """Write an adapter (by default the active one) as a folder that PEFT opens too.
 
-        Layers of our GPT-2 get the names they have in Hugging Face's, so that the adapter fits both.
+        Layers of our GPT-2 get the names they have in Hugging Face's, so that the adapter fits both. A sample of
+        the base's weights goes with it, so that another base is noticed. Raises as `write_adapter` does.
         """
         if adapter_name is None:
             if len(self.active_adapters) != 1:
                 raise ValueError(f"active are {self.active_adapters}: say which of {list(self.peft_config)} to save")
             adapter_name = self.active_adapters[0]
         self._check_known(adapter_name)
-        config = self.peft_config[adapter_name]
+        config, model = self.peft_config[adapter_name], self.base_model
         own = {name: layer for name, layer in self.lora_layers().items() if adapter_name in layer.adapters}
-        layers: Layers = {}
-        transposed = isinstance(self.base_model, GPT2Model)
-        for name, layer in own.items():
-            adapter = layer.adapters[adapter_name]
-            layers[_file_name(self.base_model, name)] = adapter.A, adapter.B
-            transposed = transposed or not isinstance(layer.base, nn.Linear)
-        saved = LoRAConfig(**{**vars(config), "target_modules": _saved_targets(self.base_model, config, list(own))})
-        write_adapter(folder, saved, layers, fan_in_fan_out=transposed)
+        layers = {file_name(model, n): dict(layer.adapters[adapter_name].state_dict()) for n, layer in own.items()}
+        settings = {file_name(model, name): rank_and_alpha(config, model, name) for name in own}
+        saved = replace(
+            config,
+            target_modules=saved_targets(model, config, list(own)),
+            rank_pattern=pattern_of({name: rank for name, (rank, _) in settings.items()}, config.r),
+            alpha_pattern=pattern_of({name: alpha for name, (_, alpha) in settings.items()}, config.lora_alpha),
+        )
+        transposed = isinstance(model, GPT2Model) or any(
+            not isinstance(layer.base, nn.Linear) for layer in own.values()
+        )
+        write_adapter(folder, saved, layers, _base_sample(model, list(own)), fan_in_fan_out=transposed)
 
     @classmethod
-    def from_pretrained(cls, model: nn.Module, folder: str | Path, adapter_name: str = DEFAULT) -> PeftModel:
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        folder: str | Path,
+        adapter_name: str = DEFAULT,
+        *,
+        check_base: bool = True,
+        kind: type[LoRA] = LoRA,
+    ) -> PeftModel:
         """Put a saved adapter into `model`, ready for inference; `enable_lora_training` trains it on.
 
+        `check_base=False` takes the adapter although the base's weights are not those it was made for.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
-        config, layers = read_adapter(folder)
-        _check_fit(model, config, layers, Path(folder))
-        wrapped = cls(model, config, adapter_name)
-        wrapped._fill(adapter_name, layers)
-        return wrapped.requires_grad_(False).eval()
+        config, adapters = _load(model, folder, check_base, kind)
+        return cls(model, config, adapter_name, adapters).requires_grad_(False).eval()
 
-    def load_adapter(self, folder: str | Path, adapter_name: str) -> None:
-        """Add a saved adapter under a name; `set_adapter` makes it the one in use."""
-        config, layers = read_adapter(folder)
-        _check_fit(self.base_model, config, layers, Path(folder))
-        self.add_adapter(adapter_name, config)
-        self._fill(adapter_name, layers)
-
-    @torch.no_grad()
-    def _fill(self, adapter_name: str, layers: Layers) -> None:
-        for name, layer in self.lora_layers().items():
-            if adapter_name in layer.adapters:
-                adapter = layer.adapters[adapter_name]
-                a, b = layers[_file_name(self.base_model, name)]
-                adapter.A.copy_(a)
-                adapter.B.copy_(b)
-
-
-# --- finding layers -------------------------------------------------------------------------------
-
-
-def find_targets(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
-    """The dotted names of the layers that `target_modules` chooses, in the model's order.
-
-    Layers of our GPT-2 are found under their own name and under Hugging Face's (`out_head`, `lm_head`).
-    Raises ValueError as `get_peft_model` does.
-    """
-    modules = _modules(model)
-    linear = [name for name, module in modules.items() if _is_linear(module)]
-    if not linear:
-        raise ValueError(f"there is no linear layer in this {type(model).__name__} (LoRALinear wraps a single layer)")
-    if target_modules == "all-linear":
-        head_of: Any = getattr(model, "get_output_embeddings", lambda: None)
-        head = head_of()
-        found = [name for name in linear if modules[name] is not head]
-    elif isinstance(target_modules, str):
-        found = [name for name in linear if any(_regex(target_modules, n) for n in _names(model, name))]
-        if not found:
-            raise ValueError(
-                f"the regular expression {target_modules!r} matches no whole name of a layer; {_choices(linear)}"
-                f" (for layers by the end of their name pass a list: [{target_modules!r}])"
-            )
-    elif not target_modules:
-        raise ValueError(f"target_modules is empty; {_choices(linear)}")
-    else:
-        found = [name for target in target_modules for name in _find_target(model, modules, linear, target)]
-    chosen = {id(modules[name]): name for name in reversed(modules) if name in found}  # a shared layer counts once
-    return [name for name in modules if name in chosen.values()]
-
-
-def _find_target(model: nn.Module, modules: dict[str, nn.Module], linear: Sequence[str], target: str) -> list[str]:
-    hits = [n for n in modules if any(("." + k).endswith("." + target) for k in _names(model, n))]
-    if not hits:
-        near = difflib.get_close_matches(target.rsplit(".", 1)[-1], _last_parts(linear), n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
-        raise ValueError(f"target {target!r} matches no layer{hint} {_choices(linear)}")
-    for name in hits:
-        if name not in linear:
-            kind = type(modules[name]).__name__
-            raise ValueError(
-                f"target {target!r} finds {name} ({kind}), but LoRA wraps linear layers; {_choices(linear)}"
-            )
-    return hits
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by dotted name, but for what is inside a LoRA layer."""
-    named = dict(model.named_modules(remove_duplicate=False))
-    wrapped = tuple(name + "." for name, module in named.items() if isinstance(module, LoRALinear))
-    return {name: module for name, module in named.items() if name and not name.startswith(wrapped)}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    try:
-        linear_shape(module.base if isinstance(module, LoRALinear) else module)
-    except TypeError:
-        return False
-    return True
-
-
-def _file_name(model: nn.Module, name: str) -> str:
-    """A layer's name in an adapter file: Hugging Face's for our GPT-2, else its own."""
-    return hf_name(name) if isinstance(model, GPT2Model) else name
-
-
-def _names(model: nn.Module, name: str) -> set[str]:
-    """The names that a layer answers to."""
-    return {name, _file_name(model, name)}
-
-
-def _regex(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-
-
-def _choices(linear: Sequence[str]) -> str:
-    return f"the linear layers of this model are called {', '.join(_last_parts(linear))}"
-
-
-def _last_parts(names: Sequence[str]) -> list[str]:
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
+    def load_adapter(
+        self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] = LoRA
+    ) -> None:
+        """Add a saved adapter under a name; `set_adapter` makes it the one in use. As `from_pretrained` otherwise."""
+        config, adapters = _load(self.base_model, folder, check_base, kind)
+        self._attach(adapter_name, config, adapters)
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -350,51 +358,102 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _new_adapters(model: nn.Module, config: LoRAConfig) -> dict[str, LoRA]:
     """A fresh bypass for each layer that the config chooses, by the layer's name; `model` is not touched."""
-    names = find_targets(model, config.target_modules)
+    names = find_targets(model, config.target_modules, config.kind)
     for pattern in {**config.rank_pattern, **config.alpha_pattern}:
-        if not any(_fits(pattern, model, name) for name in names):
+        if not any(fits_name(pattern, model, name) for name in names):
             raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
     adapters = {}
     for name in names:
-        rank = next((v for p, v in config.rank_pattern.items() if _fits(p, model, name)), config.r)
-        alpha = next((v for p, v in config.alpha_pattern.items() if _fits(p, model, name)), config.lora_alpha)
         layer = model.get_submodule(name)
         base = layer.base if isinstance(layer, LoRALinear) else cast(nn.Linear, layer)
+        rank, alpha = rank_and_alpha(config, model, name)
         try:
-            adapters[name] = LoRA.around(base, rank, alpha, config.lora_dropout, use_rslora=config.use_rslora)
+            adapters[name] = config.kind.around(base, rank, alpha, config.lora_dropout, config.use_rslora)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return adapters
 
 
-def _fits(pattern: str, model: nn.Module, name: str) -> bool:
-    """Whether a key of `rank_pattern` is a layer's name, the end of it, or a regular expression for either."""
-    return any(_regex(rf"(.*\.)?({pattern})", n) for n in _names(model, name))
+def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
+    """One bypass whose change is the weighted sum of theirs, with the scale s of the first."""
+    first, (d, k) = parts[0][0], (parts[0][0].A.shape[0], parts[0][0].B.shape[1])
+    a = torch.cat([part.A for part, _ in parts], dim=1)
+    b = torch.cat([weight * part.scale / first.scale * part.B for part, weight in parts])
+    if a.shape[1] > min(d, k):  # the layer takes no higher rank, and at this one either factor can be the identity
+        identity = torch.eye(min(d, k), device=a.device, dtype=a.dtype)
+        a, b = (identity, a @ b) if d <= k else (a @ b, identity)
+    rank = a.shape[1]
+    made = LoRA(d, k, rank, first.scale * rank, first.dropout.p, device=a.device, dtype=a.dtype)
+    made.A.copy_(a)
+    made.B.copy_(b)
+    return made
 
 
-def _check_fit(model: nn.Module, config: LoRAConfig, layers: Layers, folder: Path) -> None:
-    """Raise AdapterError unless the file's layers are those that its config chooses in this model, shape by shape."""
+# --- files: what fits, and what is written --------------------------------------------------------
+
+
+def _load(
+    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA]
+) -> tuple[LoRAConfig, dict[str, LoRA]]:
+    """The config and the filled bypasses of a saved adapter, once all of it has been found to fit `model`."""
+    saved = read_adapter(folder, kind)
     try:
-        wanted = {_file_name(model, name): a for name, a in _new_adapters(model, config).items()}
+        adapters = _new_adapters(model, saved.config)
+        _check_fit({file_name(model, name): adapter for name, adapter in adapters.items()}, saved.layers)
+        if check_base:
+            _check_base(model, list(adapters), saved)
     except ValueError as error:
         raise AdapterError(f"{folder} does not fit this model: {error}") from error
+    for name, adapter in adapters.items():
+        adapter.load_state_dict(saved.layers[file_name(model, name)])
+    return saved.config, adapters
+
+
+def _check_fit(wanted: dict[str, LoRA], layers: Layers) -> None:
+    """Raise ValueError unless the file's layers are those that its config chooses in this model, shape by shape."""
     missing, extra = sorted(wanted.keys() - layers.keys()), sorted(layers.keys() - wanted.keys())
     if missing or extra:
-        raise AdapterError(
-            f"{folder} does not fit this model: it has no weights for {len(missing)} of its layers {missing[:3]}, "
+        raise ValueError(
+            f"it has no weights for {len(missing)} of its layers {missing[:3]}, "
             f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
         )
     for name, adapter in wanted.items():
-        for letter, have, want in zip("AB", layers[name], (adapter.A, adapter.B), strict=True):
-            if have.shape != want.shape:
-                raise AdapterError(
-                    f"{folder} does not fit this model: {letter} of {name} is {tuple(have.shape)}, "
+        for part, want in adapter.named_parameters():
+            if layers[name][part].shape != want.shape:
+                raise ValueError(
+                    f"{part} of {name} is {tuple(layers[name][part].shape)}, "
                     f"this model and the config's rank need {tuple(want.shape)}"
                 )
 
 
-def _saved_targets(model: nn.Module, config: LoRAConfig, names: Sequence[str]) -> list[str]:
-    """Targets as PEFT will understand them: a pattern or "all-linear" is written out, layer by layer."""
-    if isinstance(config.target_modules, str):
-        return [_file_name(model, name) for name in names]
-    return [hf_name(t) if t == "out_head" and isinstance(model, GPT2Model) else t for t in config.target_modules]
+def _check_base(model: nn.Module, names: Sequence[str], saved: AdapterFile) -> None:
+    """Raise ValueError if the base is not the one that the adapter was made for, as far as the file tells."""
+    own, sample = _base_sample(model, names), saved.base_sample
+    weights = {file_name(model, name): _own_weight(model, name) for name in names}
+    same = not (own and sample) or (len(own) == len(sample) and _alike(torch.tensor(own), torch.tensor(sample)))
+    if not same or not all(_alike(weights[n].to(w), w) for n, w in saved.base_weights.items()):
+        raise ValueError("the base has other weights than the one it was made for (check_base=False takes it as it is)")
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two sets of weights are the same but for rounding to float16 or bfloat16."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=2**-8, atol=1e-7)
+
+
+def _own_weight(model: nn.Module, name: str) -> Tensor:
+    """A layer's own weight, (d, k) where it is linear, wrapped or not, merged or not."""
+    layer = model.get_submodule(name)
+    weight = layer.own_weight if isinstance(layer, LoRALinear) else cast(Tensor, layer.weight)
+    return weight.T if isinstance(getattr(layer, "base", layer), nn.Linear) else weight
+
+
+def _base_sample(model: nn.Module, names: Sequence[str], count: int = 64) -> list[float]:
+    """`count` numbers out of the weights of these layers: the base's fingerprint, whatever its precision.
+
+    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight is no float.
+    """
+    weights = [_own_weight(model, names[i * len(names) // count]) for i in range(count)]
+    if not all(weight.is_floating_point() for weight in weights):  # quantised
+        return []
+    places = [int(i * 0.6180339887498949 % 1 * weight.numel()) for i, weight in enumerate(weights)]
+    return [w[torch.unravel_index(torch.tensor(at), w.shape)].item() for w, at in zip(weights, places)]

@@ -164,6 +164,39 @@ def test_page_has_a_knob(page: str) -> None:
     assert soup(page).select(".knob [type=range]")
 
 
+def test_knob_turns_by_mouse_and_by_touch_with_the_network_cut(browser: Browser, address: str) -> None:
+    phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    tab = phone.new_page()
+    tab.goto(address + START)
+    phone.set_offline(True)
+    slider, value = tab.locator(".knob [type=range]").first, tab.locator(".knob output").first
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    tab.mouse.move(box["x"] + 12, middle)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] / 2, middle)
+    tab.mouse.up()
+    half = int(value.inner_text())
+    assert 1 < half < 64
+    tab.touchscreen.tap(box["x"] + box["width"] - 12, middle)
+    assert value.inner_text() == "64"
+    tab.touchscreen.tap(box["x"] + 12, middle)
+    assert value.inner_text() == "1"
+    phone.close()
+
+
+def test_a_copy_on_a_stick_is_a_whole_book(browser: Browser) -> None:
+    tab = browser.new_page()
+    tab.goto((HTML / CHAPTERS[0]).as_uri())
+    tab.evaluate("window.MathJax?.startup?.promise")
+    assert tab.locator("mjx-container").count() > 0
+    knob = tab.locator(".knob").first
+    before = knob.locator(".knob-frames").screenshot()
+    knob.locator("[type=range]").press("ArrowRight")
+    assert knob.locator(".knob-frames").screenshot() != before
+    tab.close()
+
+
 def test_first_turn_within_ten_seconds_on_a_slow_phone(browser: Browser, address: str) -> None:
     tab = browser.new_page(viewport={"width": 390, "height": 844})
     network = tab.context.new_cdp_session(tab)

@@ -1,44 +1,11 @@
 """The wrapper: injection, counts, named adapters, files, and Hugging Face PEFT as the other side."""
 
-import json
-
 import pytest
 import torch
+from small_models import ATTENTION_AND_MLP, IDS, SMALL, small, stir, three_adapters
 from torch import nn
 
-from lora_lib import (
-    GPT_CONFIG_124M,
-    AdapterError,
-    GPT2Config,
-    GPT2Model,
-    LoRAConfig,
-    PeftModel,
-    get_peft_model,
-    load_pretrained,
-)
-
-SMALL = GPT2Config(
-    vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0
-)
-IDS = torch.arange(1, 13).view(2, 6)
-ATTENTION_AND_MLP = ["c_attn", "c_proj", "c_fc"]
-
-
-def small(seed: int = 0) -> GPT2Model:
-    torch.manual_seed(seed)
-    model = GPT2Model(SMALL).eval()
-    for p in model.parameters():
-        nn.init.normal_(p, std=0.2)
-    return model
-
-
-def stir(model: PeftModel, name: str = "default", seed: int = 1) -> PeftModel:
-    """Give an adapter a B that is not zero, as training would."""
-    torch.manual_seed(seed)
-    for layer in model.lora_layers().values():
-        if name in layer.adapters:
-            nn.init.normal_(layer.adapters[name].B, std=0.2)
-    return model.eval()
+from lora_lib import GPT_CONFIG_124M, AdapterError, GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
 
 
 def test_the_original_guide_runs_word_for_word():
@@ -176,6 +143,14 @@ def test_switch_disable_merge_and_delete_in_any_order_come_back_bit_for_bit():
     assert all(torch.equal(v, base_weights[k]) for k, v in plain.state_dict().items())
 
 
+def test_switching_copies_no_weights():
+    model = three_adapters()
+    before = [(name, p.data_ptr()) for name, p in model.named_parameters()]
+    for name in ("b", ["c", "default"], [], "default"):
+        model.set_adapter(name)
+        assert [(name, p.data_ptr()) for name, p in model.named_parameters()] == before
+
+
 def test_unknown_and_duplicate_names_are_refused():
     model = get_peft_model(small(), ["c_attn"], 4)
     for call in (model.set_adapter, model.delete_adapter):
@@ -220,48 +195,6 @@ def test_saved_and_loaded_again_bit_for_bit_and_small(tmp_path):
     assert torch.equal(again.eval()(IDS), model(IDS))
 
 
-@pytest.fixture
-def hf_small(tmp_path):
-    """The same small GPT-2 as Hugging Face's class: returns a function that makes a new one."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    for p in theirs.parameters():
-        nn.init.normal_(p, std=0.2)
-    theirs.save_pretrained(tmp_path / "base")
-    return lambda: transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
-
-
-@pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn about each other
-@pytest.mark.parametrize("targets", [ATTENTION_AND_MLP, "all-linear", r"h\.\d\.attn\..*", ["lm_head", "c_attn"]])
-def test_peft_opens_ours_and_we_open_theirs(tmp_path, hf_small, targets):
-    peft = pytest.importorskip("peft")
-    ours = stir(get_peft_model(load_pretrained(tmp_path / "base")[0], targets, 4, 8))
-    ours.save_pretrained(tmp_path / "ours")
-    opened = peft.PeftModel.from_pretrained(hf_small(), tmp_path / "ours").eval()
-    torch.testing.assert_close(opened(IDS).logits, ours(IDS), atol=1e-5, rtol=1e-5)
-    # and back: what PEFT saves of it opens here
-    opened.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
-    back = PeftModel.from_pretrained(load_pretrained(tmp_path / "base")[0], tmp_path / "theirs")
-    assert torch.equal(back(IDS), ours(IDS))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_wrapper_works_on_hugging_faces_own_model(tmp_path, hf_small):
-    peft = pytest.importorskip("peft")
-    wrapped = stir(get_peft_model(hf_small(), ["c_attn", "c_proj"], 4, 8))  # Conv1D layers
-    wrapped.save_pretrained(tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
-    opened = peft.PeftModel.from_pretrained(hf_small(), tmp_path / "adapter").eval()
-    torch.testing.assert_close(opened(IDS).logits, wrapped(IDS).logits, atol=1e-5, rtol=1e-5)
-    ours = PeftModel.from_pretrained(load_pretrained(tmp_path / "base")[0], tmp_path / "adapter")
-    torch.testing.assert_close(ours(IDS), wrapped(IDS).logits, atol=1e-5, rtol=1e-5)
-
-
 def test_any_module_can_be_wrapped():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     assert get_peft_model(model, ["0", "2"], 2).get_nb_trainable_parameters()[0] == 2 * (6 + 8) + 2 * (8 + 3)
@@ -302,3 +235,180 @@ def test_an_adapter_for_another_base_is_refused(tmp_path, change):
     with pytest.raises(AdapterError, match="does not fit this model"):
         PeftModel.from_pretrained(model, tmp_path)
     assert not any("adapters" in name for name, _ in model.named_modules())
+
+
+def test_loading_into_a_model_in_evaluation_mode_switches_no_dropout_on(tmp_path):
+    stir(get_peft_model(small(), ["c_attn"], 4, lora_dropout=0.5)).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(small(), tmp_path)
+    model.load_adapter(tmp_path, "b")
+    for name in ("default", "b"):
+        model.set_adapter(name)
+        assert not any(m.training for m in model.modules()) and torch.equal(model(IDS), model(IDS))
+    wrapped = get_peft_model(small(), ["c_attn"], 4)
+    assert not any(m.training for m in wrapped.modules())  # a model keeps the mode that it comes in
+
+
+# --- weighted sums of adapters --------------------------------------------------------------------
+
+
+def deltas(model, name):
+    own = {n: layer for n, layer in model.lora_layers().items() if name in layer.adapters}
+    return {n: layer.adapters[name].delta().detach() for n, layer in own.items()}
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [0.5, -2, 0.25], [-1, 0, 3]])
+def test_a_weighted_adapter_changes_the_weights_by_the_weighted_sum(tmp_path, weights):
+    model, names = three_adapters(), ["default", "b", "c"]
+    model.add_weighted_adapter(names, weights, "sum")
+    parts, found = [deltas(model, name) for name in names], deltas(model, "sum")
+    assert found.keys() == parts[0].keys() | parts[1].keys() | parts[2].keys() and len(found) == 7
+    for layer, delta in found.items():
+        wanted = sum(w * part[layer] for w, part in zip(weights, parts) if layer in part)
+        torch.testing.assert_close(delta, wanted, atol=2e-6, rtol=1e-5, msg=layer)
+    model.set_adapter("sum")
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(small(), tmp_path)
+    assert torch.equal(again(IDS), model(IDS))
+    torch.testing.assert_close(model.merge_and_unload()(IDS), again(IDS), atol=1e-4, rtol=1e-4)
+
+
+def test_one_adapter_at_weight_1_is_the_identity_bit_for_bit():
+    model = three_adapters()
+    for name in ("default", "b", "c"):
+        model.set_adapter(name)
+        before = model(IDS)
+        model.add_weighted_adapter([name], [1], name + "2")
+        assert torch.equal(model(IDS), before) and model.active_adapters == [name]  # nothing switches by itself
+        model.set_adapter(name + "2")
+        assert torch.equal(model(IDS), before)
+        model.add_weighted_adapter([name, name], [1.5, -1.5], name + "0")
+        model.set_adapter(name + "0")
+        with model.disable_adapter():
+            base = model(IDS)
+        torch.testing.assert_close(model(IDS), base, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 40), (40, 6), (6, 6)])
+def test_a_sum_beyond_the_layers_size_is_still_the_sum(inputs, outputs):
+    model = get_peft_model(nn.Sequential(nn.Linear(inputs, outputs)), ["0"], 4)
+    model.add_adapter("b", LoRAConfig(["0"], r=5))
+    stir(stir(model), "b", 2)
+    model.add_weighted_adapter(["default", "b"], [1, -0.5], "sum")
+    assert model.peft_config["sum"].r == 6 == model.lora_layers()["0"].adapters["sum"].A.shape[1]
+    wanted = deltas(model, "default")["0"] - 0.5 * deltas(model, "b")["0"]
+    torch.testing.assert_close(deltas(model, "sum")["0"], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_sum_can_be_trained_on():
+    model = three_adapters()
+    model.add_weighted_adapter(["default", "b"], [0.5, 0.5], "sum")
+    model.set_adapter("sum")
+    model.enable_lora_training()
+    model(IDS).sum().backward()
+    assert model.lora_layers()["h.0.attn.c_attn"].adapters["sum"].A.grad.any()
+
+
+# --- a batch whose rows use different adapters ------------------------------------------------------
+
+
+def test_each_row_of_a_batch_has_its_own_adapter():
+    model, ids = three_adapters(), torch.randint(0, 97, (5, 6))
+    rows = ["c", "__base__", "default", "b", "c"]
+    mixed = model(ids, adapter_names=rows)
+    for i, name in enumerate(rows):
+        model.set_adapter([] if name == "__base__" else name)
+        torch.testing.assert_close(mixed[i], model(ids[i : i + 1])[0], atol=1e-5, rtol=1e-5)
+    model.set_adapter("b")
+    together = model(ids, adapter_names=["b"] * 5)
+    torch.testing.assert_close(model(ids), together, atol=1e-5, rtol=1e-5)  # and the next call has its own again
+
+
+def test_rows_generate_with_their_own_adapter():
+    model, ids = three_adapters(), torch.randint(0, 97, (4, 5))
+    rows = ["b", "default", "__base__", "c"]
+    mixed = model.generate(ids, 8, adapter_names=rows, prompt_lengths=[5, 3, 4, 5])
+    for i, (name, length) in enumerate(zip(rows, [5, 3, 4, 5])):
+        model.set_adapter([] if name == "__base__" else name)
+        assert torch.equal(mixed[i, : length + 8], model.generate(ids[i : i + 1, :length], 8)[0])
+    assert len({tuple(row.tolist()) for row in mixed[:, 5:]}) > 1
+
+
+def test_rows_that_cannot_be_served_are_refused_and_the_next_call_is_as_before():
+    model = three_adapters()
+    before = model(IDS)
+    for names, message in [
+        (["b"], "names 1 adapters for a batch of 2 rows"),
+        (["b", "x"], "no adapter called 'x'"),
+        ("b", "is a list, one name a row, got 'b'"),
+        ([], "is a list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(IDS, adapter_names=names)
+    with pytest.raises(ValueError, match="for inference"):
+        model.train()(IDS, adapter_names=["b", "b"])
+    model.eval().merge_adapter()
+    with pytest.raises(ValueError, match="call unmerge_adapter first"):
+        model(IDS, adapter_names=["b", "b"])
+    model.unmerge_adapter()
+    assert torch.equal(model(IDS), before)
+
+
+# --- the base that an adapter was made for --------------------------------------------------------
+
+
+def test_an_adapter_notices_a_base_with_other_weights(tmp_path):
+    model = stir(get_peft_model(small(), ["c_attn"], 4))
+    model.save_pretrained(tmp_path)
+    other, barely = small(seed=1), small()
+    with torch.no_grad():
+        barely.h[1].attn.c_attn.weight *= 1.01  # no more than what some further training would do
+    for base in (other, barely):
+        with pytest.raises(AdapterError, match="other weights than the one it was made for .check_base=False"):
+            PeftModel.from_pretrained(base, tmp_path)
+        assert not any("adapters" in name for name, _ in base.named_modules())
+    taken = PeftModel.from_pretrained(barely, tmp_path, check_base=False)
+    assert taken.active_adapters == ["default"]
+    wrapped = get_peft_model(small(seed=1), ["c_attn"], 4)
+    with pytest.raises(AdapterError, match="other weights"):
+        wrapped.load_adapter(tmp_path, "b")
+    wrapped.load_adapter(tmp_path, "b", check_base=False)
+
+
+@pytest.mark.parametrize("made_in", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("opened_in", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_same_base_in_another_precision_is_the_same_base(tmp_path, made_in, opened_in):
+    model = get_peft_model(small().to(made_in), "all-linear", 4)
+    model.save_pretrained(tmp_path)
+    opened = PeftModel.from_pretrained(small().to(made_in).to(opened_in), tmp_path)
+    stir(opened).merge_adapter()  # a merged weight stands in for the base's own, which is what counts
+    opened.load_adapter(tmp_path, "b")
+
+
+def test_a_quantised_base_is_not_compared(tmp_path):
+    get_peft_model(small(), ["c_attn"], 4).save_pretrained(tmp_path)
+    base = small(seed=1)
+    for block in base.h:
+        block.attn.c_attn.weight = nn.Parameter(torch.zeros(72, 24, dtype=torch.int8), requires_grad=False)
+    assert PeftModel.from_pretrained(base, tmp_path).active_adapters == ["default"]
+
+
+# --- names that are the end of other names --------------------------------------------------------
+
+
+def test_a_layer_whose_name_is_the_end_of_another_is_saved_exactly(tmp_path):
+    def base():
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+        return nn.Sequential(nn.Linear(6, 6), inner, nn.Linear(6, 6))
+
+    model = stir(get_peft_model(base(), "0|2", 2, rank_pattern={"2": 3}))
+    assert model.lora_layers().keys() == {"0", "2"}
+    model.save_pretrained(tmp_path / "a")
+    again, x = PeftModel.from_pretrained(base(), tmp_path / "a"), torch.randn(4, 6)
+    assert torch.equal(again(x), model(x)) and again.lora_layers().keys() == {"0", "2"}
+    ranks = {"1.0": 1, "1.2": 2, "0": 4, "2": 3}
+    model = stir(get_peft_model(base(), r"(1\.)?[02]", 2, 5, rank_pattern=ranks, alpha_pattern={"1.2": 1, "0": 4}))
+    model.save_pretrained(tmp_path / "b")
+    again = PeftModel.from_pretrained(base(), tmp_path / "b")
+    assert torch.equal(again(x), model(x))
+    assert [la.adapters["default"].A.shape[1] for la in again.lora_layers().values()] == [4, 1, 2, 3]

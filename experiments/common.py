@@ -1,0 +1,310 @@
+"""What the experiments share: rows that survive an interruption, and one training run on E2E, measured.
+
+A script asks `Rows.run` for one row after the other. A row is written as soon as its run is done, and a run whose
+row is in the file already (same settings) is not done again: a script that was stopped goes on where it was.
+Several scripts write to `results/e2e.csv`, so a run that two questions need is done once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import sacrebleu
+import torch
+from torch import nn
+
+from lora_lib import (
+    GPT2Model,
+    PeftModel,
+    Tokenizer,
+    find_targets,
+    get_peft_model,
+    load_pretrained,
+    save_pretrained_folder,
+)
+from lora_lib.analysis import low_rank_factors, text_windows
+from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
+from lora_lib.datasets import load_e2e
+from lora_lib.generation import generate_text
+from lora_lib.training import PAD, History, evaluate, fit
+
+RESULTS = Path(__file__).parent / "results"
+LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+TARGETS: dict[str, Sequence[str] | str] = {
+    "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
+}  # fmt: skip
+Row = dict[str, Any]
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+class Rows:
+    """A CSV of runs: `run` returns the row with these settings, and makes it if the file lacks it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, list[Row]()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open(newline="", encoding="utf8") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def run(self, settings: Row, measure: Callable[[], Row]) -> Row:
+        """The row of `settings`: from the file, or what `measure` finds, written down at once."""
+        for row in self.rows:
+            if all(row[name] == str(value) for name, value in settings.items()):
+                return row
+        row = {**settings, **measure(), **environment()}
+        if self.rows and list(row) != list(self.rows[0]):
+            raise ValueError(f"{self.path} has columns {list(self.rows[0])}, this run {list(row)}: use another --out")
+        with self.path.open("a", newline="", encoding="utf8") as file:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        row = {name: str(value) for name, value in row.items()}
+        self.rows.append(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items() if len(value) < 20), flush=True)
+        return row
+
+
+def environment() -> Row:
+    """Versions and machine, the last columns of every row."""
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"torch": torch.__version__, "machine": f"{machine}, {torch.get_num_threads()} threads"}
+
+
+def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt2-mini", help="a name that load_pretrained knows, or a folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--out", type=Path, default=RESULTS / out)
+    return parser
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
+    """The share of targets that are the likeliest; targets of -100 do not count."""
+    model.eval()
+    where, right, count = next(model.parameters()).device, 0, 0
+    for ids, targets in batches(examples, 64, PAD, shuffle=False):
+        right += int((model(ids.to(where)).argmax(-1).cpu() == targets).sum())  # no token is called -100
+        count += int((targets != IGNORE).sum())
+    return right / count
+
+
+# --- one run on E2E -------------------------------------------------------------------------------
+
+
+def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    """`arguments`, and what a run on E2E can be told."""
+    parser = arguments(doc, "e2e.csv", seeds)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=64, help="longer examples are left out")
+    parser.add_argument("--prose", type=Path, help="a text file; the loss on it tells what was forgotten")
+    parser.add_argument("--keep", type=Path, default=Path("runs/e2e"), help="where trained weights go")
+    return parser
+
+
+@dataclass
+class E2E:
+    """The task, loaded once: runs on it go to `rows`, trained weights to `keep`."""
+
+    args: argparse.Namespace
+    rows: Rows
+    tokenizer: Tokenizer
+    train: list[Encoded]
+    validation: list[Encoded]
+    meanings: list[Restaurant]
+    prose: list[Encoded]
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> E2E:
+        """Examples up to max_length tokens: all of the training set, 150 of the validation set; 40 of its meanings."""
+        model, tokenizer = load_pretrained(args.model)
+        data, rng = load_e2e(), random.Random(0)
+        sets = []
+        for part in (data.train, data.validation):
+            encoded = encode_examples(to_examples(part), tokenizer, model.config.n_positions)
+            sets.append([e for e in encoded if len(e[0]) <= args.max_length])
+        validation = rng.sample(sets[1], min(150, len(sets[1])))
+        meanings = rng.sample(data.validation, min(40, len(data.validation)))
+        prose: list[Encoded] = []
+        if args.prose:
+            length = min(256, model.config.n_positions)
+            prose = text_windows(args.prose.read_text(encoding="utf8"), tokenizer, length, count=16)
+        return cls(args, Rows(args.out), tokenizer, sets[0], validation, meanings, prose)
+
+    def run(
+        self, method: str, learning_rate: float, seed: int, *, rank: int = 0, alpha: float = 32,
+        targets: str = "all", use_rslora: bool = False, init: str = "default", lora_plus: float = 1,
+    ) -> Row:  # fmt: skip
+        """One row: train with `method` "lora", "full" (rank 0) or "base" (not at all), measure, keep the weights."""
+        settings = {
+            "model": self.args.model, "method": method, "targets": targets, "rank": rank, "alpha": alpha,
+            "use_rslora": use_rslora, "init": init, "lora_plus": lora_plus, "learning_rate": learning_rate,
+            "steps": self.args.steps, "batch_size": self.args.batch_size, "max_length": self.args.max_length,
+            "seed": seed,
+        }  # fmt: skip
+        return self.rows.run(settings, lambda: self.measure(settings))
+
+    def loss(self, method: str, learning_rate: float, seed: int, **settings: Any) -> float:
+        """`run`'s validation loss, infinite where it is not a number."""
+        loss = float(self.run(method, learning_rate, seed, **settings)["validation_loss"])
+        return loss if math.isfinite(loss) else math.inf
+
+    def measure(self, settings: Row) -> Row:
+        model, _ = load_pretrained(self.args.model)
+        model.to(device())
+        torch.manual_seed(settings["seed"])
+        trained = prepare(model, settings)
+        trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+        start = time.process_time()
+        history = History() if settings["method"] == "base" else self.train_model(trained, settings)
+        cpu_seconds = time.process_time() - start  # what a run costs; on a busy machine the clock tells more than that
+        return {
+            **self.quality(trained),
+            "trainable": trainable,
+            "file_bytes": save(trained, self.tokenizer, self.args.keep / slug(settings)),
+            "train_seconds": round(history.seconds, 1),
+            "train_cpu_seconds": round(cpu_seconds, 1),
+            "train_tokens": history.tokens,
+            "curve": curve(history.loss, every=10),
+        }
+
+    def train_model(self, model: nn.Module, settings: Row) -> History:
+        try:
+            return fit(
+                model, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
+                learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
+            )  # fmt: skip
+        except FloatingPointError:  # it diverged: a result, too
+            return History(loss=[math.inf])
+
+    def quality(self, model: nn.Module) -> Row:
+        """Validation loss, BLEU, share of values told letter for letter, loss on prose."""
+        texts = generate_text(model, self.tokenizer, [r.prompt for r in self.meanings], 48)
+        most = max(len(r.references) for r in self.meanings)
+        references = [[r.references[i] if i < len(r.references) else None for r in self.meanings] for i in range(most)]
+        return {
+            "validation_loss": round(evaluate(model, self.validation), 4),
+            "bleu": round(sacrebleu.corpus_bleu(texts, references).score, 2),
+            "values_told": round(values_told(texts, self.meanings), 4),
+            "prose_loss": round(evaluate(model, self.prose, batch_size=4), 4) if self.prose else "",
+        }
+
+
+def prepare(model: GPT2Model, settings: Row) -> nn.Module:
+    """The model as `settings` say: with LoRA; "full", all of it trainable (targets "all") or the matrices that LoRA
+    would adapt and nothing else (targets "matrices"); or "base", as it is.
+
+    LoRA+ (arXiv 2402.12354) gives B a learning rate `lora_plus` times A's. AdamW moves a weight by the same step
+    whatever the size of its gradient, and B starts at zero, so a B that moves in steps c times as large is a B of
+    ordinary steps with c times the scale. That is how it is done here; tests/test_experiments.py compares the two.
+    """
+    if settings["method"] == "base":
+        return model.requires_grad_(False)
+    if settings["method"] == "full":
+        model.requires_grad_(settings["targets"] == "all")
+        for name in find_targets(model, "all-linear"):
+            cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
+        return model
+    rank, alpha = settings["rank"], settings["alpha"] * settings["lora_plus"]
+    wrapped = get_peft_model(model, TARGETS[settings["targets"]], rank, alpha, use_rslora=settings["use_rslora"])
+    if settings["init"] == "pissa":
+        pissa(wrapped)
+    return wrapped.enable_lora_training()
+
+
+@torch.no_grad()
+def pissa(model: PeftModel) -> None:
+    """Start each adapter as the best rank-r part of its W, and take that part out of W (arXiv 2404.02948)."""
+    for layer in model.lora_layers().values():
+        (adapter,) = (layer.adapters[name] for name in layer.active)
+        A, B = low_rank_factors(layer.base.weight.T, adapter.A.shape[1])
+        share = (A.norm(dim=0) / adapter.scale).sqrt()  # A and B get the root of each singular value
+        adapter.A.copy_(A / A.norm(dim=0) * share)
+        adapter.B.copy_(share[:, None] * B)
+        layer.base.weight -= adapter.delta().T
+
+
+def values_told(texts: Sequence[str], meanings: Sequence[Restaurant]) -> float:
+    """The share of names, neighbours, kinds of place and cuisines that stand in the texts as they are in the meaning.
+
+    Crowd workers word prices, ratings and places freely, so those cannot be read off E2E's texts without error.
+    """
+    slots = ("name", "near", "eatType", "food")
+    told = [r.meaning[s].lower() in text.lower() for text, r in zip(texts, meanings) for s in slots if s in r.meaning]
+    return sum(told) / len(told)
+
+
+def curve(loss: Sequence[float], every: int) -> str:
+    """Means of so many losses in a row, written with spaces. No example comes twice, so they are of unseen data."""
+    means = (sum(loss[i : i + every]) / len(loss[i : i + every]) for i in range(0, len(loss), every))
+    return " ".join(f"{mean:.3f}" for mean in means)
+
+
+def slug(settings: Row) -> str:
+    """A name for a run's folder, from its settings or from its row."""
+    names = (
+        "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate", "steps", "batch_size",
+        "max_length", "seed",
+    )  # fmt: skip
+    return "-".join([Path(settings["model"]).name, *(str(settings[name]) for name in names)])
+
+
+def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> int:
+    """Write the adapter, or the whole model; returns the size of the weights in bytes."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+    else:
+        save_pretrained_folder(model, tokenizer, folder)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+# --- learning rates -------------------------------------------------------------------------------
+
+
+def rate(step: int) -> float:
+    """Learning rates a factor of about 3 apart: rate(0) = 0.001, rate(1) = 0.003, rate(-1) = 0.0003."""
+    return float(f"{(1, 3)[step % 2]}e{step // 2 - 3}")
+
+
+def tune(loss_at: Callable[[float], float], start: int) -> float:
+    """The best rate(step): from `start` on, downhill, until both neighbours are worse."""
+    losses: dict[int, float] = {}
+
+    def at(step: int) -> float:
+        if step not in losses:
+            losses[step] = loss_at(rate(step))
+        return losses[step]
+
+    best = start
+    while True:
+        better = min((best - 1, best, best + 1), key=at)
+        if better == best:
+            return rate(best)
+        best = better
+
+
+def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> None:
+    """Tune the learning rate on the first seed, run the best on the others."""
+    first, *others = seeds
+    best = tune(lambda rate: task.loss(learning_rate=rate, seed=first, **settings), start)
+    for seed in others:
+        task.run(learning_rate=best, seed=seed, **settings)
