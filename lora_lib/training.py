@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAD = 0  # any token will do: padding stands to the right of what is read and its targets are ignored
-LOGITS = 2**23  # that `chunked_cross_entropy` holds at once: 32 MiB in float32
+LOGITS = 2**22  # that `chunked_cross_entropy` holds at once: 16 MiB in float32
 
 
 @dataclass
