@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-NOTEBOOKS := book/intro.ipynb $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(wildcard book/*.ipynb) $(wildcard notebooks/*.ipynb)
 # The kernel called python3 is the one in .venv, even where the reader has another in their home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 # All pages each time: a page that is not built again keeps links to anchors that have moved.

@@ -35,9 +35,9 @@ from lora_lib.analysis import low_rank_factors, text_windows
 from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
 from lora_lib.datasets import load_e2e
 from lora_lib.generation import generate_text
+from lora_lib.results import FOLDER as RESULTS
 from lora_lib.training import PAD, History, evaluate, fit
 
-RESULTS = Path(__file__).parent / "results"
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],

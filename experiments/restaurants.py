@@ -1,6 +1,6 @@
 """Chapter 5's training over several seeds: loss and slot accuracy before and after, kept as rows of a CSV.
 
-    python experiments/restaurants.py [--seeds 0 1 2] [--model gpt2-mini] [--out experiments/results/restaurants.csv]
+    python experiments/restaurants.py [--seeds 0 1 2] [--model gpt2-mini] [--out lora_lib/results/restaurants.csv]
 
 Each seed draws its own restaurants, its own A and its own order of examples. A row is written as soon as
 its run is done; runs that the file already holds (same settings) are skipped.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lora_lib.data import Encoded
 from lora_lib.lora_linear import LoRALinear
-from lora_lib.peft_wrapper import PeftModel, find_targets
+from lora_lib.peft_wrapper import PeftModel
+from lora_lib.targets import find_targets
 from lora_lib.tokenizer import Tokenizer
 
 

@@ -94,7 +94,7 @@ def test_subspace_similarity_by_hand():
 
 
 def test_amplification_by_hand():
-    W = torch.diag(torch.tensor([8.0, 4.0, 0.5]))
+    W = torch.tensor([[8.0, 0, 0], [0, 4, 0], [6, 0, 0.5]])  # the 6 leads from the third input to another output
     delta = torch.diag(torch.tensor([0.0, 2.0, 3.0]))  # its strongest direction is W's weakest
     assert amplification(delta, W, 1) == pytest.approx(3 / 0.5)
     assert amplification(delta, W, 2) == pytest.approx(13**0.5 / (4**2 + 0.5**2) ** 0.5)

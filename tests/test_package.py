@@ -26,8 +26,9 @@ def test_wheel_carries_the_library_and_gpt2_mini(root: Path, tmp_path: Path) -> 
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    source = {path.relative_to(root).as_posix() for path in (root / "lora_lib").glob("*.py")}
+    source = {path.relative_to(root).as_posix() for path in (root / "lora_lib").rglob("*.py")}
     data = {f"lora_lib/gpt2_mini/{name}" for name in ("model.safetensors", "config.json", "bpe.tiktoken", "README.md")}
+    data |= {path.relative_to(root).as_posix() for path in (root / "lora_lib").rglob("*.csv")}
     assert source | data | {"lora_lib/py.typed"} <= inside
     assert wheel.stat().st_size < 20_000_000
 

@@ -1,0 +1,68 @@
+"""What long runs found, kept as rows: one CSV for each experiment, written by the scripts in `experiments/`."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent
+Row = dict[str, Any]
+
+
+class Mean(NamedTuple):
+    """A mean over runs, its sample standard deviation (0 for a single run), and how many runs there are."""
+
+    mean: float
+    spread: float
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.spread:.2f}" if self.runs > 1 else f"{self.mean:.2f}"
+
+
+def load_results(name: str) -> list[Row]:
+    """The rows of one experiment, a dict a run; numbers are numbers, and what was not measured is None.
+
+    Raises FileNotFoundError, with the names there are, for any other.
+    """
+    path = FOLDER / f"{name}.csv"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.csv")))
+        raise FileNotFoundError(f"there are no results called {name!r}; there are {names}")
+    with path.open(newline="", encoding="utf8") as file:
+        return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def select(rows: Iterable[Row], **settings: Any) -> list[Row]:
+    """The rows with these settings: `select(rows, method="lora", rank=8)`."""
+    return [row for row in rows if all(row[key] == value for key, value in settings.items())]
+
+
+def means(rows: Iterable[Row], by: str | Sequence[str], measure: str) -> dict[Any, Mean]:
+    """The mean of `measure` over the runs that agree in `by`, for each of its values, in their order of size.
+
+    `by` is the name of a column, or several: the keys are then tuples.
+    """
+    groups: dict[Any, list[float]] = {}
+    for row in rows:
+        if row[measure] is not None:
+            key = row[by] if isinstance(by, str) else tuple(row[name] for name in by)
+            groups.setdefault(key, []).append(row[measure])
+    return {
+        key: Mean(statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v))
+        for key, v in sorted(groups.items())
+    }
+
+
+def _value(text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
