@@ -61,11 +61,13 @@ def block_bytes(config: GPT2Config, tokens: int, bf16: bool = False) -> int:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Measures the bytes of all tensors made while it is on: `held` now, `peak` at most. On any device.
+    """Measures the bytes of all tensors made while it is on: `held` now, `peak` at most.
 
-    with PeakMemory() as memory:
-        step()
-    print(memory.peak)
+    It needs no GPU, and works on one::
+
+        with PeakMemory() as memory:
+            step()
+        print(memory.peak)
     """
 
     held = peak = 0
