@@ -152,7 +152,7 @@ class GPT2Model(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         """From now on training keeps each block's input alone, and computes the rest of the block a second time.
 
-        Less memory for about a third more work in the blocks (Chen et al., 2016, arXiv 1604.06174).
+        Less memory for more work: a block's forward pass a second time (Chen et al., 2016, arXiv 1604.06174).
         """
         self.gradient_checkpointing = True
 

@@ -133,11 +133,9 @@ class LoRALinear(nn.Module):
         if self.rows:
             return self._add_row_by_row(x, self.base(x))
         bypasses = [] if self.merged else [self.adapters[name] for name in self.active]
-        fuse = bool(bypasses) and _can_fuse(self.base, bypasses[0])
-        y = _fused(self.base, bypasses.pop(0), x) if fuse else self.base(x)
-        for bypass in bypasses:
-            y = y + bypass(x)
-        return y
+        if _can_fuse(self.base, bypasses):
+            return _fused(self.base, bypasses, x)
+        return sum((bypass(x) for bypass in bypasses), self.base(x))
 
     def _add_row_by_row(self, x: Tensor, y: Tensor) -> Tensor:
         if len(x) != len(self.rows):
@@ -189,9 +187,9 @@ class _Fused(torch.autograd.Function):
 
     What `base(x) + bypass(x)` says, cheaper: the bypass is added into the base's output, and all that is kept
     for the backward pass is x, A and B. x·A is computed again there, r/k of the base's cost. With g (N, k) the
-    gradient of the output,
+    gradient of the output, and h = s·B·gᵀ (r, N),
 
-        dx = g·Wᵀ + s·(g·Bᵀ)·Aᵀ        dA = s·xᵀ·(g·Bᵀ)        dB = s·(x·A)ᵀ·g
+        dx = g·Wᵀ + hᵀ·Aᵀ        dA = (h·x)ᵀ        dB = s·(x·A)ᵀ·g
 
     `keep` (N, d) says which of the bypass's inputs dropout has kept; their factor 1 / (1 - p) is in the scale.
     """
@@ -214,39 +212,48 @@ class _Fused(torch.autograd.Function):
         x, weight, A, B, keep = ctx.saved_tensors
         weight, A, B = weight.to(g.dtype), A.to(g.dtype), B.to(g.dtype)
         kept = x if keep is None else x * keep
-        h = ctx.s * (g @ B.T)
+        h = ctx.s * (B @ g.T)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
             dx = g @ weight
             into = None if torch.is_grad_enabled() else dx  # what is differentiated again is not written over
-            dx = torch.addmm(dx, h, A.T, out=into) if keep is None else dx.addcmul_(h @ A.T, keep)
+            dx = torch.addmm(dx, h.T, A.T, out=into) if keep is None else dx.addcmul_(h.T @ A.T, keep)
         if ctx.needs_input_grad[3]:
-            dA = kept.T @ h
+            dA = (h @ kept).T
         if ctx.needs_input_grad[4]:
-            dB = ctx.s * (kept @ A).T @ g
+            dB = ctx.s * (g.T @ (kept @ A)).T  # in this order a CPU is faster with a g of many columns
         return dx, None, None, dA, dB, None, None
 
 
-def _fused(base: nn.Linear, bypass: LoRA, x: Tensor) -> Tensor:
-    """`base(x) + bypass(x)` through `_Fused`, for x (…, d)."""
-    kind = x.device.type
+def _fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
+    """`base(x)` plus the bypasses' outputs through `_Fused`, for x (…, d)."""
+    kind, first = x.device.type, bypasses[0]
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))  # here, so that the narrow copy is the one that is kept
+    A: Tensor = first.A
+    B: Tensor = first.B
+    s, p = first.scale, _dropout(first)
+    if len(bypasses) > 1:  # several bypasses are one, of the sum of their ranks
+        A, B, s = torch.cat([b.A for b in bypasses], 1), torch.cat([b.scale * b.B for b in bypasses]), 1
     rows = x.reshape(-1, x.shape[-1])
-    p = bypass.dropout.p if bypass.training else 0.0
     keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
     weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
-    y: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
-        rows, weight, base.bias, bypass.A, bypass.B, bypass.scale / (1 - p), keep
-    )
+    y: Tensor = _Fused.apply(rows, weight, base.bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _can_fuse(base: nn.Module, bypass: LoRA) -> bool:
-    """Whether both are the plain layers that `_Fused` knows: base frozen, and no hook that is to see its output."""
-    plain = type(bypass) is LoRA and (type(base) is nn.Linear or type(base).__name__ == "Conv1D")
-    learns = any(p.requires_grad for p in base.parameters())
-    return plain and not (learns or base._forward_hooks or base._forward_pre_hooks)
+def _can_fuse(base: nn.Module, bypasses: Sequence[LoRA]) -> bool:
+    """Whether these are the plain layers that `_Fused` knows: base frozen, and no hook that is to see its output."""
+    plain = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
+    if not bypasses or not plain or any(type(bypass) is not LoRA for bypass in bypasses):
+        return False
+    if base._forward_hooks or base._forward_pre_hooks or any(p.requires_grad for p in base.parameters()):
+        return False
+    return len(bypasses) == 1 or not any(map(_dropout, bypasses))  # each drops inputs of its own choice
+
+
+def _dropout(bypass: LoRA) -> float:
+    return bypass.dropout.p if bypass.training else 0.0
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

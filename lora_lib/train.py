@@ -1,9 +1,11 @@
 """Train an adapter from a small config, in one process or in several.
 
+With a config in a file, of which more below::
+
     python -m lora_lib.train config.json
     torchrun --nproc-per-node=2 -m lora_lib.train config.json
 
-The config is one JSON object. Only "data" and "output" must be in it:
+The config is one JSON object. Only "data" and "output" must be in it::
 
     {
       "data": "examples.jsonl",       one {"prompt": …, "completion": …} a line; or "restaurants", the book's own task

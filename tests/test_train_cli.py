@@ -104,3 +104,46 @@ def test_what_is_no_config_or_no_example_is_refused_with_its_place(tmp_path):
         with pytest.raises(ValueError, match="file.json, line 2: expected a prompt and a completion"):
             read_examples(str(file))
     assert len(read_examples("restaurants")) > 1500
+
+
+SHARED = """
+import copy, torch
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.training import loss_sum
+
+dist.init_process_group("gloo")
+rank, processes = dist.get_rank(), dist.get_world_size()
+torch.manual_seed(0)
+config = GPT2Config(500, 32, n_embd=64, n_head=4, n_layer=2, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0)
+whole = get_peft_model(GPT2Model(config), "all-linear", 4).enable_lora_training()
+for layer in whole.lora_layers().values():
+    torch.nn.init.normal_(layer.adapters["default"].B, std=0.05)
+shared = copy.deepcopy(whole)
+for block in shared.h:
+    fully_shard(block)
+fully_shard(shared)
+ids = torch.randint(500, (4, 32))
+logits = shared(ids[rank::processes])
+F.cross_entropy(logits.flatten(0, 1), ids[rank::processes].flatten()).backward()
+(loss_sum(whole, ids, ids) / ids.numel()).backward()
+learned = dict(whole.named_parameters())
+for name, p in shared.named_parameters():
+    if p.requires_grad:
+        torch.testing.assert_close(p.grad.full_tensor(), learned[name].grad, rtol=1e-4, atol=1e-6)
+        assert learned[name].grad.any()
+held, total = sum(p.to_local().numel() for p in shared.parameters()), sum(p.numel() for p in whole.parameters())
+assert held == total // 2
+dist.destroy_process_group()
+"""
+
+
+def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path):
+    pytest.importorskip("torch.distributed.fsdp", reason="this PyTorch is built without it")
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("fully_shard is there from PyTorch 2.6 on")
+    (tmp_path / "shared.py").write_text(SHARED)
+    done = subprocess.run([sys.executable, *TORCHRUN, str(tmp_path / "shared.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

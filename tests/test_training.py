@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained, training
 from lora_lib.data import IGNORE
@@ -126,6 +127,17 @@ def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
         with Largest() as plain:
             plain_loss_sum(model, ids, ids).backward()
         assert plain.numbers == 64 * vocabulary and seen.numbers <= max(500, 4 * vocabulary, 4 * 16 * 16)
+
+
+@pytest.mark.parametrize("make", [small, adapted])
+def test_the_chunked_loss_costs_no_flop_more_than_the_plain_one(make, monkeypatch):
+    monkeypatch.setattr(training, "LOGITS", 150)
+    model, ids, counts = make(), torch.randint(50, (3, 10)), []
+    for loss in (loss_sum, plain_loss_sum):
+        with FlopCounterMode(display=False) as counter:
+            loss(model, ids, ids).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():

@@ -1,0 +1,82 @@
+"""The formula of a training step's memory, against what is measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lora_lib import (
+    GPT_CONFIG_124M,
+    GPT_CONFIG_355M,
+    GPT_CONFIG_774M,
+    GPT_CONFIG_1558M,
+    GPT2Config,
+    GPT2Model,
+    get_peft_model,
+)
+from lora_lib.memory import PeakMemory, block_bytes, step_bytes
+from lora_lib.training import loss_sum
+
+SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
+SMALL = GPT2Config(2000, 64, n_embd=64, n_head=4, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=lambda config: f"width {config.n_embd}")
+def test_what_a_block_keeps_is_the_formula_to_the_byte(size, bf16):
+    config = replace(size, vocab_size=10, n_layer=1, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
+    model, kept = get_peft_model(GPT2Model(config), "all-linear", 4).enable_lora_training(), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(1, 32, config.n_embd, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16, bf16):
+        model.base_model.h[0](x)
+    for p in model.parameters():
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    assert sum(kept.values()) == block_bytes(config, 32, bf16)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda config: f"width {config.n_embd}")
+def test_weights_are_counted_to_the_byte(size):
+    with torch.device("meta"):
+        model = GPT2Model(size)
+        assert step_bytes(size, 1, 8)["weights"] == 4 * sum(p.numel() for p in model.parameters())
+        adapted = get_peft_model(model, "all-linear", 8)
+    trained, total = adapted.get_nb_trainable_parameters()
+    counted = step_bytes(size, 1, 8, rank=8)
+    assert (counted["weights"], counted["gradients"], counted["optimizer"]) == (4 * total, 4 * trained, 8 * trained)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_steps_peak_is_just_below_the_sum(rank, checkpointing):
+    ids = torch.randint(SMALL.vocab_size, (8, 64))
+    with PeakMemory() as memory:
+        model = GPT2Model(SMALL)
+        if rank:
+            model = get_peft_model(model, "all-linear", rank).enable_lora_training()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        for _ in range(2):
+            memory.peak = memory.held
+            loss_sum(model, ids, ids).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    predicted = sum(step_bytes(SMALL, 8, 64, rank=rank, checkpointing=checkpointing).values())
+    assert (0.95 if rank else 0.85) * predicted < memory.peak <= predicted
+
+
+def test_the_meter_counts_each_block_of_memory_while_it_lives():
+    with PeakMemory() as memory:
+        a = torch.ones(1000)
+        b = a + 1
+        view = b.view(10, 100)
+        del b
+        assert (memory.held, memory.peak) == (8000, 8000)
+        del view
+        a += 1
+        assert (memory.held, memory.peak) == (4000, 8000)
