@@ -13,7 +13,7 @@ from lora_lib.tokenizer import Tokenizer
 def generate_text(
     model: Any,
     tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | list[int]],
     max_new_tokens: int = 64,
     *,
     temperature: float = 0.0,
@@ -24,12 +24,13 @@ def generate_text(
     """What `model` (a `GPT2Model`, or a `PeftModel` around one) writes after each prompt, prompt not included.
 
     Each answer ends where the model writes `<|endoftext|>`, or after `max_new_tokens`. `temperature` 0
-    is greedy and needs no `seed`. Returns one string a prompt, in their order.
+    is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `lora_lib.own_data`
+    makes them. Returns one string a prompt, in their order.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    encoded = [prompt if isinstance(prompt, list) else tokenizer.encode(prompt) for prompt in prompts]
     # Neighbours in length share a batch, so that short prompts do not wait for long ones.
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     answers = [""] * len(prompts)

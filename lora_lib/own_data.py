@@ -1,0 +1,355 @@
+"""Your own files as training data: plain text, CSV, JSONL of prompt and completion, JSONL of chat turns.
+
+    text file              read_text               list of documents   pack             blocks of one length
+    CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
+    JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
+
+`split` stands between reading and the tokens. A file that cannot be used gives FileNotFoundError, or a ValueError
+that names the file, the line and what was expected there; nothing is cut short or left out without being asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import torch
+
+from lora_lib.data import IGNORE, Encoded, Example, encode_examples
+from lora_lib.tokenizer import END_OF_TEXT, Tokenizer
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a file: what was said before each answer, that answer, and where it stands ("chats.jsonl, line 3").
+
+    A pair is one exchange. In a chat each exchange's prompt goes on where the answer before it ended.
+    """
+
+    exchanges: tuple[Example, ...]
+    where: str
+
+    @property
+    def prompts(self) -> str:
+        """All that the model is given and does not learn to write."""
+        return "".join(prompt for prompt, _ in self.exchanges)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str]:
+    r"""The documents of a UTF-8 text file, which `separator` divides; those that are blank are left out.
+
+    `separator="\n\n"` makes each paragraph a document, None the whole file. What divides them is not part of them.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is empty or not UTF-8.
+    """
+    text = _read(path).replace("\r\n", "\n")
+    documents = [part.strip("\n") for part in (text.split(separator) if separator else [text]) if part.strip()]
+    return _not_empty(path, documents)
+
+
+def read_csv(path: str | Path, *, delimiter: str = ",") -> list[Record]:
+    """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
+
+    Both are taken letter for letter: nothing is put between them, in training or later. Other columns are ignored.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
+    missing or doubled column, a row with more or fewer fields than the header, broken quotes, and an empty field.
+    """
+    rows = _csv_rows(path, delimiter)
+    line, header = next(rows)
+    for name in Example._fields:
+        if header.count(name) != 1:
+            raise ValueError(
+                f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
+                "the first line names them, and `delimiter` says what stands between them"
+            )
+    records = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if len(row) != len(header):
+            raise ValueError(
+                f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
+                f'text that holds a {delimiter!r} stands between double quotes: "like this"'
+            )
+        records.append(_pair(dict(zip(header, row)), where))
+    return _not_empty(path, records)
+
+
+def read_jsonl(path: str | Path) -> list[Record]:
+    """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
+
+    Both are taken letter for letter, as in `read_csv`; other keys are ignored, and so are blank lines.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
+    line that is not a JSON object, and a field that is missing, empty, or not a string.
+    """
+    return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
+
+
+def read_chats(path: str | Path) -> list[Record]:
+    """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
+
+    Roles are system, user and assistant, and the assistant has the last word: what follows it could teach nothing.
+
+    Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
+    unknown role, and a conversation without an assistant's turn or with a turn after the last of them.
+    """
+    return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
+
+
+def _read(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
+    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    try:
+        text = content.decode("utf8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty: there is nothing to learn from it")
+    return text
+
+
+Item = TypeVar("Item")
+
+
+def _not_empty(path: str | Path, found: list[Item]) -> list[Item]:
+    if not found:
+        raise ValueError(f"{path} holds no example: there is nothing to learn from it")
+    return found
+
+
+def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the line it begins in (a field may hold line breaks)."""
+    reader = csv.reader(io.StringIO(_read(path), newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {line}: not CSV ({error}); look at its double quotes") from error
+        if row:
+            yield line, row
+
+
+def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Where each line is, and its object. A line ends at a line feed alone: JSON may hold Unicode's others."""
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error}); each line holds one whole object, {{…}}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected one JSON object, {{…}}, found {_kind(value)}")
+        yield where, value
+
+
+def _pair(fields: Mapping[str, object], where: str) -> Record:
+    prompt, completion = (_text(fields, name, where) for name in Example._fields)
+    return Record((Example(prompt, completion),), where)
+
+
+def _chat(fields: Mapping[str, object], where: str) -> Record:
+    messages = _check_messages(_field(fields, "messages", where), where)
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise ValueError(f"{where}: no turn of the assistant, and only its turns are learned; roles are {roles}")
+    if roles[-1] != "assistant":
+        raise ValueError(f"{where}: the last turn is the {roles[-1]}'s; it needs an answer, or has to go")
+    return Record(tuple(_exchanges(messages)), where)
+
+
+def _check_messages(messages: object, where: str) -> list[dict[str, str]]:
+    if not isinstance(messages, list):
+        raise ValueError(f"{where}: 'messages' must be a list, found {_kind(messages)}")
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict):
+            raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
+        _text(message, "content", place)
+        if _text(message, "role", place) not in ROLES:
+            raise ValueError(f"{place}: unknown role {message['role']!r}: expected one of {', '.join(ROLES)}")
+    return messages
+
+
+def _field(fields: Mapping[str, object], name: str, where: str) -> object:
+    if name not in fields:
+        raise ValueError(f"{where}: no {name!r}, found {', '.join(map(repr, fields)) or 'nothing'}")
+    return fields[name]
+
+
+def _text(fields: Mapping[str, object], name: str, where: str) -> str:
+    value = _field(fields, name, where)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name!r} must be a string, found {_kind(value)}")
+    if not value.strip():
+        raise ValueError(f"{where}: {name!r} is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
+        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is no letter")
+    return value
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value; what it cannot hold, by its Python name."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The template of a chat
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def chat_prompt(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """The token ids after which the assistant speaks next, for `lora_lib.generation.generate_text`.
+
+    `messages` are {"role": …, "content": …}, as in the file. Training on these turns reads the same ids: each of the
+    assistant's turns ends with `<|endoftext|>`, which no text that somebody types can contain (`Tokenizer.encode`).
+    The names of the roles are plain text, though: a user can type what looks like another's turn.
+
+    Raises ValueError for a message that `read_chats` would not take.
+    """
+    _check_messages(messages, "chat_prompt")
+    done = _exchanges([*messages, {"role": "assistant", "content": ""}])
+    ids = [[*tokenizer.encode(p), *tokenizer.encode(c), tokenizer.eot_token] for p, c in done[:-1]]
+    return [*chain.from_iterable(ids), *tokenizer.encode(done[-1].prompt)]
+
+
+def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[Example]:
+    """The template: a line for each turn, headed by its role; the assistant's are the completions."""
+    exchanges, prompt = [], ""
+    for message in messages:
+        if message["role"] == "assistant":
+            exchanges.append(Example(prompt + "assistant:", " " + message["content"]))
+            prompt = "\n"
+        else:
+            prompt += f"{message['role']}: {message['content']}\n"
+    return exchanges
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Splitting
+# ---------------------------------------------------------------------------------------------------------------
+
+Text = TypeVar("Text", str, Record)
+
+
+@dataclass(frozen=True)
+class Splits(Generic[Text]):
+    """What to learn from, to choose settings by, and to report on."""
+
+    train: list[Text]
+    validation: list[Text]
+    test: list[Text]
+
+
+def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
+    """Deal documents or records out to three parts by chance, which `seed` decides.
+
+    What is alike stays together: documents with the same text, and records with the same prompts, whatever their
+    answers; capitals and spacing do not count. The shares `validation` and `test` are of the *different* items.
+
+    Raises ValueError for shares that are below 0 or leave nothing to train on, and for too few different items.
+    """
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
+    alike: dict[str, list[Text]] = {}
+    for item in items:
+        text = item if isinstance(item, str) else item.prompts
+        alike.setdefault(" ".join(text.casefold().split()), []).append(item)
+    groups = list(alike.values())
+    random.Random(seed).shuffle(groups)
+    first, second = (max(round(share * len(groups)), share > 0) for share in (test, validation))
+    if first + second >= len(groups):
+        raise ValueError(
+            f"{len(items)} items, {len(groups)} of them different, are too few for three parts: "
+            "bring more, or cut them smaller (read_text has a separator)"
+        )
+    parts = groups[first + second :], groups[first : first + second], groups[:first]
+    return Splits(*(list(chain.from_iterable(part)) for part in parts))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tokens
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> list[Encoded]:
+    """Documents, one after the other, cut into blocks of `block_length` tokens: ids (T,) and next-token targets (T,).
+
+    `<|endoftext|>` stands before, between and after them, and every token is learned. No token is lost: the last
+    block may be shorter. A block may begin in the middle of a document, and hold several.
+
+    Raises ValueError when there is no document, or `block_length` is below 1.
+    """
+    if isinstance(documents, str) or not documents:
+        raise ValueError("expected a list of at least one document; read_text makes one")
+    if block_length < 1:
+        raise ValueError(f"block_length must be 1 or more (the model's context, at most), got {block_length}")
+    stream = [tokenizer.eot_token]
+    for document in documents:
+        stream += [*tokenizer.encode(document), tokenizer.eot_token]
+    ids, targets = torch.tensor(stream[:-1]), torch.tensor(stream[1:])
+    return list(zip(ids.split(block_length), targets.split(block_length), strict=True))
+
+
+def encode_records(
+    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, *, too_long: Literal["raise", "drop"] = "raise"
+) -> list[Encoded]:
+    """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
+
+    The targets are -100 elsewhere, as in `lora_lib.data.encode_examples`. A record of more than `max_length` tokens
+    (the model's context, at most) is an error, or with `too_long="drop"` left out, with a warning that names it.
+
+    Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
+    """
+    if too_long not in ("raise", "drop"):
+        raise ValueError(f"too_long must be 'raise' or 'drop', got {too_long!r}")
+    encoded, dropped = [], []
+    for record in records:
+        ids, targets = _encode_record(record, tokenizer)
+        if len(ids) <= max_length:
+            encoded.append((ids, targets))
+            continue
+        dropped.append(f"{record.where}: {len(ids)} tokens do not fit max_length {max_length}")
+        if too_long == "raise":
+            raise ValueError(f"{dropped[0]}; shorten it, raise max_length, or pass too_long='drop'")
+    if not encoded:
+        raise ValueError(f"no record is left of {len(records)}" + "".join(f"; {reason}" for reason in dropped[:1]))
+    if dropped:
+        warnings.warn(f"left out {len(dropped)} of {len(records)} records: {'; '.join(dropped[:5])}", stacklevel=2)
+    return encoded
+
+
+def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
+    """The exchanges one after the other. What follows an answer's end is given, so nothing is learned there."""
+    ids: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):
+        ids += [one, torch.tensor([tokenizer.eot_token])]
+        targets += [wanted, torch.tensor([IGNORE])]
+    return torch.cat(ids)[:-1], torch.cat(targets)[:-1]

@@ -1,0 +1,287 @@
+"""A reader's own files: what is read from them, how it becomes tensors, and what is said about a bad one."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from lora_lib import load_pretrained
+from lora_lib.data import IGNORE, Example
+from lora_lib.generation import generate_text
+from lora_lib.own_data import (
+    Record,
+    chat_prompt,
+    encode_records,
+    pack,
+    read_chats,
+    read_csv,
+    read_jsonl,
+    read_text,
+    split,
+)
+from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
+from lora_lib.training import evaluate
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four."},
+]
+PAIR = {"prompt": "Say hi:", "completion": " hi"}
+READERS = {"a.txt": read_text, "a.csv": read_csv, "pairs.jsonl": read_jsonl, "chats.jsonl": read_chats}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return read_tokenizer(MINI_FOLDER)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file, given as text, bytes, or a list of values for the lines of a JSONL file; returns its path."""
+
+    def write(content, name="file"):
+        if isinstance(content, list):
+            content = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def fails(call, *parts):
+    """The call raises ValueError, and its message holds all these parts in this order."""
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, parts))):
+        call()
+
+
+def learned(encoded, tokenizer):
+    """The text under the loss."""
+    _, targets = encoded
+    return tokenizer.decode(targets[targets != IGNORE].tolist())
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def test_text_is_divided_into_documents(write):
+    path = write("\ufeffOne\r\nline.\n<|endoftext|>\n\n<|endoftext|>Two,\n\nä.\n")
+    assert read_text(path) == ["One\nline.", "Two,\n\nä."]
+    assert read_text(path, "\n\n") == ["One\nline.\n<|endoftext|>", "<|endoftext|>Two,", "ä."]
+    assert read_text(path, None) == ["One\nline.\n<|endoftext|>\n\n<|endoftext|>Two,\n\nä."]
+
+
+def test_csv_with_quotes_line_breaks_and_other_columns(write):
+    path = write('\ufeffid,completion,prompt\n1," a, ""b""\nc",P\n\n2, d,"Q,"\n', "pairs.csv")
+    assert read_csv(path) == [
+        Record((Example("P", ' a, "b"\nc'),), f"{path}, line 2"),
+        Record((Example("Q,", " d"),), f"{path}, line 5"),
+    ]
+    assert read_csv(write("prompt;completion\nP, p;c\n"), delimiter=";")[0].exchanges == (Example("P, p", "c"),)
+
+
+def test_jsonl_pairs(write):
+    path = write([PAIR | {"id": 7}, "", '{"prompt": "Two\u2028lines\u0085", "completion": "\\ud83d\\ude00"}\r', ""])
+    assert read_jsonl(path) == [
+        Record((Example("Say hi:", " hi"),), f"{path}, line 1"),
+        Record((Example("Two\u2028lines\u0085", "😀"),), f"{path}, line 3"),
+    ]
+
+
+def test_chat_becomes_exchanges(write):
+    (record,) = read_chats(write([{"messages": CHAT}]))
+    assert record.exchanges == (
+        Example("system: Be brief.\nuser: Hello!\nassistant:", " Hi."),
+        Example("\nuser: What is 2 + 2?\nassistant:", " Four."),
+    )
+
+
+# --- bad files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_missing_empty_and_not_utf8(name, write, tmp_path):
+    read = READERS[name]
+    with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
+        read(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read(tmp_path)
+    for nothing in (b"", b" \n\r\n", b"\xef\xbb\xbf"):
+        fails(lambda nothing=nothing: read(write(nothing, name)), name, "is empty")
+    fails(lambda: read(write("prompt,completion\ncaf\u00e9,x".encode("latin1"), name)), name, "line 2: not UTF-8")
+    fails(lambda: read(write("{}".encode("utf-16"), name)), name, "line 1: not UTF-8")
+
+
+def test_files_that_hold_no_example(write):
+    fails(lambda: read_csv(write("prompt,completion\n")), "holds no example")
+    fails(lambda: read_text(write("<|endoftext|>\n")), "holds no example")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt,answer\na,b", ("line 1", "one column 'completion'", "['prompt', 'answer']")),
+        ("prompt;completion\na;b", ("line 1", "'prompt'", "['prompt;completion']", "delimiter")),
+        ("prompt,completion,prompt\na,b,c", ("line 1", "one column 'prompt'")),
+        ('prompt,completion\na,"b\nc"\nd', ("line 4", "expected 2 fields", "found 1")),
+        ("prompt,completion\na,b\nc,d, and e", ("line 3", "expected 2 fields", "found 3", "double quotes")),
+        ('prompt,completion\na,b\n"c,d\ne,f\n', ("line 3", "not CSV", "double quotes")),
+        ('prompt,completion\na,b\n"c"d,e\n', ("line 3", "not CSV")),
+        ("prompt,completion\na,b\nc, \n", ("line 3", "'completion' is empty")),
+        ('prompt,completion\n"",b\n', ("line 2", "'prompt' is empty")),
+    ],
+)
+def test_bad_csv(content, message, write):
+    fails(lambda: read_csv(write(content)), *message)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'prompt': 'a'}", "not JSON"),
+        ('{"prompt": "a", ', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([PAIR], "expected one JSON object, {…}, found a list"),
+        ("3", "found a number"),
+        ("null", "found null"),
+        ({"prompt": "a"}, "no 'completion', found 'prompt'"),
+        ({}, "no 'prompt', found nothing"),
+        (PAIR | {"completion": 3}, "'completion' must be a string, found a number"),
+        (PAIR | {"completion": None}, "'completion' must be a string, found null"),
+        (PAIR | {"prompt": True}, "'prompt' must be a string, found true"),
+        (PAIR | {"completion": ""}, "'completion' is empty"),
+        (PAIR | {"completion": " \n"}, "'completion' is empty"),
+        (PAIR | {"completion": "\ud83d"}, "'completion' holds half of a surrogate pair"),
+    ],
+)
+def test_bad_jsonl_names_its_line(line, message, write):
+    line = json.dumps(line) if isinstance(line, list) else line
+    fails(lambda: read_jsonl(write([PAIR, "", line, PAIR])), "file, line 3: ", message)
+
+
+def turn(role="user", content="a"):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"message": CHAT}, "no 'messages', found 'message'"),
+        ({"messages": {"role": "user"}}, "'messages' must be a list, found an object"),
+        ({"messages": ["hi"]}, "message 1: expected an object with a role and a content, found a string"),
+        ({"messages": [*CHAT, {"role": "user"}]}, "message 6: no 'content', found 'role'"),
+        ({"messages": [{"content": "a"}]}, "message 1: no 'role'"),
+        ({"messages": [turn(role=1)]}, "message 1: 'role' must be a string, found a number"),
+        ({"messages": [turn(content=["a"])]}, "message 1: 'content' must be a string, found a list"),
+        ({"messages": [turn(), turn("assistant", "")]}, "message 2: 'content' is empty"),
+        ({"messages": [turn("human")]}, "message 1: unknown role 'human': expected one of system, user, assistant"),
+        ({"messages": [turn("system"), turn()]}, "no turn of the assistant"),
+        ({"messages": []}, "no turn of the assistant"),
+        ({"messages": [*CHAT, turn()]}, "the last turn is the user's"),
+    ],
+)
+def test_bad_chats_name_their_line(line, message, write):
+    fails(lambda: read_chats(write([{"messages": CHAT}, line])), "file, line 2", message)
+
+
+# --- splitting ------------------------------------------------------------------------------------------------
+
+
+def test_split_keeps_what_is_alike_together():
+    documents = [f"Document {i // 3}." if i % 3 else f"DOCUMENT  {i // 3}.\n" for i in range(300)]
+    parts = split(documents, validation=0.2, test=0.1, seed=3)
+    assert [len(parts.train), len(parts.validation), len(parts.test)] == [210, 60, 30]
+    assert sorted([*parts.train, *parts.validation, *parts.test]) == sorted(documents)
+    same = [{" ".join(text.lower().split()) for text in part} for part in (parts.train, parts.validation, parts.test)]
+    assert not (same[0] & same[1] or same[0] & same[2] or same[1] & same[2])
+    assert split(documents, validation=0.2, test=0.1, seed=3) == parts
+    assert split(documents, validation=0.2, test=0.1, seed=4).test != parts.test
+
+
+def test_split_keeps_one_prompts_answers_together():
+    records = [Record((Example(f"Q{i % 10}", f" answer {i}"),), f"line {i}") for i in range(40)]
+    parts = split(records)
+    assert {r.prompts for r in parts.train}.isdisjoint(r.prompts for r in [*parts.validation, *parts.test])
+    assert [len(parts.train), len(parts.validation), len(parts.test)] == [32, 4, 4]
+
+
+def test_split_shares():
+    assert split(["a", "b", "c"]).train and split(["a", "b"], test=0).test == []
+    fails(lambda: split(["a", "A ", "b"]), "3 items, 2 of them different, are too few")
+    fails(lambda: split([]), "too few")
+    for validation, test in ((0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1)):
+        fails(lambda v=validation, t=test: split(["a"] * 9, validation=v, test=t), "shares of 0 or more")
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_pack_loses_no_token(tokenizer):
+    documents = ["Once upon a time there was a fox.", "The <|endoftext|> end."]
+    end, blocks = tokenizer.eot_token, pack(documents, tokenizer, block_length=7)
+    first, second = map(tokenizer.encode, documents)
+    assert torch.cat([ids for ids, _ in blocks]).tolist() == [end, *first, end, *second]
+    assert torch.cat([targets for _, targets in blocks]).tolist() == [*first, end, *second, end]
+    assert {len(ids) for ids, _ in blocks[:-1]} == {7} and 1 <= len(blocks[-1][0]) <= 7
+    assert end not in second, "text that looks like the special token must stay text"
+
+
+def test_pack_refuses(tokenizer):
+    fails(lambda: pack("one text", tokenizer, 8), "expected a list of at least one document")
+    fails(lambda: pack([], tokenizer, 8), "expected a list of at least one document")
+    fails(lambda: pack(["a"], tokenizer, 0), "block_length must be 1 or more")
+
+
+def test_only_the_assistants_turns_are_learned(tokenizer, write):
+    records = read_chats(write([{"messages": CHAT}])) + read_jsonl(write([PAIR]))
+    chat, pair = encode_records(records, tokenizer, 256)
+    assert learned(chat, tokenizer) == " Hi.<|endoftext|> Four.<|endoftext|>"
+    assert learned(pair, tokenizer) == " hi<|endoftext|>"
+    ids, targets = chat
+    assert ids.shape == targets.shape and ids.dtype == targets.dtype == torch.int64
+    wanted = targets != IGNORE
+    assert torch.equal(targets[:-1][wanted[:-1]], ids[1:][wanted[:-1]]), "a target is the token that follows"
+    assert tokenizer.decode(ids.tolist()) == (
+        "system: Be brief.\nuser: Hello!\nassistant: Hi.<|endoftext|>\nuser: What is 2 + 2?\nassistant: Four."
+    )
+
+
+def test_generation_reads_what_training_read(tokenizer, write):
+    (ids, _), *_ = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
+    for turns in (2, 4):
+        prompt = chat_prompt(CHAT[:turns], tokenizer)
+        assert prompt == ids[: len(prompt)].tolist()
+        assert ids[len(prompt) :].tolist()[:1] == tokenizer.encode(" " + CHAT[turns]["content"])[:1]
+    fails(lambda: chat_prompt([turn("human")], tokenizer), "message 1: unknown role 'human'")
+    fails(lambda: chat_prompt("hello", tokenizer), "must be a list, found a string")
+
+
+def test_generate_text_takes_token_ids(tokenizer):
+    model, _ = load_pretrained("gpt2-mini")
+    texts = ["Once upon a time", "The fox said"]
+    expected = generate_text(model, tokenizer, texts, max_new_tokens=5)
+    assert generate_text(model, tokenizer, [tokenizer.encode(texts[0]), texts[1]], max_new_tokens=5) == expected
+
+
+def test_too_long_is_refused_or_dropped_but_never_cut(tokenizer, write):
+    records = read_jsonl(write([PAIR, PAIR | {"completion": " word" * 50}, PAIR]))
+    fits, limit = len(encode_records(records[:1], tokenizer, 256)[0][0]), 20
+    fails(lambda: encode_records(records, tokenizer, limit), "line 2: ", "tokens do not fit max_length 20")
+    with pytest.warns(UserWarning, match="left out 1 of 3 records: .*line 2: "):
+        kept = encode_records(records, tokenizer, limit, too_long="drop")
+    assert [len(ids) for ids, _ in kept] == [fits, fits]
+    assert len(encode_records(records[:1], tokenizer, fits)) == 1, "a record of exactly max_length fits"
+    fails(lambda: encode_records(records[:1], tokenizer, fits - 1), "line 1: ")
+    fails(lambda: encode_records(records[1:2], tokenizer, limit, too_long="drop"), "no record is left of 1; ", "line 2")
+    fails(lambda: encode_records([], tokenizer, limit), "no record is left of 0")
+    fails(lambda: encode_records(records, tokenizer, limit, too_long="cut"), "'raise' or 'drop', got 'cut'")
+
+
+def test_what_is_made_can_be_trained_on(tokenizer, write):
+    model, _ = load_pretrained("gpt2-mini")
+    encoded = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
+    assert 0 < evaluate(model, encoded + pack(["Once upon a time."], tokenizer, 256), bf16=False) < 12
