@@ -38,6 +38,7 @@ import torch
 from torch import distributed as dist
 
 from lora_lib.data import Example, encode_examples, restaurant_data, to_examples
+from lora_lib.own_data import read_jsonl
 from lora_lib.peft_wrapper import PeftModel, get_peft_model
 from lora_lib.pretrained import load_pretrained, save_pretrained_folder
 from lora_lib.training import History, fit
@@ -99,19 +100,10 @@ def train(config: TrainConfig) -> History:
 
 
 def read_examples(source: str) -> list[Example]:
-    """The examples to train on: "restaurants", or a file with one {"prompt": …, "completion": …} a line.
-
-    Raises FileNotFoundError, or ValueError with the number of a line that is anything else.
-    """
+    """The examples to train on: "restaurants", or a file, read as `own_data.read_jsonl` does."""
     if source == "restaurants":
         return to_examples(restaurant_data().train)
-    examples = []
-    for number, line in enumerate(Path(source).read_text(encoding="utf8").splitlines(), start=1):
-        try:
-            examples.append(Example(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source}, line {number}: expected a prompt and a completion ({error})") from error
-    return examples
+    return [example for record in read_jsonl(source) for example in record.exchanges]
 
 
 @contextmanager
