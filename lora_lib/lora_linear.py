@@ -228,7 +228,7 @@ class _Fused(torch.autograd.Function):
 def _fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
     """`base(x)` plus the bypasses' outputs through `_Fused`, for x (…, d)."""
     kind, first = x.device.type, bypasses[0]
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))  # here, so that the narrow copy is the one that is kept
     A: Tensor = first.A
     B: Tensor = first.B

@@ -234,6 +234,11 @@ def test_under_autocast_and_with_a_half_precision_base():
     assert half(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_without_numbers_on_the_meta_device():
+    with torch.device("meta"):
+        assert LoRALinear(nn.Linear(8, 6), rank=2)(torch.ones(3, 8)).shape == (3, 6)
+
+
 def test_copies_and_pickles():
     lora, x = layer(), torch.randn(2, 12, dtype=torch.float64)
     assert torch.equal(copy.deepcopy(lora)(x), lora(x))
