@@ -29,7 +29,7 @@ KEY_TOKENS = 3
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "capacity.csv")
-    parser.add_argument("--facts", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--facts", type=int, nargs="+", default=[512])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(argv)

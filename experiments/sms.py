@@ -4,9 +4,10 @@
 
 The split is that of the well-known chapter (`balanced_splits`: 1,045 / 149 / 300 messages, as many ham as spam).
 A head of two logits reads the hidden state of a message's last token. A seed draws the split, the start and the order.
-Every method trains for 120 steps of 8 messages cut to 40 tokens (one pass), at the learning rate with the best
-validation loss on one more split (seed 100, a grid of factor 3). LoRA: r = 16, alpha = 16, all linear layers, and the
-head. TF-IDF with logistic regression reads whole messages; its C is chosen on the validation set.
+Every method trains for 120 steps of 8 messages cut to 40 tokens (one pass), at the learning rate with the fewest errors
+on one more split (seed 100, validation and test messages, a grid of factor 3): the loss on 149 messages alone is too
+noisy to choose by. LoRA: r = 16, alpha = 16, all linear layers, and the head. TF-IDF with logistic regression reads
+whole messages; its C is chosen on the validation set.
 Rows: results/sms.csv.
 """
 
@@ -52,7 +53,13 @@ class Spam:
         self.args, self.messages, self.rows = args, messages, Rows(args.out)
 
     def tune(self, method: str, start: int) -> float:
-        return tune(lambda rate: float(self.run(method, rate, TUNING_SEED)["validation_loss"]), start)
+        """The rate with the fewest errors on the tuning split, whose test messages nobody else reads as a test."""
+
+        def errors(rate: float) -> float:
+            row = self.run(method, rate, TUNING_SEED)
+            return 1 - (float(row["validation_accuracy"]) + 2 * float(row["test_accuracy"])) / 3  # 149 and 300 messages
+
+        return tune(errors, start)
 
     def run(self, method: str, learning_rate: float, seed: int) -> Row:
         args, lora, words = self.args, method == "lora", method == "tf-idf"
