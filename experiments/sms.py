@@ -8,7 +8,7 @@ Every method trains for 120 steps of 8 messages cut to 40 tokens (one pass), at 
 on one more split (seed 100, validation and test messages, a grid of factor 3): the loss on 149 messages alone is too
 noisy to choose by. LoRA: r = 16, alpha = 16, all linear layers, and the head. TF-IDF with logistic regression reads
 whole messages; its C is chosen on the validation set.
-Rows: results/sms.csv.
+Rows: lora_lib/results/sms.csv.
 """
 
 from __future__ import annotations
