@@ -22,14 +22,14 @@ def render(results: Path) -> str:
     )
     one = [row for row in layers if row["sweep"] == "layer"]
     dry, wet = ([row for row in steps if float(row["dropout"]) == p] for p in (0.0, 0.1))
-    step_columns = {"": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
+    step_columns = {"who": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
                     "of full": "of_full", "GFLOP": "gflops", "peak": lambda r: megabytes(r["peak_bytes"]),
                     "beyond imports": lambda r: megabytes(r["beyond_imports_bytes"])}  # fmt: skip
     return TEMPLATE.read_text(encoding="utf8").format(
         machine=machines(json.loads((results / "machine.json").read_text())),
         targets=targets(one, dry, losses, inference, adapters),
         rank=c.RANK, batch=c.BATCH, time=c.TIME,
-        layer=table(one, {"": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
+        layer=table(one, {"who": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
                           "FLOPs": "flops_of_2Ndk", "kept": lambda r: f"{int(r['kept_bytes']):,} bytes"}),
         sweeps="\n\n".join(sweep(layers, name) for name in ("rank", "tokens", "adapters")),
         step=table(dry, step_columns), step_dropout=table(wet, step_columns),
@@ -37,8 +37,8 @@ def render(results: Path) -> str:
                             "vocabulary": lambda r: f"{int(r['vocabulary']):,}", "loss": "how",
                             "all logits": lambda r: megabytes(r["logits_bytes"]),
                             "peak": lambda r: megabytes(r["peak_bytes"])}),
-        inference=table(inference, {"": "who", "modules": "modules", "time, ms": time_of, "of the base": "of_base"}),
-        adapters=table(adapters, {"": "what", "value": lambda r: f"{int(r['value']):,}"}),
+        inference=table(inference, {"who": "who", "modules": "modules", "time, ms": time_of, "of the base": "of_base"}),
+        adapters=table(adapters, {"what": "what", "value": lambda r: f"{int(r['value']):,}"}),
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def targets(one: list[Row], dry: list[Row], losses: list[Row], inference: list[R
     ]  # fmt: skip
     lines = [(what, f"{got:,}" if isinstance(got, int) else f"{got:.2f}", f"≤ {aim:,}",
               "reached" if got <= aim else "**missed**") for what, got, aim in rows]  # fmt: skip
-    return grid(("", "measured", "aim", ""), lines)
+    return grid(("what", "measured", "aim", "result"), lines)
 
 
 def sweep(layers: list[Row], name: str) -> str:
