@@ -138,6 +138,7 @@ def test_nothing_that_a_reader_downloads_is_unpickled(root):
         text = path.read_text(encoding="utf8")
         if path.is_relative_to(root / "experiments"):  # a run goes on from its own checkpoint, without any pickled code
             text = re.sub(r"torch\.load\([^)]*weights_only=True\)", "", text)
+        text = text.replace("pickle.loads(pickle.dumps(Surprise()))", "")  # chapter 9 shows what a pickle may do
         assert not re.search(r"torch\.load\(|pickle\.loads?\(|joblib\.load\(|allow_pickle=True", text), path
 
 
