@@ -42,8 +42,9 @@ def test_the_table_on_the_page_is_the_file_of_results(root: Path, chapter: ast.M
     lines = table.strip().splitlines()[1:]
     best = {}  # of each method, by the first seed's validation loss
     for line in lines:
-        name, method, base, rank, ratio, rate, trained, losses, slots = (part.strip() for part in line.split("|"))
-        same = {"method": method, "base": base, "rank": rank, "lr_ratio": ratio.removeprefix("× ")}
+        name, settings, losses, slots = (part.strip() for part in line.split("|"))
+        method, base, rank, alpha, ratio, rate, trained = settings.split()
+        same = {"method": method, "base": base, "rank": rank, "alpha": alpha, "lr_ratio": ratio.removeprefix("×")}
         runs = [row for row in kept if all(row[key] == value for key, value in same.items())]
         best[name] = min((r for r in runs if r["seed"] == "0"), key=lambda r: float(r["validation_loss"]))
         chosen = sorted((row for row in runs if row["learning_rate"] == rate), key=lambda row: row["seed"])
@@ -51,12 +52,10 @@ def test_the_table_on_the_page_is_the_file_of_results(root: Path, chapter: ast.M
         assert [float(row["test_loss"]) for row in chosen] == [float(loss) for loss in losses.split()], name
         assert [float(row["slot_accuracy"]) for row in chosen] == [float(slot) for slot in slots.split()], name
         assert {row["trainable"] for row in chosen} == {trained}, name
-        # Each at its own best rate, but for those that the page says run at LoRA's.
-        borrowed = name in ("LoRA on int8", "LoRA on NF4", "LoRA r=64", "rsLoRA r=64")
-        assert rate == best["LoRA" if borrowed else name]["learning_rate"], name
-    assert {line.split("|")[6].strip() for line in lines if "| float32 |    8 |" in line and "none" not in line} == {
-        "245760"
-    }
+        # Each at its own best rate, but for those of which the page says whose they have.
+        owner = {"LoRA on int8": "LoRA", "LoRA on NF4": "LoRA", "LoRA α=512": "LoRA+"}.get(name, name)
+        assert rate == best[owner]["learning_rate"], name
+        assert trained == {"none": "0"}.get(method, str(245760 * int(rank) // 8)), name
 
 
 def test_a_quantised_layer_computes_what_a_float_layer_with_its_weight_does(names: dict) -> None:
@@ -98,3 +97,35 @@ def test_pissa_changes_no_output_and_takes_the_strongest_part_out(names: dict) -
     for name, layer in model.lora_layers().items():
         S = torch.linalg.svdvals(plain.get_submodule(name).weight)
         torch.testing.assert_close(torch.linalg.svdvals(layer.base.weight)[0], S[3], atol=1e-4, rtol=1e-4)
+
+
+def test_the_experiment_tunes_each_method_at_equal_size(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(root / "experiments")
+    import beyond_lora
+    import common
+
+    from lora_lib import GPT2Config, GPT2Model, load_pretrained, save_pretrained_folder
+    from lora_lib.data import restaurant_data
+
+    torch.manual_seed(0)
+    tiny = GPT2Model(GPT2Config(vocab_size=4096, n_positions=256, n_embd=64, n_head=2, n_layer=1))
+    save_pretrained_folder(tiny, load_pretrained("gpt2-mini")[1], tmp_path / "base")
+    small_data = restaurant_data(0, train=20, validation=9, test=9, slots=beyond_lora.SLOTS)
+    monkeypatch.setattr(beyond_lora, "restaurant_data", lambda seed, slots: small_data)
+    monkeypatch.setattr(beyond_lora, "tune", lambda loss_at, start: common.rate(start))
+    options = f"--model {tmp_path}/base --out {tmp_path}/rows.csv --seeds 0 1 --steps 3".split()
+    beyond_lora.main(options)
+    rows = (tmp_path / "rows.csv").read_text(encoding="utf8")
+    table = list(csv.DictReader(rows.splitlines()))
+    counts = {}
+    for row in table:
+        counts.setdefault((row["method"], row["rank"]), set()).add(int(row["trainable"]))
+    per_rank = 5 * 64 + 5 * 64 + 4 * 64 + 2 * 64  # d + k of the block's four layers
+    assert counts == {
+        ("none", "8"): {0}, ("lora", "8"): {8 * per_rank}, ("dora", "8"): {8 * per_rank},
+        ("pissa", "8"): {8 * per_rank}, ("lora", "64"): {64 * per_rank}, ("rslora", "64"): {64 * per_rank},
+    }  # fmt: skip
+    losses = [row["test_loss"] for row in table if row["seed"] == "0" and row["method"] != "none"]
+    assert len(set(losses)) == len(losses)  # no two settings are the same run
+    beyond_lora.main(options)  # nothing is done twice
+    assert (tmp_path / "rows.csv").read_text(encoding="utf8") == rows
