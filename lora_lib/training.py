@@ -82,6 +82,7 @@ def fit(
     steps: int,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
+    lr_ratio: Callable[[str], float] | None = None,
     warmup: float = 0.1,
     weight_decay: float = 0.0,
     clip: float = 1.0,
@@ -98,10 +99,12 @@ def fit(
     """Train the parameters of `model` that require gradients; returns the run's `History`.
 
     AdamW; the learning rate climbs over the first `warmup` (a share of all steps) and falls along a
-    cosine to zero. Gradients are clipped to norm `clip`. One step reads `batch_size` examples
-    `accumulate` times and weighs every target token alike. `bf16` computes in bfloat16 autocast (by
-    default on CUDA cards and CPUs whose hardware has it). `validation` is measured before the first step, every
-    `validate_every` steps and after the last; `on_validation(steps_done, model)` is called after each.
+    cosine to zero. `lr_ratio` says how many times that rate the parameter of a given name gets: with
+    `lambda name: 16 if name.endswith(".B") else 1` it is LoRA+ (arXiv 2402.12354). Gradients are
+    clipped to norm `clip`. One step reads `batch_size` examples `accumulate` times and weighs every target token
+    alike. `bf16` computes in bfloat16 autocast (by default on CUDA cards and CPUs whose hardware has it).
+    `validation` is measured before the first step, every `validate_every` steps and after the last;
+    `on_validation(steps_done, model)` is called after each.
     The same `seed` gives the same order and dropout; the caller's random state is left as it was.
 
     `checkpoint` is a file that the run's state is written to every `checkpoint_every` steps and after the last.
@@ -122,14 +125,20 @@ def fit(
     device = next(iter(weights.values())).device
     bf16 = _computes_in_bf16(device) if bf16 is None else bf16
     rank, processes = _place()
-    optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=weight_decay)
+    groups: list[dict[str, Any]] = [{"params": list(weights.values()), "ratio": 1}]
+    if lr_ratio:  # a group for each, so that all stay in their order: a checkpoint knows them by it
+        groups = [{"params": [p], "ratio": lr_ratio(name)} for name, p in weights.items()]
+    ratios = [group["ratio"] for group in groups]
+    if not all(0 <= ratio < math.inf for ratio in ratios):
+        raise ValueError(f"lr_ratio must give finite numbers from 0, got {dict(zip(weights, ratios))}")
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     history = History()
     if checkpoint:
         path = Path(checkpoint)
         settings = {
-            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup,
-            "weight_decay": weight_decay, "clip": clip, "accumulate": accumulate, "bf16": bf16, "seed": seed,
-            "number of processes": processes, **_fingerprints(model, list(weights), train),
+            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "lr_ratio": ratios,
+            "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "accumulate": accumulate,
+            "bf16": bf16, "seed": seed, "number of processes": processes, **_fingerprints(model, list(weights), train),
         }  # fmt: skip
         if path.exists():
             history = History(**load_checkpoint(path, weights, optimizer, settings))
@@ -160,7 +169,8 @@ def fit(
                 )
             nn.utils.clip_grad_norm_(weights.values(), clip)
             rate = learning_rate * lr_factor(step - 1, steps, warmup)
-            optimizer.param_groups[0]["lr"] = rate
+            for parts in optimizer.param_groups:
+                parts["lr"] = rate * parts["ratio"]
             optimizer.step()
             optimizer.zero_grad()
             history.loss.append(loss)

@@ -91,6 +91,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):
     for name, kwargs in {
         "learning_rate is 0.01, this run's is 0.02": {"learning_rate": 0.02}, "steps is 12": {"steps": 13},
         "seed": {"seed": 6}, "accumulate": {"accumulate": 1}, "bf16": {"bf16": True},
+        "lr_ratio": {"lr_ratio": lambda name: 2},
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"belongs to another run: its {name}.*another file to start anew"):
             fit(model, data, checkpoint=path, **{**SETTINGS, **kwargs})

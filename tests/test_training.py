@@ -64,6 +64,27 @@ def test_the_same_seed_gives_the_same_run_and_the_callers_random_state_stays():
     assert torch.equal(torch.rand(3), wanted)
 
 
+def test_lr_ratio_gives_a_parameter_its_own_learning_rate(tmp_path):
+    settings = {"steps": 4, "batch_size": 4, "bf16": False, "progress": False}
+
+    def run(**more):
+        model = adapted()
+        fit(model, examples(), **settings, **more)
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    start = {name: p.detach() for name, p in adapted().named_parameters() if p.requires_grad}
+    only_b = {"learning_rate": 0.01, "lr_ratio": lambda name: float(name.endswith(".B"))}
+    for name, p in run(**only_b).items():
+        assert torch.equal(p, start[name]) == name.endswith(".A"), name
+    # Twice the ratio at half the rate is the same rate, to the bit, and so is what a checkpoint keeps.
+    wanted, path = run(learning_rate=0.02), tmp_path / "run.safetensors"
+    for _ in range(2):  # the second time the run is over, and comes from the file
+        twice = run(learning_rate=0.01, lr_ratio=lambda name: 2, checkpoint=path)
+        assert all(torch.equal(p, wanted[name]) for name, p in twice.items())
+    with pytest.raises(ValueError, match=r"lr_ratio must give finite numbers from 0, got .*A': -1"):
+        run(lr_ratio=lambda name: -1)
+
+
 def test_accumulated_batches_weigh_every_token_alike():
     whole, parts = adapted(), adapted()
     kwargs = {"steps": 1, "learning_rate": 0.01, "clip": math.inf, "bf16": False, "progress": False}
