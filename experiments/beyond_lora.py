@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import Row, Rows, arguments, device, tune
+from common import SLOTS, Row, Rows, arguments, device, tune, validation_loss
 from torch import nn
 
 from lora_lib import LoRA, PeftModel, find_targets, get_peft_model, load_pretrained
@@ -32,7 +32,6 @@ from lora_lib.generation import generate_text
 from lora_lib.training import evaluate, fit
 
 CHAPTER = Path(__file__).parent.parent / "notebooks" / "11_beyond_lora.ipynb"
-SLOTS = ("name", "eatType", "food", "priceRange", "area")  # chapter 5's five
 MAX_LENGTH = 64  # longer examples are left out
 
 
@@ -121,9 +120,8 @@ class Comparison:
         return self.rows.run(settings, lambda: measure(settings))
 
     def loss(self, method: str, learning_rate: float, **settings: Any) -> float:
-        """The first seed's validation loss, infinite where it is not a number or training stopped."""
-        loss = float(self.run(method, learning_rate, self.args.seeds[0], **settings)["validation_loss"])
-        return loss if math.isfinite(loss) else math.inf
+        """The first seed's validation loss."""
+        return validation_loss(self.run(method, learning_rate, self.args.seeds[0], **settings))
 
     def tuned(self, method: str, start: int, **settings: Any) -> float:
         """All seeds at the best rate, which is returned."""

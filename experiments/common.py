@@ -2,7 +2,7 @@
 
 A script asks `Rows.run` for one row after the other. A row is written as soon as its run is done, and a run whose
 row is in the file already (same settings) is not done again: a script that was stopped goes on where it was.
-Several scripts write to `results/e2e.csv`, so a run that two questions need is done once.
+Several scripts write to `e2e.csv`, so a run that two questions need is done once.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
 }  # fmt: skip
+SLOTS = ("name", "eatType", "food", "priceRange", "area")  # of chapter 5's restaurants
 Row = dict[str, Any]
 
 
@@ -164,9 +165,8 @@ class E2E:
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def loss(self, method: str, learning_rate: float, seed: int, **settings: Any) -> float:
-        """`run`'s validation loss, infinite where it is not a number."""
-        loss = float(self.run(method, learning_rate, seed, **settings)["validation_loss"])
-        return loss if math.isfinite(loss) else math.inf
+        """`run`'s validation loss, as `validation_loss` has it."""
+        return validation_loss(self.run(method, learning_rate, seed, **settings))
 
     def measure(self, settings: Row) -> Row:
         model, _ = load_pretrained(self.args.model)
@@ -283,6 +283,12 @@ def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> int:
 def rate(step: int) -> float:
     """Learning rates a factor of about 3 apart: rate(0) = 0.001, rate(1) = 0.003, rate(-1) = 0.0003."""
     return float(f"{(1, 3)[step % 2]}e{step // 2 - 3}")
+
+
+def validation_loss(row: Row) -> float:
+    """What tuning compares: a row's validation loss, infinite where it is not a number or training stopped."""
+    loss = float(row["validation_loss"])
+    return loss if math.isfinite(loss) else math.inf
 
 
 def tune(loss_at: Callable[[float], float], start: int) -> float:
