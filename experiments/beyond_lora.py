@@ -12,38 +12,21 @@ chapter's own code: `from_chapter` reads it.
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import SLOTS, Row, Rows, arguments, device, tune, validation_loss
+from common import SLOTS, Row, Rows, arguments, device, from_chapter, tune, validation_loss
 from torch import nn
 
-from lora_lib import LoRA, PeftModel, find_targets, get_peft_model, load_pretrained
-from lora_lib.analysis import low_rank_factors
+from lora_lib import LoRA, PeftModel, get_peft_model, load_pretrained
 from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
 from lora_lib.generation import generate_text
 from lora_lib.training import evaluate, fit
 
-CHAPTER = Path(__file__).parent.parent / "notebooks" / "11_beyond_lora.ipynb"
 MAX_LENGTH = 64  # longer examples are left out
-
-
-def from_chapter(path: Path = CHAPTER) -> SimpleNamespace:
-    """The functions and classes that the chapter defines, without running the rest of it."""
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    parsed = [ast.parse(source) for source in sources if "%pip" not in source]
-    defined = [node for tree in parsed for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    names = {"torch": torch, "nn": nn, "LoRA": LoRA, "find_targets": find_targets, "low_rank_factors": low_rank_factors}
-    exec(compile(ast.Module(defined, []), str(path), "exec"), names)
-    return SimpleNamespace(**names)
 
 
 def prepare(settings: Row) -> tuple[nn.Module, Any]:

@@ -8,7 +8,9 @@ Several scripts write to `e2e.csv`, so a run that two questions need is done onc
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
+import json
 import math
 import platform
 import random
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import sacrebleu
@@ -24,6 +27,7 @@ from torch import nn
 
 from lora_lib import (
     GPT2Model,
+    LoRA,
     PeftModel,
     Tokenizer,
     find_targets,
@@ -38,6 +42,7 @@ from lora_lib.generation import generate_text
 from lora_lib.results import FOLDER as RESULTS
 from lora_lib.training import PAD, History, evaluate, fit
 
+CHAPTER = Path(__file__).parent.parent / "notebooks" / "11_beyond_lora.ipynb"
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
@@ -95,6 +100,17 @@ def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> ar
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def from_chapter(path: Path = CHAPTER) -> SimpleNamespace:
+    """The functions and classes that chapter 11 defines, without running the rest of it."""
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    parsed = [ast.parse(source) for source in sources if "%pip" not in source]
+    defined = [node for tree in parsed for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    names = {"torch": torch, "nn": nn, "LoRA": LoRA, "find_targets": find_targets, "low_rank_factors": low_rank_factors}
+    exec(compile(ast.Module(defined, []), str(path), "exec"), names)
+    return SimpleNamespace(**names)
 
 
 @torch.no_grad()
@@ -227,20 +243,8 @@ def prepare(model: GPT2Model, settings: Row) -> nn.Module:
     rank, alpha = settings["rank"], settings["alpha"] * settings["lora_plus"]
     wrapped = get_peft_model(model, TARGETS[settings["targets"]], rank, alpha, use_rslora=settings["use_rslora"])
     if settings["init"] == "pissa":
-        pissa(wrapped)
+        from_chapter().pissa(wrapped)
     return wrapped.enable_lora_training()
-
-
-@torch.no_grad()
-def pissa(model: PeftModel) -> None:
-    """Start each adapter as the best rank-r part of its W, and take that part out of W (arXiv 2404.02948)."""
-    for layer in model.lora_layers().values():
-        (adapter,) = (layer.adapters[name] for name in layer.active)
-        A, B = low_rank_factors(layer.base.weight.T, adapter.A.shape[1])
-        share = (A.norm(dim=0) / adapter.scale).sqrt()  # A and B get the root of each singular value
-        adapter.A.copy_(A / A.norm(dim=0) * share)
-        adapter.B.copy_(share[:, None] * B)
-        layer.base.weight -= adapter.delta().T
 
 
 def values_told(texts: Sequence[str], meanings: Sequence[Restaurant]) -> float:
