@@ -185,11 +185,11 @@ class LoRALinear(nn.Module):
 class _Fused(torch.autograd.Function):
     """x·W + b + s·x·A·B in one piece, for rows x (N, d) and a weight as nn.Linear has it, (k, d).
 
-    What `base(x) + bypass(x)` says, cheaper: the bypass is added into the base's output, and all that is kept
-    for the backward pass is x, A and B. x·A is computed again there, r/k of the base's cost. With g (N, k) the
-    gradient of the output, and h = s·B·gᵀ (r, N),
+    What `base(x) + bypass(x)` says, cheaper: the thin product is written first, and the base's large one adds itself
+    to it on the way, so no sum passes over memory again. All that is kept for the backward pass is x, A and B. x·A
+    is computed again there, r/k of the base's cost. With g (N, k) the gradient of the output, and h = s·g·Bᵀ (N, r),
 
-        dx = g·Wᵀ + hᵀ·Aᵀ        dA = (h·x)ᵀ        dB = s·(x·A)ᵀ·g
+        dx = h·Aᵀ + g·Wᵀ        dA = xᵀ·h        dB = s·(x·A)ᵀ·g
 
     `keep` (N, d) says which of the bypass's inputs dropout has kept; their factor 1 / (1 - p) is in the scale.
     """
@@ -198,9 +198,10 @@ class _Fused(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float, keep: Tensor | None
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        kept = x if keep is None else x * keep
-        return torch.addmm(y, kept @ A.to(y.dtype), B.to(y.dtype), alpha=s, out=y)
+        weight, A, B = weight.to(x.dtype), A.to(x.dtype), B.to(x.dtype)
+        xA = (x if keep is None else x * keep) @ A
+        y = s * xA @ B if bias is None else torch.addmm(bias.to(x.dtype), xA, B, alpha=s)
+        return torch.addmm(y, x, weight.T, out=y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -212,16 +213,16 @@ class _Fused(torch.autograd.Function):
         x, weight, A, B, keep = ctx.saved_tensors
         weight, A, B = weight.to(g.dtype), A.to(g.dtype), B.to(g.dtype)
         kept = x if keep is None else x * keep
-        h = ctx.s * (B @ g.T)
+        h = ctx.s * (g @ B.T)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
-            dx = g @ weight
+            dx = h @ A.T if keep is None else (h @ A.T) * keep
             into = None if torch.is_grad_enabled() else dx  # what is differentiated again is not written over
-            dx = torch.addmm(dx, h.T, A.T, out=into) if keep is None else dx.addcmul_(h.T @ A.T, keep)
+            dx = torch.addmm(dx, g, weight, out=into)
         if ctx.needs_input_grad[3]:
-            dA = (h @ kept).T
+            dA = (h.T @ kept).T
         if ctx.needs_input_grad[4]:
-            dB = ctx.s * (g.T @ (kept @ A)).T  # in this order a CPU is faster with a g of many columns
+            dB = ctx.s * (kept @ A).T @ g
         return dx, None, None, dA, dB, None, None
 
 
