@@ -1,6 +1,6 @@
 """Measure everything that the book's page of benchmarks shows, and write the page.
 
-    python -m benchmarks              all parts, about ten minutes on a quiet machine with two cores
+    python -m benchmarks              all parts, about fifteen minutes on a quiet machine with two cores
     python -m benchmarks --only layer loss
     python -m benchmarks --page       write book/benchmarks.md anew from the results that are there
 
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -44,23 +46,33 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
     "tokens": [{"tokens": n} for n in (64, 256, 1024, 4096)],
     "adapters": [{"adapters": n} for n in (1, 2, 4, 8)],
 }
+# glibc gives large blocks back to the system when they are freed, and gets them anew, page by page. So it does not.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 def layer(rounds: int) -> Iterator[Row]:
     """One adapted layer, forward and backward, and how its cost grows."""
     for sweep, settings in SWEEPS.items():
         for setting in settings:
-            sizes = {"d": 768, "k": 2304, "tokens": 1024, "rank": c.RANK, "adapters": 1, **setting}
-            made = c.layers(**sizes)
-            unit = 2 * sizes["tokens"] * sizes["d"] * sizes["k"]
-            times = interleaved(made, rounds if sweep == "layer" else max(5, rounds // 4))
-            for name, one in made.items():
-                yield {
-                    "sweep": sweep, **sizes, "who": name,
-                    **summary(times, name, {"of_floor": c.FLOOR, "of_peft": c.PEFT}),
-                    "flops_of_2Ndk": round(flops(one) / unit, 4),
-                    "kept_bytes": kept_bytes(one.forward, one.module, one.x),
-                }  # fmt: skip
+            yield from layer_rows(rounds if sweep == "layer" else max(5, rounds // 4), sweep, setting)
+    yield from alone("layer_rows", rounds, "memory kept", {}, environment=KEEP_MEMORY)
+
+
+def layer_rows(rounds: int, sweep: str, setting: dict[str, int]) -> list[Row]:
+    """A row for every contestant at one setting."""
+    sizes = {"d": 768, "k": 2304, "tokens": 1024, "rank": c.RANK, "adapters": 1, **setting}
+    made = c.layers(**sizes)
+    unit = 2 * sizes["tokens"] * sizes["d"] * sizes["k"]
+    times = interleaved(made, rounds)
+    return [
+        {
+            "sweep": sweep, **sizes, "who": name,
+            **summary(times, name, {"of_floor": c.FLOOR, "of_peft": c.PEFT}),
+            "flops_of_2Ndk": round(flops(one) / unit, 4),
+            "kept_bytes": kept_bytes(one.forward, one.module, one.x),
+        }
+        for name, one in made.items()
+    ]  # fmt: skip
 
 
 def step(rounds: int) -> Iterator[Row]:
@@ -87,6 +99,22 @@ def step_memory(name: str, dropout: float) -> Row:
     for _ in range(3):
         run()
     return {"peak_bytes": peak_bytes(), "beyond_imports_bytes": peak_bytes() - before}
+
+
+def compiled(rounds: int) -> Iterator[Row]:
+    """The step with LoRA as it is and with its blocks compiled, in both precisions, and what compiling takes."""
+    for bf16 in (False, True):
+        steps = {name: c.step(name, bf16=bf16) for name in (c.STEP_OURS, c.STEP_COMPILED)}
+        with tempfile.TemporaryDirectory() as empty:  # what was compiled before is not to be found
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+            (first,) = interleaved({"": steps[c.STEP_COMPILED]}, 1, warm_up=0)[""]
+        times = interleaved(steps, max(3, rounds // 2), warm_up=1)
+        for name in steps:
+            yield {
+                "precision": "bfloat16" if bf16 else "float32", "who": name,
+                **summary(times, name, {"of_plain": c.STEP_OURS}),
+                "first_step_s": round(first, 1) if name == c.STEP_COMPILED else "",
+            }  # fmt: skip
 
 
 def loss(rounds: int) -> Iterator[Row]:
@@ -162,14 +190,15 @@ def held_parameters(model: PeftModel) -> int:
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values())
 
 
-def alone(function: str, *arguments: object) -> Row:
-    """What a function of this module returns in a process of its own, so that its peak is nobody else's."""
+def alone(function: str, *arguments: object, environment: Mapping[str, str] = {}) -> Any:
+    """What a function of this module returns in a process of its own, so that its memory is nobody else's."""
     command = [sys.executable, "-m", "benchmarks", "--alone", json.dumps([function, *arguments])]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "layer": layer, "step": step, "loss": loss, "inference": inference, "adapters": adapters,
+    "layer": layer, "step": step, "compiled": compiled, "loss": loss, "inference": inference, "adapters": adapters,
 }  # fmt: skip
 
 
@@ -183,7 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.alone:
         function, *arguments = json.loads(args.alone)
-        print(json.dumps({"step_memory": step_memory, "loss_memory": loss_memory}[function](*arguments)))
+        print(json.dumps(globals()[function](*arguments)))
         return
     for part in [] if args.page else args.only:
         where = {**machine(), "rounds": args.rounds}

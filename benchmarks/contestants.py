@@ -91,9 +91,10 @@ def step_config(dropout: float = 0.0) -> GPT2Config:
 STEP_FLOOR, STEP_OURS, STEP_FORMULA = "frozen floor", "lora_lib, LoRA", "plain formula and loss"
 STEP_CHECKPOINTED, STEP_PEFT, STEP_FULL = "lora_lib, LoRA, checkpointed", "Hugging Face + PEFT", "lora_lib, full"
 STEPS = (STEP_FLOOR, STEP_OURS, STEP_FORMULA, STEP_CHECKPOINTED, STEP_PEFT, STEP_FULL)
+STEP_COMPILED = "lora_lib, LoRA, compiled"
 
 
-def step(name: str, dropout: float = 0.0) -> Callable[[], Any]:
+def step(name: str, dropout: float = 0.0, bf16: bool = False) -> Callable[[], Any]:
     """One whole training step of GPT-2 124M with random weights: loss, gradients, clipping, AdamW.
 
     The floor is what no way of training this base can do without: its own forward pass and the gradients of
@@ -115,7 +116,9 @@ def step(name: str, dropout: float = 0.0) -> Callable[[], Any]:
         return loss_sum(model, ids, targets) / (targets != -100).sum()
 
     def run() -> None:
-        loss().backward()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            total = loss()
+        total.backward()
         if optimizer is not None:
             nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
@@ -135,6 +138,9 @@ def own(name: str, dropout: float) -> nn.Module:
     model = get_peft_model(model, "all-linear", RANK, ALPHA, dropout).enable_lora_training()
     if name == STEP_CHECKPOINTED:
         model.gradient_checkpointing_enable()
+    if name == STEP_COMPILED:
+        for block in model.h:
+            block.compile()
     if name == STEP_FORMULA:
         for layer in model.lora_layers().values():
             layer.adapters["default"].__class__ = Formula

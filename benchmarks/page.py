@@ -17,11 +17,12 @@ Row = dict[str, str]
 
 def render(results: Path) -> str:
     """The page, from the CSV files in a folder."""
-    layers, steps, losses, inference, adapters = (
-        read(results / f"{part}.csv") for part in ("layer", "step", "loss", "inference", "adapters")
+    layers, steps, compiled, losses, inference, adapters = (
+        read(results / f"{part}.csv") for part in ("layer", "step", "compiled", "loss", "inference", "adapters")
     )
     one = [row for row in layers if row["sweep"] == "layer"]
     dry, wet = ([row for row in steps if float(row["dropout"]) == p] for p in (0.0, 0.1))
+    layer_columns = {"who": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft"}
     step_columns = {"who": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
                     "of full": "of_full", "GFLOP": "gflops", "peak": lambda r: megabytes(r["peak_bytes"]),
                     "beyond imports": lambda r: megabytes(r["beyond_imports_bytes"])}  # fmt: skip
@@ -29,10 +30,13 @@ def render(results: Path) -> str:
         machine=machines(json.loads((results / "machine.json").read_text())),
         targets=targets(one, dry, losses, inference, adapters),
         rank=c.RANK, batch=c.BATCH, time=c.TIME,
-        layer=table(one, {"who": "who", "time, ms": time_of, "of the floor": "of_floor", "of PEFT": "of_peft",
-                          "FLOPs": "flops_of_2Ndk", "kept": lambda r: f"{int(r['kept_bytes']):,} bytes"}),
+        layer=table(one, {**layer_columns, "FLOPs": "flops_of_2Ndk",
+                          "kept": lambda r: f"{int(r['kept_bytes']):,} bytes"}),
+        memory_kept=table([row for row in layers if row["sweep"] == "memory kept"], layer_columns),
         sweeps="\n\n".join(sweep(layers, name) for name in ("rank", "tokens", "adapters")),
         step=table(dry, step_columns), step_dropout=table(wet, step_columns),
+        compiled=table(compiled, {"precision": "precision", "who": "who", "time, ms": time_of,
+                                  "of the plain step": "of_plain", "first step, s": "first_step_s"}),
         loss=table(losses, {"tokens": lambda r: f"{int(r['tokens']):,}",
                             "vocabulary": lambda r: f"{int(r['vocabulary']):,}", "loss": "how",
                             "all logits": lambda r: megabytes(r["logits_bytes"]),

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 BASE = "__base__"  # in a batch whose rows use different adapters, PEFT's name for: none
 

@@ -125,18 +125,13 @@ def fit(
     device = next(iter(weights.values())).device
     bf16 = _computes_in_bf16(device) if bf16 is None else bf16
     rank, processes = _place()
-    groups: list[dict[str, Any]] = [{"params": list(weights.values()), "ratio": 1}]
-    if lr_ratio:  # a group for each, so that all stay in their order: a checkpoint knows them by it
-        groups = [{"params": [p], "ratio": lr_ratio(name)} for name, p in weights.items()]
-    ratios = [group["ratio"] for group in groups]
-    if not all(0 <= ratio < math.inf for ratio in ratios):
-        raise ValueError(f"lr_ratio must give finite numbers from 0, got {dict(zip(weights, ratios))}")
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    optimizer = _optimizer(weights, learning_rate, lr_ratio, weight_decay)
     history = History()
     if checkpoint:
         path = Path(checkpoint)
         settings = {
-            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "lr_ratio": ratios,
+            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
+            "lr_ratio": [group["ratio"] for group in optimizer.param_groups],
             "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "accumulate": accumulate,
             "bf16": bf16, "seed": seed, "number of processes": processes, **_fingerprints(model, list(weights), train),
         }  # fmt: skip
@@ -167,12 +162,8 @@ def fit(
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning_rate than {learning_rate}"
                 )
-            nn.utils.clip_grad_norm_(weights.values(), clip)
             rate = learning_rate * lr_factor(step - 1, steps, warmup)
-            for parts in optimizer.param_groups:
-                parts["lr"] = rate * parts["ratio"]
-            optimizer.step()
-            optimizer.zero_grad()
+            _update(optimizer, rate, clip)
             history.loss.append(loss)
             history.learning_rate.append(rate)
             history.tokens += sum(ids.numel() for ids, _ in group)
@@ -275,6 +266,31 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     if step < up:
         return (step + 1) / up
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, steps - up)))
+
+
+def _optimizer(
+    weights: dict[str, nn.Parameter],
+    learning_rate: float,
+    lr_ratio: Callable[[str], float] | None,
+    weight_decay: float,
+) -> torch.optim.AdamW:
+    """AdamW, each of its groups with the `ratio` of its learning rate to the one that is asked for."""
+    groups: list[dict[str, Any]] = [{"params": list(weights.values()), "ratio": 1}]
+    if lr_ratio:  # a group for each, so that all stay in their order: a checkpoint knows them by it
+        groups = [{"params": [p], "ratio": lr_ratio(name)} for name, p in weights.items()]
+    ratios = [group["ratio"] for group in groups]
+    if not all(0 <= ratio < math.inf for ratio in ratios):
+        raise ValueError(f"lr_ratio must give finite numbers from 0, got {dict(zip(weights, ratios))}")
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+
+
+def _update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
+    """One step along the gradients, clipped to norm `clip` together, and no gradients left."""
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["ratio"]
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 class _Objective(nn.Module):
