@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import functools
 import json
 import math
 import platform
@@ -161,11 +162,7 @@ class E2E:
             sets.append([e for e in encoded if len(e[0]) <= args.max_length])
         validation = rng.sample(sets[1], min(150, len(sets[1])))
         meanings = rng.sample(data.validation, min(40, len(data.validation)))
-        prose: list[Encoded] = []
-        if args.prose:
-            length = min(256, model.config.n_positions)
-            prose = text_windows(args.prose.read_text(encoding="utf8"), tokenizer, length, count=16)
-        return cls(args, Rows(args.out), tokenizer, sets[0], validation, meanings, prose)
+        return cls(args, Rows(args.out), tokenizer, sets[0], validation, meanings, prose(args, model, tokenizer))
 
     def run(
         self, method: str, learning_rate: float, seed: int, *, rank: int = 0, alpha: float = 32,
@@ -218,11 +215,23 @@ class E2E:
         most = max(len(r.references) for r in self.meanings)
         references = [[r.references[i] if i < len(r.references) else None for r in self.meanings] for i in range(most)]
         return {
-            "validation_loss": round(evaluate(model, self.validation), 4),
+            "validation_loss": self.loss_on(model, self.validation),
             "bleu": round(sacrebleu.corpus_bleu(texts, references).score, 2),
             "values_told": round(values_told(texts, self.meanings), 4),
-            "prose_loss": round(evaluate(model, self.prose, batch_size=4), 4) if self.prose else "",
+            "prose_loss": self.loss_on(model, self.prose),
         }
+
+    @staticmethod
+    def loss_on(model: nn.Module, examples: Sequence[Encoded]) -> float | str:
+        """Nats a token; nothing where there is no example."""
+        return round(evaluate(model, examples, batch_size=8), 4) if examples else ""
+
+
+def prose(args: argparse.Namespace, model: GPT2Model, tokenizer: Tokenizer) -> list[Encoded]:
+    """Sixteen windows of the text that `--prose` names."""
+    if not args.prose:
+        return []
+    return text_windows(args.prose.read_text(encoding="utf8"), tokenizer, min(256, model.config.n_positions), count=16)
 
 
 def prepare(model: GPT2Model, settings: Row) -> nn.Module:
@@ -297,24 +306,23 @@ def validation_loss(row: Row) -> float:
 
 def tune(loss_at: Callable[[float], float], start: int) -> float:
     """The best rate(step): from `start` on, downhill, until both neighbours are worse."""
-    losses: dict[int, float] = {}
-
-    def at(step: int) -> float:
-        if step not in losses:
-            losses[step] = loss_at(rate(step))
-        return losses[step]
-
-    best = start
-    while True:
-        better = min((best - 1, best, best + 1), key=at)
-        if better == best:
-            return rate(best)
+    loss, best = functools.cache(lambda step: loss_at(rate(step))), start
+    while (better := min((best - 1, best, best + 1), key=loss)) != best:
         best = better
+    return rate(best)
+
+
+def neighbours(best: float) -> tuple[float, float]:
+    """The rates of the grid below and above this one."""
+    grid = [rate(step) for step in range(-12, 12)]
+    at = grid.index(best)
+    return grid[at - 1], grid[at + 1]
 
 
 def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> None:
-    """Tune the learning rate on the first seed, run the best on the others."""
+    """Tune the learning rate on the first seed; run the best on the others, and then its two neighbours."""
     first, *others = seeds
     best = tune(lambda rate: task.loss(learning_rate=rate, seed=first, **settings), start)
-    for seed in others:
-        task.run(learning_rate=best, seed=seed, **settings)
+    for rate in (best, *neighbours(best)):
+        for seed in others:
+            task.run(learning_rate=rate, seed=seed, **settings)

@@ -25,6 +25,7 @@ import rank_sweep
 import scale
 import sms
 import starts
+import style
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def no_training(monkeypatch, folder):
 
 @pytest.fixture
 def no_tuning(monkeypatch):
-    """One rate is tried and taken."""
+    """One rate is tried and taken, and its neighbours are not asked."""
 
     def tune(loss_at, start):
         assert loss_at(common.rate(start)) >= 0
@@ -79,6 +80,7 @@ def no_tuning(monkeypatch):
 
     for module in (common, sms, capacity):
         monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setattr(common, "neighbours", lambda best: ())
 
 
 def read(path):
@@ -91,7 +93,7 @@ def test_rank_sweep_tunes_on_one_seed_and_repeats_the_best(e2e, no_training):
     for rank, rates in (("0", {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}), ("8", {1e-3, 3e-3, 1e-2, 3e-2})):
         mine = [row for row in rows if row["rank"] == rank]
         assert {float(row["learning_rate"]) for row in mine if row["seed"] == "0"} == rates
-        assert [float(row["learning_rate"]) for row in mine if row["seed"] == "1"] == [0.01]
+        assert [float(row["learning_rate"]) for row in mine if row["seed"] == "1"] == [0.01, 0.003, 0.03]
     assert e2e(rank_sweep, "--ranks", "0", "8") == rows  # nothing is done twice
 
 
@@ -188,14 +190,33 @@ def test_sms_runs_every_method_and_is_scored_on_the_label(folder, tmp_path, monk
     words = {"ham": "see you at home later", "spam": "win a free prize now"}
     messages = [Message(label, f"{text} {i}") for i in range(50) for label, text in words.items()]
     monkeypatch.setattr(sms, "load_sms_spam", lambda: messages)
-    sms.main(["--model", str(folder), "--out", str(tmp_path / "sms.csv"), "--seeds", "0", "--steps", "12"])
-    rows = {row["method"]: row for row in read(tmp_path / "sms.csv") if row["seed"] == "0"}
+    sms.main(["--model", str(folder), "--out", str(tmp_path / "sms.csv"), "--seeds", "0", "--steps", "12",
+              "--ranks", "2"])  # fmt: skip
+    made = [row for row in read(tmp_path / "sms.csv") if row["seed"] == "0"]
+    assert [row["rank"] for row in made if row["method"] == "lora"] == ["16", "2"]
+    rows = {row["method"]: row for row in reversed(made)}
     assert set(rows) == {"tf-idf", *sms.METHODS}
     assert float(rows["tf-idf"]["test_accuracy"]) == 1
     assert float(rows["full"]["test_accuracy"]) > 0.8
     assert int(rows["head"]["trainable"]) == 2 * 64 + 2
     per_block = 16 * (256 + 128 + 320 + 320)
     assert int(rows["lora"]["trainable"]) == 2 * per_block + 130
+
+
+def test_style_learns_a_text_and_is_measured_on_its_end(folder, tmp_path, monkeypatch, no_tuning):
+    monkeypatch.setattr(common, "rate", lambda step: 0.01)  # large, for few steps
+    text = tmp_path / "plays.txt"
+    text.write_text("ROMEO: so fair a day. " * 1800 + "and then the curtain fell, " * 200)
+    options = ["--model", str(folder), "--out", str(tmp_path / "s.csv"), "--keep", str(tmp_path / "runs")]
+    options += ["--seeds", "0", "--steps", "30", "--ranks", "4", "0", "--batch-size", "4", "--prose", str(text)]
+    options += ["--max-length", "16"]
+    style.main([str(text), *options])
+    base, *rows = read(tmp_path / "s.csv")
+    assert [(row["method"], row["rank"]) for row in rows] == [("lora", "4"), ("full", "0")]
+    for row in rows:  # what is learned is the first nine tenths; the loss is that of the last, which says other things
+        learned = float(row["curve"].split()[-1])
+        assert learned < float(base["validation_loss"]) - 0.5 and learned < float(row["validation_loss"]) - 0.5
+        assert float(row["prose_loss"]) < float(base["prose_loss"])  # here most of the same text
 
 
 def test_capacity_counts_bits(folder, tmp_path, monkeypatch, no_tuning):
