@@ -1,23 +1,27 @@
 """The results as tables: every group of runs as mean ± standard deviation over its seeds.
 
-python experiments/tables.py [e2e sms capacity geometry similarity]
+python experiments/tables.py [e2e style sms capacity geometry similarity]
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from common import RESULTS, Row, Rows
+from lora_lib.results import Mean, Row, load_results, means
 
+RUN = ("model", "steps", "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate")
 # file -> what makes a group, and what is averaged in it
 TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "e2e": (
-        ("model", "steps", "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate"),
+        RUN,
         ("validation_loss", "bleu", "values_told", "prose_loss", "trainable", "file_bytes", "train_cpu_seconds"),
     ),
-    "sms": (("model", "method", "learning_rate"), ("test_accuracy", "validation_loss", "trainable", "train_seconds")),
+    "style": (RUN, ("validation_loss", "prose_loss", "trainable", "train_cpu_seconds")),
+    "sms": (
+        ("model", "method", "rank", "learning_rate"),
+        ("test_accuracy", "validation_loss", "trainable", "train_seconds"),
+    ),
     "capacity": (("model", "facts", "rank", "learning_rate"), ("recall", "bits", "trainable")),
     "geometry": (
         ("model", "steps", "rank", "learning_rate"),
@@ -30,32 +34,21 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 }  # fmt: skip
 
 
-def table(rows: Iterable[Row], by: Sequence[str], measures: Sequence[str]) -> list[list[str]]:
+def table(rows: Sequence[Row], by: Sequence[str], measures: Sequence[str]) -> list[list[str]]:
     """A header, then one line a group: what its rows share, how many they are, mean ± deviation of each measure."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    found = {measure: means(rows, by, measure) for measure in measures}
     lines = [[*by, "runs", *measures]]
-    for key in sorted(groups, key=lambda key: [number(value) for value in key]):
-        cells = [spread([float(row[name]) for row in groups[key] if row[name]]) for name in measures]
-        lines.append([*key, str(len(groups[key])), *cells])
+    for key, (_, _, runs) in means(({**row, "": 0} for row in rows), by, "").items():
+        cells = [spread(found[measure].get(key)) for measure in measures]
+        lines.append([*("" if value is None else str(value) for value in key), str(runs), *cells])
     return lines
 
 
-def number(text: str) -> tuple[float, str]:
-    """For sorting: numbers by size, then words."""
-    try:
-        return float(text), ""
-    except ValueError:
-        return float("inf"), text
-
-
-def spread(values: Sequence[float]) -> str:
+def spread(found: Mean | None) -> str:
     """Mean ± standard deviation, or the one value there is."""
-    if not values:
+    if found is None:
         return ""
-    mean = statistics.fmean(values)
-    return f"{mean:.4g} ± {statistics.stdev(values):.2g}" if len(values) > 1 and len(set(values)) > 1 else f"{mean:.4g}"
+    return f"{found.mean:.4g} ± {found.spread:.2g}" if found.spread else f"{found.mean:.4g}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", default=list(TABLES), help=f"of {', '.join(TABLES)}")
     for name in parser.parse_args(argv).names:
         print(f"\n{name}\n")
-        header, *lines = table(Rows(RESULTS / f"{name}.csv").rows, *TABLES[name])
+        header, *lines = table(load_results(name), *TABLES[name])
         for line in (header, ["---"] * len(header), *lines):
             print("| " + " | ".join(line) + " |")
 

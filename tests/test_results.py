@@ -28,6 +28,12 @@ def test_means_over_runs(kept):
     assert results.means(kept, ("method", "rank"), "loss")["full", 0].runs == 1  # what was not measured counts nowhere
 
 
+def test_groups_are_in_order_and_what_is_missing_comes_first(kept):
+    assert list(results.means(kept, ("method", "fast"), "rank")) == [
+        ("full", None), ("full", True), ("lora", False), ("lora", True),
+    ]  # fmt: skip
+
+
 def test_a_name_that_is_none_says_which_there_are(kept):
     with pytest.raises(FileNotFoundError, match="no results called 'tory'; there are toy"):
         results.load_results("tory")

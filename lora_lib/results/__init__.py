@@ -44,7 +44,7 @@ def select(rows: Iterable[Row], **settings: Any) -> list[Row]:
 def means(rows: Iterable[Row], by: str | Sequence[str], measure: str) -> dict[Any, Mean]:
     """The mean of `measure` over the runs that agree in `by`, for each of its values, in their order of size.
 
-    `by` is the name of a column, or several: the keys are then tuples.
+    `by` is the name of a column, or several: the keys are then tuples. What is missing in a key comes first.
     """
     groups: dict[Any, list[float]] = {}
     for row in rows:
@@ -53,8 +53,13 @@ def means(rows: Iterable[Row], by: str | Sequence[str], measure: str) -> dict[An
             groups.setdefault(key, []).append(row[measure])
     return {
         key: Mean(statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v))
-        for key, v in sorted(groups.items())
+        for key, v in sorted(groups.items(), key=lambda group: _order(group[0]))
     }
+
+
+def _order(key: Any) -> list[tuple[bool, Any]]:
+    """What to sort a key by: None cannot be compared."""
+    return [(value is not None, value) for value in (key if isinstance(key, tuple) else (key,))]
 
 
 def _value(text: str) -> Any:
