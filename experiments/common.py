@@ -201,10 +201,13 @@ class E2E:
         }
 
     def train_model(self, model: nn.Module, settings: Row) -> History:
+        ratio = settings["lora_plus"]  # arXiv 2402.12354: B's learning rate as a multiple of A's
+        lr_ratio = (lambda name: ratio if name.endswith(".B") else 1) if ratio != 1 else None
         try:
             return fit(
                 model, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
-                learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
+                learning_rate=settings["learning_rate"], lr_ratio=lr_ratio,
+                seed=settings["seed"], progress=False,
             )  # fmt: skip
         except FloatingPointError:  # it diverged: a result, too
             return History(loss=[math.inf])
@@ -237,10 +240,6 @@ def prose(args: argparse.Namespace, model: GPT2Model, tokenizer: Tokenizer) -> l
 def prepare(model: GPT2Model, settings: Row) -> nn.Module:
     """The model as `settings` say: with LoRA; "full", all of it trainable (targets "all") or the matrices that LoRA
     would adapt and nothing else (targets "matrices"); or "base", as it is.
-
-    LoRA+ (arXiv 2402.12354) gives B a learning rate `lora_plus` times A's. AdamW moves a weight by the same step
-    whatever the size of its gradient, and B starts at zero, so a B that moves in steps c times as large is a B of
-    ordinary steps with c times the scale. That is how it is done here; tests/test_experiments.py compares the two.
     """
     if settings["method"] == "base":
         return model.requires_grad_(False)
@@ -249,8 +248,9 @@ def prepare(model: GPT2Model, settings: Row) -> nn.Module:
         for name in find_targets(model, "all-linear"):
             cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
         return model
-    rank, alpha = settings["rank"], settings["alpha"] * settings["lora_plus"]
-    wrapped = get_peft_model(model, TARGETS[settings["targets"]], rank, alpha, use_rslora=settings["use_rslora"])
+    wrapped = get_peft_model(
+        model, TARGETS[settings["targets"]], settings["rank"], settings["alpha"], use_rslora=settings["use_rslora"]
+    )
     if settings["init"] == "pissa":
         from_chapter().pissa(wrapped)
     return wrapped.enable_lora_training()

@@ -2,7 +2,7 @@
 
     LORA_DATA_DIR=... python experiments/starts.py [--prose FILE] [--model gpt2-mini]
 
-All linear layers, r = 8. LoRA+ gives B a learning rate 4 or 16 times A's (common.prepare says how). PiSSA starts A and
+All linear layers, r = 8. LoRA+ gives B a learning rate 4 or 16 times A's. PiSSA starts A and
 B from W's strongest singular directions, with alpha = r as its authors have it. The learning rate (A's) is tuned on
 the first seed for each, then all seeds run. Plain LoRA's rows are rank_sweep.py's. Rows go to lora_lib/results/e2e.csv.
 """
