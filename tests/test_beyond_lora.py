@@ -12,6 +12,7 @@ from torch import nn
 
 from lora_lib import LoRA, find_targets, get_peft_model
 from lora_lib.analysis import low_rank_factors
+from lora_lib.results import load_results, select
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +32,23 @@ def names(chapter: ast.Module) -> dict:
     return found
 
 
-def test_the_table_on_the_page_is_the_file_of_results(root: Path, chapter: ast.Module) -> None:
-    with (root / "lora_lib" / "results" / "beyond_lora.csv").open(newline="") as file:
-        kept = list(csv.DictReader(file))
-    table = next(
+def test_each_method_is_shown_at_its_best_rate_and_at_equal_size(chapter: ast.Module) -> None:
+    runs = next(
         ast.literal_eval(node.value)
         for node in chapter.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RESULTS"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUNS"
     )
-    lines = table.strip().splitlines()[1:]
-    best = {}  # of each method, by the first seed's validation loss
-    for line in lines:
-        name, settings, losses, slots = (part.strip() for part in line.split("|"))
-        method, base, rank, alpha, ratio, rate, trained = settings.split()
-        same = {"method": method, "base": base, "rank": rank, "alpha": alpha, "lr_ratio": ratio.removeprefix("×")}
-        runs = [row for row in kept if all(row[key] == value for key, value in same.items())]
-        best[name] = min((r for r in runs if r["seed"] == "0"), key=lambda r: float(r["validation_loss"]))
-        chosen = sorted((row for row in runs if row["learning_rate"] == rate), key=lambda row: row["seed"])
-        assert [row["seed"] for row in chosen] == ["0", "1", "2"], name
-        assert [float(row["test_loss"]) for row in chosen] == [float(loss) for loss in losses.split()], name
-        assert [float(row["slot_accuracy"]) for row in chosen] == [float(slot) for slot in slots.split()], name
-        assert {row["trainable"] for row in chosen} == {trained}, name
-        # Each at its own best rate, but for those of which the page says whose they have.
-        owner = {"LoRA on int8": "LoRA", "LoRA on NF4": "LoRA", "LoRA α=512": "LoRA+"}.get(name, name)
-        assert rate == best[owner]["learning_rate"], name
-        assert trained == {"none": "0"}.get(method, str(245760 * int(rank) // 8)), name
+    kept, rates, best = load_results("beyond_lora"), {}, {}
+    for name, setting in runs.items():
+        rows = select(kept, **dict(zip(("method", "base", "rank", "alpha", "lr_ratio"), setting)))
+        best[name] = min(select(rows, seed=0), key=lambda row: row["validation_loss"])["learning_rate"]
+        (rates[name],) = {row["learning_rate"] for row in rows if row["seed"] > 0}
+        assert [row["seed"] for row in select(rows, learning_rate=rates[name])] == [0, 1, 2], name
+        method, _, rank, *_ = setting
+        assert {row["trainable"] for row in rows} == {0 if method == "none" else 245760 * rank // 8}, name
+    # Each at its own best rate, but for those of which the page says whose they have.
+    owner = {"LoRA on int8": "LoRA", "LoRA on NF4": "LoRA", "LoRA α=512": "LoRA+"}
+    assert rates == {name: best[owner.get(name, name)] for name in runs}
 
 
 def test_a_quantised_layer_computes_what_a_float_layer_with_its_weight_does(names: dict) -> None:
