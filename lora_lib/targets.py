@@ -48,7 +48,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str, kind: ty
 def _find_target(model: nn.Module, modules: dict[str, nn.Module], linear: Sequence[str], target: str) -> list[str]:
     hits = [n for n in modules if any(("." + k).endswith("." + target) for k in _names(model, n))]
     if not hits:
-        near = difflib.get_close_matches(target.rsplit(".", 1)[-1], _last_parts(linear), n=3)
+        near = difflib.get_close_matches(target, linear if "." in target else _last_parts(linear), n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ";"
         raise ValueError(f"target {target!r} matches no layer{hint} {_choices(linear)}")
     for name in hits:

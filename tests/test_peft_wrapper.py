@@ -71,6 +71,7 @@ def test_targets(targets, count):
     ("targets", "message"),
     [
         (["c_attn", "c_prj"], "'c_prj' matches no layer; did you mean 'c_proj'.*c_attn, c_fc, c_proj, out_head"),
+        (["h.7.mlp.c_fc"], "'h.7.mlp.c_fc' matches no layer; did you mean 'h.1.mlp.c_fc' or 'h.0.mlp.c_fc'"),
         (["proj"], "'proj' matches no layer"),  # the end of a name counts whole: c_proj is not meant
         ("c_attn", r"regular expression 'c_attn' matches no whole name.*pass a list: \['c_attn'\]"),
         ("(", "not a regular expression"),
