@@ -108,12 +108,12 @@ class Weights:
                     "relative_size": float(change.norm() / W.norm()),
                     "effective_rank": effective_rank(change),
                     **{f"share_{r}": float(shares[r - 1]) for r in SHARES},
-                    "amplification_1": amplification(change, W, 1),
-                    "amplification_4": amplification(change, W, 4),
                     "intruders": intruder_dimensions(W, W + change),
+                    **({} if run["rank"] in ("1", "2") else {"amplification_4": amplification(change, W, 4)}),
                 }
             )
-        means = {name: round(sum(row[name] for row in found) / len(found), 4) for name in found[0]}
+        means: Row = {name: round(sum(row[name] for row in found) / len(found), 4) for name in found[0]}
+        means.setdefault("amplification_4", "")  # a change of rank 1 or 2 has no four directions
         return {**means, "spectrum": " ".join(f"{s:.4f}" for s in torch.stack(spectra).mean(0).tolist())}
 
     def similarity(self, of: str, one: Row, other: Row) -> Row:

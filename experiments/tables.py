@@ -25,7 +25,7 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "capacity": (("model", "facts", "rank", "learning_rate"), ("recall", "bits", "trainable")),
     "geometry": (
         ("model", "steps", "rank", "learning_rate"),
-        ("relative_size", "effective_rank", "share_1", "share_8", "amplification_1", "amplification_4", "intruders"),
+        ("relative_size", "effective_rank", "share_1", "share_8", "amplification_4", "intruders"),
     ),
     "similarity": (
         ("model", "steps", "of", "rank1", "rank2"),

@@ -84,8 +84,8 @@ def amplification(delta: Tensor, W: Tensor, r: int) -> float:
     """How much more delta does than W, in delta's r strongest pairs of directions: ‖D‖ / ‖Uᵀ·W·V‖.
 
     D is the best rank-r approximation of delta, U and V its singular vectors. Large when fine-tuning strengthens what
-    W holds weakly. Section 7.3 of the LoRA paper. Raises ValueError when the shapes differ, or for an r that is not
-    between 1 and min(d, k).
+    W holds weakly. Section 7.3 of the LoRA paper. Raises ValueError when the shapes differ, for an r that is not
+    between 1 and min(d, k), and when delta has not so many directions.
     """
     if delta.shape != W.shape or not 1 <= r <= min(W.shape):
         raise ValueError(
@@ -93,6 +93,8 @@ def amplification(delta: Tensor, W: Tensor, r: int) -> float:
             f"and r = {r}"
         )
     U, S, Vh = torch.linalg.svd(_matrix(delta), full_matrices=False)
+    if S[r - 1] <= max(delta.shape) * torch.finfo(S.dtype).eps * S[0]:
+        raise ValueError(f"delta has rank {int(torch.linalg.matrix_rank(delta))}: it has no {r} directions")
     return float(S[:r].norm() / (U[:, :r].T @ _matrix(W).to(U) @ Vh[:r].T).norm())
 
 

@@ -67,6 +67,7 @@ def test_half_precision_and_parameters_are_welcome():
         (lambda: subspace_similarity(torch.ones(3, 2), torch.ones(4, 2)), "one space only, got 3 and 4 rows"),
         (lambda: amplification(torch.ones(3, 4), torch.ones(4, 3), 1), r"got \(3, 4\), \(4, 3\) and r = 1"),
         (lambda: amplification(torch.ones(3, 4), torch.ones(3, 4), 4), "and r = 4"),
+        (lambda: amplification(torch.ones(3, 4), torch.ones(3, 4), 2), "delta has rank 1: it has no 2 directions"),
         (lambda: intruder_dimensions(torch.ones(3, 4), torch.ones(4, 3)), "two matrices of one shape"),
     ],
 )
