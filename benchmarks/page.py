@@ -70,7 +70,7 @@ def targets(one: list[Row], dry: list[Row], losses: list[Row], inference: list[R
         ("adapter file on c_attn, bytes beyond its parameters", value[per_file + "c_attn's 12 layers"], 4096),
         ("adapter file on all layers, bytes beyond its parameters", value[per_file + "all 48 layers"], 4096),
     ]  # fmt: skip
-    lines = [(what, f"{got:,}" if isinstance(got, int) else f"{got:.2f}", f"≤ {aim:,}",
+    lines = [(what, f"{got:,}" if isinstance(got, int) else f"{got:.2f}", f"≤\N{NO-BREAK SPACE}{aim:,}",
               "reached" if got <= aim else "**missed**") for what, got, aim in rows]  # fmt: skip
     return grid(("what", "measured", "aim", "result"), lines)
 
