@@ -28,6 +28,16 @@ def test_means_over_runs(kept):
     assert results.means(kept, ("method", "rank"), "loss")["full", 0].runs == 1  # what was not measured counts nowhere
 
 
+def test_the_best_rate_is_that_of_repeated_runs():
+    rows = [{"learning_rate": rate, "loss": loss} for rate, loss in ((0.1, 3), (0.1, 4), (0.2, 1), (0.3, 3), (0.3, 3))]
+    assert results.at_best_rate(rows, "loss", seeds=2) == rows[3:]
+    assert results.mean(rows[:2], "loss") == (3.5, pytest.approx(0.5**0.5), 2)
+    with pytest.raises(ValueError, match="no learning rate has 3 runs"):
+        results.at_best_rate(rows, "loss")
+    with pytest.raises(ValueError, match="no run measured 'loss'"):
+        results.mean([{"loss": None}], "loss")
+
+
 def test_groups_are_in_order_and_what_is_missing_comes_first(kept):
     assert list(results.means(kept, ("method", "fast"), "rank")) == [
         ("full", None), ("full", True), ("lora", False), ("lora", True),

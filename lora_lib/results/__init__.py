@@ -41,20 +41,37 @@ def select(rows: Iterable[Row], **settings: Any) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in settings.items())]
 
 
+def mean(rows: Iterable[Row], measure: str) -> Mean:
+    """The mean of `measure` over these runs, without those that did not measure it. Raises ValueError for none."""
+    values = [row[measure] for row in rows if row[measure] is not None]
+    if not values:
+        raise ValueError(f"no run measured {measure!r}")
+    return Mean(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
 def means(rows: Iterable[Row], by: str | Sequence[str], measure: str) -> dict[Any, Mean]:
     """The mean of `measure` over the runs that agree in `by`, for each of its values, in their order of size.
 
     `by` is the name of a column, or several: the keys are then tuples. What is missing in a key comes first.
     """
-    groups: dict[Any, list[float]] = {}
+    groups: dict[Any, list[Row]] = {}
     for row in rows:
         if row[measure] is not None:
             key = row[by] if isinstance(by, str) else tuple(row[name] for name in by)
-            groups.setdefault(key, []).append(row[measure])
-    return {
-        key: Mean(statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, len(v))
-        for key, v in sorted(groups.items(), key=lambda group: _order(group[0]))
-    }
+            groups.setdefault(key, []).append(row)
+    return {key: mean(group, measure) for key, group in sorted(groups.items(), key=lambda pair: _order(pair[0]))}
+
+
+def at_best_rate(rows: Iterable[Row], measure: str = "validation_loss", seeds: int = 3) -> list[Row]:
+    """The runs at the learning rate whose mean of `measure` is the least, of the rates that `seeds` runs or more have.
+
+    Raises ValueError when there is no such rate.
+    """
+    rows = list(rows)
+    repeated = {rate: m.mean for rate, m in means(rows, "learning_rate", measure).items() if m.runs >= seeds}
+    if not repeated:
+        raise ValueError(f"no learning rate has {seeds} runs")
+    return select(rows, learning_rate=min(repeated, key=lambda rate: repeated[rate]))
 
 
 def _order(key: Any) -> list[tuple[bool, Any]]:
