@@ -132,7 +132,7 @@ class LoRALinear(nn.Module):
         if self.rows:
             return self._add_row_by_row(x, self.base(x))
         bypasses = [] if self.merged else [self.adapters[name] for name in self.active]
-        if _can_fuse(self.base, bypasses):
+        if _can_fuse(self.base, bypasses, x):
             return _fused(self.base, bypasses, x)
         return sum((bypass(x) for bypass in bypasses), self.base(x))
 
@@ -227,9 +227,8 @@ class _Fused(torch.autograd.Function):
 
 def _fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
     """`base(x)` plus the bypasses' outputs through `_Fused`, for x (…, d)."""
-    kind, first = x.device.type, bypasses[0]
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))  # here, so that the narrow copy is the one that is kept
+    first = bypasses[0]
+    x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is the one that is kept
     A: Tensor = first.A
     B: Tensor = first.B
     s, p = first.scale, _dropout(first)
@@ -242,14 +241,23 @@ def _fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _can_fuse(base: nn.Module, bypasses: Sequence[LoRA]) -> bool:
+def _can_fuse(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> bool:
     """Whether these are the plain layers that `_Fused` knows: base frozen, and no hook that is to see its output."""
     plain = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
     if not bypasses or not plain or any(type(bypass) is not LoRA for bypass in bypasses):
         return False
     if base._forward_hooks or base._forward_pre_hooks or any(p.requires_grad for p in base.parameters()):
         return False
+    if x.dtype != base.weight.dtype and not _autocast_dtype(x):
+        return False  # base itself is to say what does not fit
     return len(bypasses) == 1 or not any(map(_dropout, bypasses))  # each drops inputs of its own choice
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in on x's device, where it is on."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 def _dropout(bypass: LoRA) -> float:

@@ -131,6 +131,17 @@ def test_what_cannot_be_fused_is_computed_by_the_formula():
     torch.testing.assert_close(lora(x), 2 * learning(x) - lora.base(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_input_of_another_dtype_is_refused_as_the_base_refuses_it(dtype):
+    lora, x = layer(dtype=torch.float32), torch.randn(3, 12, dtype=dtype)
+    with pytest.raises(RuntimeError, match="dtype"):
+        lora.base(x)
+    with pytest.raises(RuntimeError, match="dtype"):
+        lora(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lora(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_under_gradient_checkpointing_and_compiled():
     lora = layer(dropout=0.4)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
