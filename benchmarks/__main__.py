@@ -108,7 +108,7 @@ def compiled(rounds: int) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as empty:  # what was compiled before is not to be found
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
             (first,) = interleaved({"": steps[c.STEP_COMPILED]}, 1, warm_up=0)[""]
-        times = interleaved(steps, max(3, rounds // 2), warm_up=1)
+            times = interleaved(steps, max(3, rounds // 2), warm_up=1)
         for name in steps:
             yield {
                 "precision": "bfloat16" if bf16 else "float32", "who": name,
@@ -200,6 +200,7 @@ def alone(function: str, *arguments: object, environment: Mapping[str, str] = {}
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "layer": layer, "step": step, "compiled": compiled, "loss": loss, "inference": inference, "adapters": adapters,
 }  # fmt: skip
+ALONE: dict[str, Callable[..., Any]] = {run.__name__: run for run in (layer_rows, step_memory, loss_memory)}
 
 
 def main() -> None:
@@ -212,7 +213,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.alone:
         function, *arguments = json.loads(args.alone)
-        print(json.dumps(globals()[function](*arguments)))
+        print(json.dumps(ALONE[function](*arguments)))
         return
     for part in [] if args.page else args.only:
         where = {**machine(), "rounds": args.rounds}

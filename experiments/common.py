@@ -326,3 +326,12 @@ def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> 
     for rate in (best, *neighbours(best)):
         for seed in others:
             task.run(learning_rate=rate, seed=seed, **settings)
+
+
+def sweep_ranks(task: E2E, ranks: Sequence[int], seeds: Sequence[int]) -> None:
+    """`tuned_runs` of LoRA at each rank, and of full fine-tuning for rank 0."""
+    for rank in ranks:
+        if rank:
+            tuned_runs(task, seeds, start=1, method="lora", rank=rank)
+        else:
+            tuned_runs(task, seeds, start=0, method="full")

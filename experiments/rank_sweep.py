@@ -4,27 +4,22 @@
 
 For each rank (all linear layers, alpha = 32, s = alpha / r, as in "LoRA Without Regret") and for full fine-tuning:
 the learning rate is tuned on the first seed, over a grid of factor 3, until both neighbours are worse; the best rate
-is then run on the other seeds. One run: 120 steps of 8 references up to 64 tokens, AdamW, warm-up and cosine.
-Rows go to lora_lib/results/e2e.csv, trained weights to runs/e2e, where geometry.py looks at them.
+and these neighbours are then run on the other seeds. One run: 120 steps of 8 references up to 64 tokens, AdamW,
+warm-up and cosine. Rows go to lora_lib/results/e2e.csv, trained weights to runs/e2e, where geometry.py looks at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import E2E, e2e_arguments, tuned_runs
+from common import E2E, e2e_arguments, sweep_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = e2e_arguments(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 0, 64, 1, 4, 16, 2], help="0: full fine-tuning")
     args = parser.parse_args(argv)
-    task = E2E.load(args)
-    for rank in args.ranks:
-        if rank:
-            tuned_runs(task, args.seeds, start=1, method="lora", rank=rank)
-        else:
-            tuned_runs(task, args.seeds, start=0, method="full")
+    sweep_ranks(E2E.load(args), args.ranks, args.seeds)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     LORA_DATA_DIR=... python experiments/sms.py [--seeds 0 1 2] [--model gpt2-mini]
 
-The split is that of the well-known chapter (`balanced_splits`: 1,045 / 149 / 300 messages, as many ham as spam).
+The splits have the sizes of the well-known chapter's (`balanced_splits`: 1,045 / 149 / 300, as many ham as spam).
 A head of two logits reads the hidden state of a message's last token. A seed draws the split, the start and the order.
-Every method trains for 120 steps of 8 messages cut to 40 tokens (one pass), at the learning rate with the fewest errors
+Every method trains for 120 steps of 8 messages cut to --max-length tokens, at the learning rate with the fewest errors
 on one more split (seed 100, validation and test messages, a grid of factor 3): the loss on 149 messages alone is too
 noisy to choose by. LoRA: alpha = 16, all linear layers, and the head; r = 16, and other ranks beside it. TF-IDF with
-logistic regression reads whole messages, or ("tf-idf, cut") the 40 tokens that the model reads; its C is chosen on
+logistic regression reads whole messages, or ("tf-idf, cut") the tokens that the model reads; its C is chosen on
 the validation set.
 Rows: lora_lib/results/sms.csv.
 """

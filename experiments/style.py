@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import E2E, RESULTS, Row, Rows, e2e_arguments, prose, tuned_runs
+from common import E2E, RESULTS, Row, Rows, e2e_arguments, prose, sweep_ranks
 from torch import nn
 
 from lora_lib import load_pretrained
@@ -31,11 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     task = Style.load(args)
     task.run("base", 0.0, seed=0)
-    for rank in args.ranks:
-        if rank:
-            tuned_runs(task, args.seeds, start=1, method="lora", rank=rank)
-        else:
-            tuned_runs(task, args.seeds, start=0, method="full")
+    sweep_ranks(task, args.ranks, args.seeds)
 
 
 class Style(E2E):

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from small_models import IDS, small
 from torch import nn
 
-from lora_lib import LoRA, find_targets, get_peft_model
-from lora_lib.analysis import low_rank_factors
+from lora_lib import get_peft_model
 from lora_lib.results import load_results, select
+
+sys.path.append(str(Path(__file__).parent.parent / "experiments"))
+import beyond_lora
+import common
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +28,9 @@ def chapter(root: Path) -> ast.Module:
 
 
 @pytest.fixture(scope="module")
-def names(chapter: ast.Module) -> dict:
+def names() -> dict:
     """What the chapter defines, by name."""
-    found = {"torch": torch, "nn": nn, "LoRA": LoRA, "find_targets": find_targets, "low_rank_factors": low_rank_factors}
-    defined = [node for node in chapter.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    exec(compile(ast.Module(defined, []), "chapter 11", "exec"), found)
-    return found
+    return vars(common.from_chapter())
 
 
 def test_each_method_is_shown_at_its_best_rate_and_at_equal_size(chapter: ast.Module) -> None:
@@ -92,11 +93,7 @@ def test_pissa_changes_no_output_and_takes_the_strongest_part_out(names: dict) -
         torch.testing.assert_close(torch.linalg.svdvals(layer.base.weight)[0], S[3], atol=1e-4, rtol=1e-4)
 
 
-def test_the_experiment_tunes_each_method_at_equal_size(root: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(root / "experiments")
-    import beyond_lora
-    import common
-
+def test_the_experiment_tunes_each_method_at_equal_size(tmp_path: Path, monkeypatch) -> None:
     from lora_lib import GPT2Config, GPT2Model, load_pretrained, save_pretrained_folder
     from lora_lib.data import restaurant_data
 
