@@ -1,6 +1,4 @@
 // Adapters: in WebAssembly's memory, in JavaScript, and as the two files that `lora_lib` and Hugging Face PEFT open.
-"use strict";
-
 const CONFIG_FILE = "adapter_config.json";
 const WEIGHTS_FILE = "adapter_model.safetensors";
 

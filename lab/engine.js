@@ -1,6 +1,4 @@
 // The page's side of the worker: fetch the model, start the worker, ask it things.
-"use strict";
-
 // The scripts that the book's build made call these. A page that was opened as a file may load scripts and no files.
 const delivered = { weights: [], adapters: {} };
 const Lab = {

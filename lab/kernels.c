@@ -121,6 +121,7 @@ INLINE void tile(int rows, const float *x, int d, const float *panel, int first,
     left[n] = onto ? load(y + n * k) : bias ? load(bias) : same(0);
     right[n] = onto ? load(y + n * k + 4) : bias ? load(bias + 4) : same(0);
   }
+#pragma clang loop unroll_count(4) // a third of the time less in Chromium
   for (int i = first; i < last; i++) {
     vec w_left = load(panel + i * 8), w_right = load(panel + i * 8 + 4);
     for (int n = 0; n < rows; n++) {

@@ -7,8 +7,6 @@
 // Letters: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary, H heads;
 // a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
-"use strict";
-
 // The layers that LoRA can adapt, with their inputs and outputs in multiples of the model's width.
 const KINDS = {
   "attn.c_attn": { d: 1, k: 3 }, // queries, keys and values

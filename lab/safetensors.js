@@ -1,6 +1,4 @@
 // The safetensors format: 8 bytes that tell the header's length, the header in JSON, then all numbers.
-"use strict";
-
 // What a reader can mend: the message is shown as it is.
 class LabError extends Error {}
 

@@ -1,6 +1,4 @@
 // From logits to words: the next token's probabilities, and a choice among them.
-"use strict";
-
 const AMONG = 50; // a sample is one of the 50 likeliest tokens
 
 // Random numbers from 0 to 1 that a seed decides: the same seed, the same text. (The algorithm is "mulberry32".)

@@ -1,6 +1,4 @@
 // The rank slider: A·B written anew so that its directions come in the order of their size.
-"use strict";
-
 // A (r, d) and B (r, k), one row for each direction, as the lab keeps them (A transposed), Float32Arrays.
 // Returns other A and B with the same product, whose directions are the product's singular ones, largest first:
 // the first q rows of both are the nearest product of rank q (Eckart and Young, 1936). And `sizes`, the r singular

@@ -1,6 +1,4 @@
 // Text to token ids and back: GPT-2's byte-pair encoding, as `lora_lib.tokenizer` has it through tiktoken.
-"use strict";
-
 // How GPT-2 cuts text into pieces before any merge: contractions, words, numbers, punctuation, spaces.
 // \p{White_Space} is what Python calls \s; JavaScript's \s is another set of letters.
 const PIECES =

@@ -1,6 +1,4 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
-"use strict";
-
 const WINDOW = 64; // tokens of one row
 const HELD_OUT = 0.1; // of the text, its end: never trained on
 const MOST_ROWS = 4; // that a loss beside the training is measured on

@@ -1,8 +1,6 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
 // The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
-"use strict";
-
 let model;
 let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
@@ -57,7 +55,7 @@ function describe(name) {
 
 // ---- Writing -----------------------------------------------------------------------------------------------------
 
-let writing = 0; // counts up: a text that is no longer wanted stops
+const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longer wanted stops
 
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
@@ -163,15 +161,18 @@ const jobs = {
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends it. `base: false` leaves the first out.
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
   async write({ view, base, ...settings }, news) {
-    const mine = ++writing;
-    const wanted = () => mine === writing;
     const texts = {};
+    const one = async (which, shownAs) => {
+      const mine = ++asked[which];
+      const wanted = () => mine === asked[which];
+      const tell = text => news({ [which]: text });
+      texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
+    };
     await breathe(); // a newer one may wait already
-    if (base) texts.base = await inTurn(() => write(null, settings, text => news({ base: text }), wanted));
-    texts.adapted = await inTurn(() => write(view, settings, text => news({ adapted: text }), wanted));
-    return { ...texts, finished: wanted() };
+    await Promise.all([base && one("base", null), one("adapted", view)]);
+    return texts;
   },
 
   // The likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with the

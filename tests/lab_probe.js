@@ -1,6 +1,4 @@
 // Jobs for the tests, which the tests append to the lab's worker.
-"use strict";
-
 // {name: {A: [], B: []}} into an adapter, and its gradients out of one.
 function adapterOf({ r, alpha, layers }) {
   const shapes = layerShapes();

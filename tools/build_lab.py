@@ -25,7 +25,8 @@ ZIG = "0.17.0"  # another version gives other bytes
 PARTS = 8  # the weights come in so many scripts: that many steps of the progress bar
 # In the order in which one needs the other: no page from a disk can load JavaScript's modules.
 WORKER = "tokenizer safetensors svd model adapter sampling trainer worker".split()
-PAGE = "examples engine zip chart tokens page".split()
+PAGE = "examples engine files chart words write train take_home page".split()
+PIECES = "load write train take_home".split()  # of the page, in HTML; the book has its own words between them
 
 
 def build_kernels(folder: Path) -> None:
@@ -40,7 +41,7 @@ def build_kernels(folder: Path) -> None:
 def write_scripts(folder: Path) -> None:
     """Write into `folder` all that the page loads: its own script and style, and what it fetches on a click."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "page.js").write_text(f"(() => {{\n{source(PAGE)}\n}})();\n", encoding="utf8")
+    (folder / "page.js").write_text(f'(() => {{\n{source(PAGE)}\n}})();\n', encoding="utf8")
     shutil.copy(LAB / "lab.css", folder)
     kernels = {"plain": base64_of(LAB / "kernels.wasm"), "relaxed": base64_of(LAB / "kernels_relaxed.wasm")}
     parts = {"source": source(WORKER), "kernels": kernels, "prose": (LAB / "prose.txt").read_text(encoding="utf8")}
@@ -58,7 +59,7 @@ def write_scripts(folder: Path) -> None:
 
 def source(names: list[str]) -> str:
     """The files of `lab/` as one script."""
-    return "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
+    return '"use strict";\n' + "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
 
 
 def base64_of(file: Path) -> str:
@@ -76,7 +77,7 @@ def write_site(folder: Path) -> None:
     write_scripts(folder)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>The lab</title>'
     links = '<link rel="stylesheet" href="lab.css"><script src="page.js" defer></script>'
-    body = (LAB / "lab.html").read_text(encoding="utf8")
+    body = "\n".join((LAB / f"{piece}.html").read_text(encoding="utf8") for piece in PIECES)
     page = f'<!doctype html><html lang="en" data-theme="light"><head>{head}{links}</head><body>{body}</body></html>\n'
     (folder / "lab.html").write_text(page, encoding="utf8")
 
