@@ -48,7 +48,7 @@ function peftLines(name) {
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER)
+base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
 model = PeftModel.from_pretrained(base, "${name}")
 `;
 }

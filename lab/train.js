@@ -58,8 +58,8 @@ async function train() {
   }
   const name = `run-${++trained}`;
   const run = { name, settings, steps: settings.steps, losses: [], measured: [] };
-  $("recorded-train")?.remove();
   runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
+  lab.samples = [];
   $("samples").replaceChildren();
   setTraining(true);
   say("train-status", `${label(run)} is in training.`);
@@ -84,12 +84,13 @@ async function train() {
   drawTraining();
 }
 
-function label({ name, settings: { r, rate } }) {
-  return `${name.replace("-", " ")} (r ${r}, rate ${rate})`;
+function label({ name, recorded, settings: { r, rate } }) {
+  return `${recorded ? "a recorded run" : name.replace("-", " ")} (r ${r}, rate ${rate})`;
 }
 
 // What the worker tells on the way.
-function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample }) {
+function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample, pausedAt }) {
+  if (pausedAt) say("train-status", `Paused after step ${pausedAt}. The adapter can be tried above.`);
   if (loss !== undefined) {
     run.losses.push(loss);
     $("speed").textContent =
@@ -105,10 +106,16 @@ function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample })
       );
   }
   if (sample !== undefined) {
-    const words = made("span", { className: "lab-given", textContent: run.settings.prompt });
-    $("samples").prepend(made("li", {}, made("b", { textContent: `step ${at} ` }), words, sample));
+    addSample({ at, prompt: run.settings.prompt, text: sample });
   }
   drawTraining();
+}
+
+function addSample(sample) {
+  const { at, prompt, text } = sample;
+  const words = made("span", { className: "lab-given", textContent: prompt });
+  $("samples").prepend(made("li", {}, made("b", { textContent: `step ${at} ` }), words, text));
+  lab.samples.push(sample);
 }
 
 function setTraining(on) {
@@ -126,9 +133,12 @@ function drawTraining() {
   drawRuns($("loss"), runs);
   $("loss").setAttribute("aria-label", `The loss, step by step. ${runs.map(inWords).join(" ")}`);
   const earlier = runs.slice(0, -1).map(label).join(" and ");
-  $("legend").textContent = current
-    ? `${current.recorded ? "A recorded run" : label(current)}${earlier ? `; dashed: ${earlier}` : ""}. Nats a token, lower is better.`
-    : "";
+  const lines = [
+    runs.length && label(current),
+    earlier && `dashed: ${earlier}`,
+    "nats a token, lower is better",
+  ];
+  $("legend").textContent = lines.filter(Boolean).join("; ");
   $("runs").hidden = !runs.length;
   $("runs").tBodies[0].replaceChildren(...runs.map(row));
 }
@@ -221,10 +231,17 @@ function prepareTraining() {
   window.addEventListener("beforeunload", event => {
     if (training) event.preventDefault(); // the browser asks whether to leave
   });
-  runs = [];
   new ResizeObserver(drawTraining).observe($("loss"));
 }
 
 async function startTraining() {
   await countTokens();
+}
+
+// A run of an earlier visit, until the reader's first takes its place.
+function showRecordedRun(recorded) {
+  if (!recorded) return;
+  runs = [{ ...recorded, recorded: true }];
+  for (const sample of recorded.samples) addSample(sample);
+  drawTraining();
 }

@@ -122,6 +122,7 @@ async function train(settings, news) {
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (run.paused) news({ pausedAt: step });
     while (run.paused && !run.stopped) await called(run);
   }
   return run.trainer.step;

@@ -74,16 +74,21 @@ const showNext = latest(async () => {
   const chosen = words?.ids[index];
   const also = chosen === undefined ? [] : [chosen];
   const rows = await lab.engine.ask("bars", { view: view(), prompt, ids, count: BARS, also });
-  showBars($("next"), rows, chosen);
-  const before = prompt + (words ? words.tokens.slice(0, index).join("") : "");
-  $("next-after").textContent = `After “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
+  showNextAfter(prompt + (words ? words.tokens.slice(0, index).join("") : ""), rows, chosen);
   $("next-back").hidden = !words;
+  lab.shown.bars = rows;
 });
+
+function showNextAfter(before, rows, chosen) {
+  showBars($("next"), rows, chosen);
+  $("next-after").textContent = `After “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
+}
 
 const writeAdapted = latest(() => writeTexts(false));
 
 async function writeTexts(base) {
   const settings = {
+    view: view(),
     prompt: $("prompt").value,
     temperature: Number($("temperature").value),
     seed: Number($("seed").value),
@@ -93,7 +98,9 @@ async function writeTexts(base) {
     if (texts.base) baseWords.show(settings.prompt, texts.base);
     if (texts.adapted) adaptedWords.show(settings.prompt, texts.adapted);
   };
-  show(await lab.engine.ask("write", { view: view(), base, ...settings }, { news: show }));
+  const texts = await lab.engine.ask("write", { base, ...settings }, { news: show });
+  show(texts);
+  Object.assign(lab.shown, settings, texts);
 }
 
 // The sliders have moved: bars and text follow at once.
@@ -159,4 +166,15 @@ async function startWriting() {
   await fetchAdapter($("adapter").value);
   takingChanged();
   await write();
+}
+
+// Texts and bars of an earlier visit, until the reader's own take their place.
+function showRecordedTexts(recorded) {
+  if (!recorded) return;
+  const { prompt, base, adapted, bars, view: turnedTo } = recorded;
+  baseWords.show(prompt, base);
+  adaptedWords.show(prompt, adapted);
+  showNextAfter(prompt, bars);
+  $("recorded-write").textContent =
+    `Recorded earlier, with the adapter “${turnedTo.adapter}” at rank ${turnedTo.rank}. Load the model, and it is yours to change.`;
 }
