@@ -38,6 +38,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/biome ci --error-on-warnings lab
+	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)
 	$(BIN)/pytest --ignore=tests/test_book.py

@@ -60,7 +60,7 @@ function latest(work) {
       try {
         await work(...what);
       } catch (error) {
-        say("status", error.message, true);
+        say("write-status", error.message, true);
       }
     }
     running = false;
@@ -109,6 +109,7 @@ async function changed() {
   writeAddress();
   takingChanged();
   if (!lab.engine) return;
+  if (lookedAt?.words === adaptedWords) lookedAt = null; // that text is about to change
   await fetchAdapter($("adapter").value);
   showNext();
   writeAdapted();
@@ -122,8 +123,9 @@ async function write() {
     await fetchAdapter($("adapter").value);
     showNext();
     await writeTexts(true);
+    say("write-status", "");
   } catch (error) {
-    say("status", error.message, true);
+    say("write-status", error.message, true);
   }
 }
 

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import io
 import json
+import math
 import random
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import build_lab
 import firefox
+import measure_lab
 import print_book
 import pytest
+import safetensors.torch
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from measure_lab import Engine
+from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from test_book import skip_or_fail
 from torch import Tensor
 
@@ -29,13 +37,7 @@ from lora_lib.analysis import low_rank_factors
 from lora_lib.training import fit
 
 LAB = build_lab.LAB
-PROBE = (Path(__file__).parent / "lab_probe.js").read_text(encoding="utf8")
-START_ENGINE = """async ([probe, relaxed]) => {
-  const { worker } = Lab;
-  Lab.worker = parts => worker({ ...parts, source: parts.source + probe });
-  window.engine = await Lab.Engine.start(undefined, { relaxed });
-  if (window.engine.relaxed !== relaxed) throw new Error("the other kernels were taken");
-}"""
+PROBE = (LAB / "probe.js").read_text(encoding="utf8")
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
@@ -56,20 +58,6 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
         yield chromium
         chromium.close()
-
-
-class Engine:
-    """The lab's worker in a page of its own, with the tests' jobs in it."""
-
-    def __init__(self, browser: Browser, site: Path, relaxed: bool) -> None:
-        self.tab: Page = browser.new_page()
-        self.tab.goto(site.as_uri())
-        self.tab.evaluate(START_ENGINE, [PROBE, relaxed])
-
-    def ask(self, job: str, **what: Any) -> Any:
-        """A job's answer. JSON both ways: playwright is slow with long lists."""
-        script = "async ([job, what]) => JSON.stringify(await engine.ask(job, JSON.parse(what)))"
-        return json.loads(self.tab.evaluate(script, [job, json.dumps(what)]))
 
 
 @pytest.fixture(scope="module", params=["relaxed", "plain"])
@@ -156,7 +144,7 @@ def test_twenty_steps_are_those_of_fit(engine: Engine) -> None:
     watch.remove()
     targets = {tuple(ids.tolist()): targets.tolist() for ids, targets in examples}
     batches = [(ids.tolist(), [targets[tuple(row)] for row in ids.tolist()]) for ids in order]
-    losses = engine.ask("steps", adapter=start, batches=batches, rate=rate)["losses"]
+    losses = engine.ask("steps", adapter=start, batches=batches, rate=rate)
     assert expected[0] - expected[-1] > 0.5, "nothing was learned, so nothing was compared"
     assert losses == pytest.approx(expected, abs=1e-4)
 
@@ -453,3 +441,243 @@ def run_python(lines: str) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         exec(lines, names)
     return names
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A page with the model loaded, which several tests share: none relies on what another left."""
+    page = Chromium(browser, tmp_path_factory.mktemp("shared"), site.as_uri(), viewport={"width": 1200, "height": 900})
+    page.load()
+    yield page
+    page.context.close()
+
+
+def test_nothing_heavy_is_loaded_before_the_click(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = Chromium(browser, tmp_path, site.as_uri() + "#adapter=plays&rank=2&strength=0.5&off=mlp.c_fc")
+    fetched = {Path(url.partition("#")[0]).name for url in page.requests}
+    assert fetched == {"lab.html", "lab.css", "page.js"}
+    assert (page.js("document.getElementById('lab-rank').value"), page.text("rank-value")) == ("2", "2 of 8")
+    assert page.text("alpha-value") == "0.50 × s"
+    assert page.js("[...document.querySelectorAll('#lab-on input')].map(box => box.checked)") == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    page.context.close()
+    own = [file for file in site.parent.iterdir() if not file.name.startswith(("weights-", "adapter-"))]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in own) <= 150_000
+    files = [file for file in site.parent.iterdir() if not file.name.startswith("adapter-") or "plays" in file.name]
+    assert f"({sum(file.stat().st_size for file in files) / 1e6:.0f} MB)" in site.read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("gone", ["WebAssembly", "Worker", "SIMD"])
+def test_what_is_missing_is_said(browser: Browser, site: Path, gone: str) -> None:
+    tab = browser.new_page()
+    script = "WebAssembly.validate = () => false" if gone == "SIMD" else f"delete window.{gone}"
+    tab.add_init_script(script)
+    tab.goto(site.as_uri())
+    assert f"lacks {'web workers' if gone == 'Worker' else 'WebAssembly'}" in tab.inner_text("#lab-status")
+    assert tab.is_disabled("#lab-load")
+    tab.close()
+
+
+def test_without_scripts_the_page_says_so(browser: Browser, site: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(site.as_uri())
+    assert "scripts are switched off" in tab.inner_text("#lab")
+    context.close()
+
+
+def test_words_are_chosen_by_keyboard_and_bars_tell_their_chances(page: Chromium) -> None:
+    tab = page.tab
+    page.fill("adapter", "plays")
+    page.fill("prompt", "The king")
+    page.click("write")
+    page.until(
+        "Lab.seen().write.prompt === 'The king' && document.querySelectorAll('#lab-adapted .lab-token').length > 5"
+    )
+    page.until("document.getElementById('lab-next-after').textContent.includes('The king”')")
+    tab.focus("#lab-base .lab-token[tabindex='0']")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    word = tab.inner_text("#lab-base .lab-token[aria-pressed='true']")
+    page.until("document.querySelector('#lab-next .lab-chosen .lab-word') !== null")
+    assert tab.inner_text("#lab-next .lab-chosen .lab-word").strip() == word.strip()
+    shares = tab.eval_on_selector_all(
+        "#lab-next .lab-bar-base .lab-number", "all => all.map(one => parseFloat(one.textContent))"
+    )
+    assert len(shares) >= 6 and 0 < sum(shares) < 101
+    page.click("next-back")
+    page.until("document.getElementById('lab-next-back').hidden")
+
+
+def test_the_address_follows_and_a_link_leads_back(
+    page: Chromium, browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    page.fill("adapter", "restaurants")
+    page.fill("rank", 1)
+    page.fill("alpha", 1.5)
+    page.until("location.hash.includes('adapter=restaurants') && location.hash.includes('strength=1.5')")
+    other = Chromium(browser, tmp_path, page.js("location.href"))
+    for name in ("adapter", "rank", "alpha", "temperature", "seed", "prompt"):
+        value = f"document.getElementById('lab-{name}').value"
+        assert other.js(value) == page.js(value)
+    other.context.close()
+
+
+BAD_SETTINGS = {
+    "text": ("", "0 tokens"),
+    "train-rank": ("321", "whole number from 1 to 320"),
+    "rate": ("0", "above 0"),
+    "steps": ("2.5", "whole number from 1 to 2000"),
+    "train-alpha": ("", "above 0"),
+}
+
+
+@pytest.mark.parametrize("field", BAD_SETTINGS)
+def test_a_bad_setting_is_refused_with_words(page: Chromium, field: str) -> None:
+    value, words = BAD_SETTINGS[field]
+    before = page.js(f"document.getElementById('lab-{field}').value")
+    page.fill(field, value)
+    page.click("train")
+    page.until(f"document.getElementById('lab-train-status').textContent.includes({json.dumps(words)})")
+    page.usable("train")
+    page.fill(field, before)
+
+
+LONG = "The quick brown fox jumps over the lazy dog, again and again. "
+
+
+@pytest.mark.parametrize(
+    "text", [LONG * (1_000_000 // len(LONG)), "😀 Привет, мир! 你好，世界。 " * 12], ids=["1 MB", "scripts"]
+)
+def test_odd_texts_are_learned_from(page: Chromium, text: str) -> None:
+    page.fill("text", text)
+    page.train(steps=2, train_rank=1)
+    assert "is trained: 2 steps" in page.text("train-status")
+    assert all(math.isfinite(loss) for loss in page.losses())
+
+
+def test_a_rate_that_bursts_stops_and_keeps_the_last_good_adapter(page: Chromium) -> None:
+    page.fill("text", LONG * 30)
+    page.train(rate=100, steps=30, train_rank=2)
+    assert "a rate of 100 is too high" in page.text("train-status")
+    assert len(page.losses()) < 30
+    page.fill("rate", 0.001)
+    files = zipfile.ZipFile(page.download("download"))
+    tensors = safetensors.torch.load(files.read("adapter_model.safetensors"))
+    assert tensors and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_a_second_run_lies_over_the_first(page: Chromium) -> None:
+    page.fill("text", LONG * 30)
+    page.train(rate=0.001, steps=3, train_rank=8)
+    first = page.losses()
+    page.train(train_rank=1)
+    assert page.losses()[0] == pytest.approx(first[0], abs=1e-4)  # the same words, and an adapter that does nothing yet
+    assert page.js("document.querySelectorAll('#lab-loss .lab-earlier').length") >= 3
+    rows = page.js("[...document.querySelectorAll('#lab-runs tbody tr')].map(row => row.textContent)")
+    assert "r 8" in rows[-2] and "r 1," in rows[-1]
+
+
+def bring(page: Chromium, *files: Path) -> str:
+    """What the page says to these files."""
+    page.js("document.getElementById('lab-file-status').textContent = ''")
+    page.tab.set_input_files("#lab-file", files)
+    page.until("document.getElementById('lab-file-status').textContent !== ''")
+    return page.text("file-status")
+
+
+def test_adapters_come_back_and_what_does_not_fit_is_refused(page: Chromium, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    adapted(3, 6, ["attn.c_attn", "mlp.c_fc"]).save_pretrained(folder)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    assert "rank 3, alpha 6, beside attn.c_attn, mlp.c_fc" in bring(page, weights, config)
+    assert page.text("rank-value") == "3 of 3"
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w", method) as archive:
+            for file in (weights, config):
+                archive.write(file, f"mine/{file.name}")
+        assert "mine fits: rank 3" in bring(page, tmp_path / "mine.zip")
+    brought = page.js("document.getElementById('lab-adapter').value")
+
+    def refused(words: str, *files: Path) -> None:
+        said = bring(page, *files)
+        assert said.startswith("Not taken: ") and words in said
+        assert page.js("document.getElementById('lab-adapter').value") == brought, "and everything is as it was"
+
+    def variant(name: str, **changes: Any) -> Path:
+        changed = tmp_path / name / "adapter_config.json"
+        changed.parent.mkdir()
+        changed.write_text(json.dumps({**json.loads(config.read_text()), **changes}), encoding="utf8")
+        return changed
+
+    refused("adapter_config.json is missing", weights)
+    refused("adapter_model.safetensors is missing", config)
+    refused("use_dora = true is not supported", weights, variant("dora", use_dora=True))
+    refused("r must be a whole number", weights, variant("rank", r=0))
+    refused("needs 4 × 320", weights, variant("four", r=4))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-1000])
+    refused("not a whole safetensors file", cut, config)
+    cut.write_bytes(b"no adapter at all")
+    refused("not a whole safetensors file", cut, config)
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes((tmp_path / "mine.zip").read_bytes()[:-200])
+    refused("not a whole zip", torn)
+    text = tmp_path / "adapter_config.json"
+    text.write_text("{", encoding="utf8")
+    refused("is no JSON", weights, text)
+    other = load_model("gpt2-mini")
+    torch.nn.init.normal_(other.h[0].attn.c_attn.weight)
+    get_peft_model(other, ["attn.c_attn"], 2, 4).save_pretrained(tmp_path / "other")
+    refused("other weights than gpt2-mini's", *(tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_with_the_model_loaded(page: Chromium, theme: str) -> None:
+    page.js(f"void (document.documentElement.dataset.theme = '{theme}')")
+    page.js(f"void (document.body.style.background = '{'#14181f' if theme == 'dark' else '#fdfdfb'}')")
+    violations = Axe().run(page.tab).response["violations"]
+    ours = [v for v in violations if v["id"] not in ("page-has-heading-one", "region", "landmark-one-main")]
+    assert [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in ours] == []
+
+
+def test_layout_and_batch_on_a_phone(page: Chromium) -> None:
+    page.tab.set_viewport_size({"width": 390, "height": 844})
+    try:
+        page.fill("text", LONG * 30)
+        page.train(steps=1)
+        overhang = page.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overhang <= 0, f"the page is {overhang} pixels wider than the screen"
+    finally:
+        page.tab.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_a_reload_keeps_the_text_and_warns_of_a_run(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = Chromium(browser, tmp_path, site.as_uri())
+    page.fill("text", "My own words, which nobody else has written. " * 20)
+    page.tab.reload()
+    assert page.js("document.getElementById('lab-text').value").startswith("My own words")
+    page.load()
+    dialogs: list[str] = []
+    page.tab.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.dismiss()))
+    page.tab.click("#lab-train")  # a click of the reader: without one, no browser asks
+    page.until("document.getElementById('lab-train').disabled")
+    with contextlib.suppress(PlaywrightError):  # the reload is refused
+        page.tab.reload(timeout=3000)
+    assert dialogs == ["beforeunload"]
+    page.click("stop")
+    page.until("!document.getElementById('lab-train').disabled")
+    assert "is trained" in page.text("train-status")
+    page.context.close()
+
+
+def test_a_step_costs_at_most_three_times_pytorchs(engine: Engine, browser: Browser) -> None:
+    if not engine.relaxed:
+        pytest.skip("measured with the kernels that this browser takes")
+    found = measure_lab.step_cost(engine, browser, rounds=3)
+    assert found["ratio"] <= 3
