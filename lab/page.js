@@ -3,8 +3,7 @@ const $ = id => document.getElementById(`lab-${id}`);
 
 const lab = {
   engine: null, // once the model is loaded
-  ranks: { restaurants: 8, plays: 8, cat: 8 }, // of the adapters that can be chosen
-  kept: new Set(), // those that the worker has
+  adapters: new Map(), // those that the worker has: {r, kinds}, by name
   shown: {}, // texts and bars on the page
   samples: [], // {at, prompt, text} of the last run
 };
@@ -38,8 +37,8 @@ async function load() {
     $("progress").hidden = true;
     $("load").textContent = "Loaded";
     for (const id of ["write", "train", "file"]) $(id).disabled = false;
-    await startWriting();
-    await startTraining();
+    startWriting();
+    countTokens();
   } catch (error) {
     say("status", `That did not work: ${error.message}`, true);
     $("progress").hidden = true;

@@ -124,7 +124,10 @@ async function train(settings, news) {
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
-    if (run.paused) news({ pausedAt: step });
+    if (run.paused) {
+      adapters.set(run.name, run.trainer.loaded.read());
+      news({ pausedAt: step });
+    }
     while (run.paused && !run.stopped) await called(run);
   }
   return run.trainer.step;

@@ -269,7 +269,7 @@ def test_rank_cut_is_that_of_an_svd(browser: Browser, site: Path, r: int, d: int
 # ---- The page ----------------------------------------------------------------------------------------------------
 
 ADAPTERS = ["restaurants", "plays", "cat"]
-PROMPT = "The door opened, and"
+PROMPT = "One day the old woman said"
 
 
 class Driver:
@@ -385,7 +385,7 @@ def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.
     seen, base = set(), set()
     for name in ADAPTERS:
         visit.fill("adapter", name)
-        visit.until(f"Lab.page.kept.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}")
+        visit.until(f"Lab.page.adapters.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}")
         for rank in (8, 0):
             visit.fill("rank", rank)
             visit.until(f"Lab.seen().write.view?.rank === {rank} && Lab.seen().write.prompt === {json.dumps(PROMPT)}")
