@@ -68,10 +68,11 @@ function drawRun(svg, run, latest, { x, y }) {
     ends.push({ at: y(loss), x: x(step), label, style });
   }
   if (!latest) return;
+  const right = Math.max(...ends.map(end => end.x)) + 8;
   ends.sort((a, b) => a.at - b.at);
   ends.forEach((end, i) => {
     if (i > 0) end.at = Math.max(end.at, ends[i - 1].at + 15); // names do not lie on each other
-    svg.append(drawn("text", { x: end.x + 8, y: end.at + 4, class: `lab-name ${end.style}` }, end.label));
+    svg.append(drawn("text", { x: right, y: end.at + 4, class: `lab-name ${end.style}` }, end.label));
   });
 }
 

@@ -563,8 +563,8 @@ def test_odd_texts_are_learned_from(page: Chromium, text: str) -> None:
 
 def test_a_rate_that_bursts_stops_and_keeps_the_last_good_adapter(page: Chromium) -> None:
     page.fill("text", LONG * 30)
-    page.train(rate=100, steps=30, train_rank=2)
-    assert "a rate of 100 is too high" in page.text("train-status")
+    page.train(rate=1, steps=30, train_rank=2)
+    assert "a rate of 1 is too high" in page.text("train-status")
     assert len(page.losses()) < 30
     page.fill("rate", 0.001)
     files = zipfile.ZipFile(page.download("download"))
