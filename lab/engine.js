@@ -99,11 +99,11 @@ class Engine {
     });
   }
 
-  hear({ id, result, error, expected, news }) {
+  hear({ id, result, error, news }) {
     const { resolve, reject, news: listener } = this.waiting.get(id);
     if (news) return listener(news);
     this.waiting.delete(id);
-    return error === undefined ? resolve(result) : reject(Object.assign(new Error(error), { expected }));
+    return error === undefined ? resolve(result) : reject(new Error(error));
   }
 
   fail(error) {

@@ -6,7 +6,7 @@ let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
 let run; // the training that goes on, or is paused
 const adapters = new Map(); // by name, as they are in files
-let shown = null; // the one that the sliders turn: {name, whole, inOrder}
+let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
 // ---- One thing at a time -----------------------------------------------------------------------------------------
 
@@ -160,10 +160,8 @@ const jobs = {
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
   keep({ name, files }) {
-    adapters.set(
-      name,
-      readAdapter(files, names => model.baseSample(names)),
-    );
+    const sample = layers => model.baseSample(layers);
+    adapters.set(name, readAdapter(files, sample));
     return describe(name);
   },
 
@@ -249,6 +247,6 @@ self.onmessage = async ({ data: { id, job, ...what } }) => {
   try {
     postMessage({ id, result: await jobs[job](what, news => postMessage({ id, news })) });
   } catch (error) {
-    postMessage({ id, error: error.message, expected: error instanceof LabError });
+    postMessage({ id, error: error.message });
   }
 };

@@ -154,13 +154,12 @@ function prepareWriting() {
     lookAt(null);
   });
   $("share").addEventListener("click", async () => {
-    writeAddress();
-    const link = new URL(location.href);
+    const link = addressOfSettings();
     try {
-      await navigator.clipboard.writeText(link.href);
+      await navigator.clipboard.writeText(link);
       say("shared", "Copied.");
     } catch {
-      say("shared", "This browser does not let the page copy: the link is in the address bar.");
+      say("shared", `This browser does not let the page copy it: ${link}`);
     }
   });
 }

@@ -453,7 +453,7 @@ def page(browser: Browser, site: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_nothing_heavy_is_loaded_before_the_click(browser: Browser, site: Path, tmp_path: Path) -> None:
-    page = Chromium(browser, tmp_path, site.as_uri() + "#adapter=plays&rank=2&strength=0.5&off=mlp.c_fc")
+    page = Chromium(browser, tmp_path, site.as_uri() + "#adapter=plays&rank=2&alpha=0.5&off=mlp.c_fc")
     fetched = {Path(url.partition("#")[0]).name for url in page.requests}
     assert fetched == {"lab.html", "lab.css", "page.js"}
     assert (page.js("document.getElementById('lab-rank').value"), page.text("rank-value")) == ("2", "2 of 8")
@@ -520,7 +520,7 @@ def test_the_address_follows_and_a_link_leads_back(
     page.fill("adapter", "restaurants")
     page.fill("rank", 1)
     page.fill("alpha", 1.5)
-    page.until("location.hash.includes('adapter=restaurants') && location.hash.includes('strength=1.5')")
+    page.until("location.hash.includes('adapter=restaurants') && location.hash.includes('alpha=1.5')")
     other = Chromium(browser, tmp_path, page.js("location.href"))
     for name in ("adapter", "rank", "alpha", "temperature", "seed", "prompt"):
         value = f"document.getElementById('lab-{name}').value"
