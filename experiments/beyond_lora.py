@@ -22,8 +22,9 @@ from common import SLOTS, Row, Rows, arguments, device, from_chapter, tune, vali
 from torch import nn
 
 from lora_lib import LoRA, PeftModel, get_peft_model, load_pretrained
-from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
+from lora_lib.examples import encode_examples
 from lora_lib.generation import generate_text
+from lora_lib.restaurants import restaurant_data, score_texts, to_examples
 from lora_lib.training import evaluate, fit
 
 MAX_LENGTH = 64  # longer examples are left out

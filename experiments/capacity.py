@@ -20,7 +20,7 @@ from common import Row, Rows, accuracy, arguments, device, tune
 from torch import nn
 
 from lora_lib import get_peft_model, load_pretrained
-from lora_lib.data import IGNORE, Encoded
+from lora_lib.examples import IGNORE, Encoded
 from lora_lib.training import evaluate, fit
 
 RANKS = (1, 2, 4, 8, 16, 32)

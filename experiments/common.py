@@ -38,9 +38,10 @@ from lora_lib import (
     save_pretrained_folder,
 )
 from lora_lib.analysis import low_rank_factors, text_windows
-from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
-from lora_lib.datasets import load_e2e
+from lora_lib.downloads import load_e2e
+from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
 from lora_lib.generation import generate_text
+from lora_lib.restaurants import Restaurant, to_examples
 from lora_lib.results import FOLDER as RESULTS
 from lora_lib.training import PAD, History, evaluate, fit
 

@@ -21,7 +21,7 @@ import torch
 from common import Row, Rows, e2e_arguments, slug
 from torch import Tensor
 
-from lora_lib import GPT2Model, PeftModel, load_pretrained
+from lora_lib import GPT2Model, PeftModel, load_model, load_pretrained
 from lora_lib.analysis import (
     amplification,
     effective_rank,
@@ -83,8 +83,8 @@ def pairs(runs: Sequence[Row]) -> Iterator[tuple[str, Row, Row]]:
 def load(model: str, folder: Path) -> GPT2Model | PeftModel:
     """A kept run: the base with its adapter, or the whole model."""
     if (folder / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(load_pretrained(model)[0], folder)
-    return load_pretrained(folder)[0]
+        return PeftModel.from_pretrained(load_model(model), folder)
+    return load_model(folder)
 
 
 class Weights:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from common import E2E, TARGETS, e2e_arguments, tuned_runs
 
-from lora_lib import find_targets, load_pretrained
+from lora_lib import find_targets, load_model
 from lora_lib.lora_linear import linear_shape
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = e2e_arguments(__doc__)
     parser.add_argument("--attention-rank", type=int, default=8)
     args = parser.parse_args(argv)
-    task, model = E2E.load(args), load_pretrained(args.model)[0]
+    task, model = E2E.load(args), load_model(args.model)
     sizes = {  # trainable parameters a rank
         targets: sum(sum(linear_shape(model.get_submodule(name))) for name in find_targets(model, chosen))
         for targets, chosen in TARGETS.items()

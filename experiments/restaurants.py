@@ -18,8 +18,9 @@ import torch
 from common import SLOTS, Rows, arguments, device, save
 
 from lora_lib import get_peft_model, load_pretrained
-from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
+from lora_lib.examples import encode_examples
 from lora_lib.generation import generate_text
+from lora_lib.restaurants import restaurant_data, score_texts, to_examples
 from lora_lib.training import evaluate, fit
 
 

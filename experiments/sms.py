@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from lora_lib import GPT2Model, Tokenizer, get_peft_model, load_pretrained
-from lora_lib.data import IGNORE, Encoded
-from lora_lib.datasets import Message, MessageSplits, balanced_splits, load_sms_spam
+from lora_lib.downloads import Message, balanced_splits, load_sms_spam
+from lora_lib.examples import IGNORE, Encoded, Splits
 from lora_lib.training import evaluate, fit
 
 LABELS = ("ham", "spam")
@@ -76,7 +76,7 @@ class Spam:
         splits = balanced_splits(self.messages, seed)
         return self.rows.run(settings, lambda: (self.word_counts if words else self.measure)(settings, splits))
 
-    def measure(self, settings: Row, splits: MessageSplits) -> Row:
+    def measure(self, settings: Row, splits: Splits[Message]) -> Row:
         model, tokenizer = load_pretrained(settings["model"])
         train, validation, test = (
             encode(part, tokenizer, settings["max_length"]) for part in (splits.train, splits.validation, splits.test)
@@ -95,7 +95,7 @@ class Spam:
             "train_seconds": round(history.seconds, 1),
         }
 
-    def word_counts(self, settings: Row, splits: MessageSplits) -> Row:
+    def word_counts(self, settings: Row, splits: Splits[Message]) -> Row:
         """TF-IDF and logistic regression, as one does it with scikit-learn."""
         texts, labels = zip(*(([m.text for m in part], [m.label for m in part]) for part in vars(splits).values()))
         if settings["method"] == "tf-idf, cut":

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.data import Encoded
+from lora_lib.examples import Encoded
 from lora_lib.lora_linear import LoRALinear
 from lora_lib.peft_wrapper import PeftModel
 from lora_lib.targets import find_targets

@@ -24,7 +24,7 @@ def generate_text(
     """What `model` (a `GPT2Model`, or a `PeftModel` around one) writes after each prompt, prompt not included.
 
     Each answer ends where the model writes `<|endoftext|>`, or after `max_new_tokens`. `temperature` 0
-    is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `lora_lib.own_data`
+    is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `lora_lib.files`
     makes them. Returns one string a prompt, in their order.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)

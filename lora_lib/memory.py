@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_lib.gpt2 import GPT2Config
-from lora_lib.training import LOGITS
+from lora_lib.losses import LOGITS
 
 
 def step_bytes(

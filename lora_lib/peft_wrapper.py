@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, LoRAConfig, read_adapter, write_adapter
+from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter, write_adapter
+from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model
 from lora_lib.lora_linear import BASE, LoRA, LoRALinear
 from lora_lib.targets import (

@@ -55,6 +55,11 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
     return model.eval(), tokenizer
 
 
+def load_model(name_or_folder: str | Path) -> GPT2Model:
+    """The model of `load_pretrained` alone, for those who have the tokenizer already."""
+    return load_pretrained(name_or_folder)[0]
+
+
 def read_config(folder: Path) -> GPT2Config:
     """The `GPT2Config` in a folder's `config.json`. Raises ValueError when it is not a GPT-2 we can build."""
     path = folder / "config.json"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lora_lib.adapter_files import LoRAConfig
+from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model, hf_name
 from lora_lib.lora_linear import LoRA, LoRALinear
 

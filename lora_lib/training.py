@@ -15,26 +15,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lora_lib.checkpoints import fingerprint, load_checkpoint, save_checkpoint
-from lora_lib.data import IGNORE, Encoded, batches
-from lora_lib.gpt2 import GPT2Model
-from lora_lib.peft_wrapper import PeftModel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lora_lib.distributed import Objective, averaged, place
+from lora_lib.examples import IGNORE, Encoded, batches
+from lora_lib.losses import loss_sum
 
 PAD = 0  # any token will do: padding stands to the right of what is read and its targets are ignored
-LOGITS = 2**22  # that `chunked_cross_entropy` holds at once: 16 MiB in float32
 
 
 @dataclass
@@ -61,11 +55,9 @@ class History:
         """Positions read per second of training."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def plot(self) -> Figure:
-        """Draw the training loss, step by step and smoothed, and the validation losses."""
-        from lora_lib.figures import draw_history  # here, so that training needs no matplotlib
-
-        return draw_history(self)
+    def count_bytes(self, count: int) -> None:
+        """Add to `reduced_bytes`."""
+        self.reduced_bytes += count
 
     def __repr__(self) -> str:
         last = f", loss {self.loss[0]:.2f} → {sum(self.loss[-10:]) / len(self.loss[-10:]):.2f}" if self.loss else ""
@@ -111,8 +103,8 @@ def fit(
     Where it exists already, the run goes on from there, and ends with the weights that it would have had without
     the interruption: on a CPU, with the same number of threads, bit for bit.
 
-    In a process group (torchrun; see `lora_lib.train`) each process reads its share of every batch, and gradients
-    are summed by DistributedDataParallel: the run is that of one process with the same `batch_size`.
+    In a process group (torchrun; see `lora_lib.distributed`) each process reads its share of every batch, and
+    gradients are summed by DistributedDataParallel: the run is that of one process with the same `batch_size`.
 
     Raises ValueError when nothing is trainable, there is no data, or `checkpoint` is that of another run (it names
     what differs); FloatingPointError when a loss is not finite: the weights are then those before that step.
@@ -124,7 +116,7 @@ def fit(
         raise ValueError("the training set is empty: fit needs at least one encoded example")
     device = next(iter(weights.values())).device
     bf16 = _computes_in_bf16(device) if bf16 is None else bf16
-    rank, processes = _place()
+    process, processes = place()
     optimizer = _optimizer(weights, learning_rate, lr_ratio, weight_decay)
     history = History()
     if checkpoint:
@@ -137,7 +129,7 @@ def fit(
         }  # fmt: skip
         if path.exists():
             history = History(**load_checkpoint(path, weights, optimizer, settings))
-    objective = _distributed(_Objective(model), history) if processes > 1 else _Objective(model)
+    objective = averaged(Objective(model), history.count_bytes) if processes > 1 else Objective(model)
 
     def validate(done: int) -> None:
         if validation:
@@ -147,7 +139,7 @@ def fit(
 
     was_training, done = model.training, len(history.loss)
     stream = itertools.islice(_endless(batches(train, batch_size, PAD, seed=seed)), done * accumulate, None)
-    bar = tqdm(total=steps, initial=done, disable=not progress or rank > 0, file=sys.stdout, ncols=90, mininterval=1)
+    bar = tqdm(total=steps, initial=done, disable=not progress or process > 0, file=sys.stdout, ncols=90, mininterval=1)
     with torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
         if not done:
@@ -155,7 +147,7 @@ def fit(
         for step in range(done + 1, steps + 1):
             model.train()
             start = time.perf_counter()
-            torch.manual_seed(_seed_of(seed, step, rank))
+            torch.manual_seed(_seed_of(seed, step, process))
             group = [(ids.to(device), targets.to(device)) for ids, targets in itertools.islice(stream, accumulate)]
             loss = _accumulate(objective, group, _autocast(device, bf16))
             if not math.isfinite(loss):
@@ -172,7 +164,7 @@ def fit(
             bar.update()
             if step == steps or (validate_every and step % validate_every == 0):
                 validate(step)
-            if checkpoint and rank == 0 and (step == steps or step % checkpoint_every == 0):
+            if checkpoint and process == 0 and (step == steps or step % checkpoint_every == 0):
                 save_checkpoint(path, weights, optimizer, settings, asdict(history))
     model.train(was_training)
     return history
@@ -192,72 +184,6 @@ def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int =
         count += int((targets != IGNORE).sum())
     model.train(was_training)
     return total / count
-
-
-def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over the wanted targets: ids and targets (B, T), targets -100 where not wanted.
-
-    For our GPT-2, adapted or not, the logits are never held all at once: see `chunked_cross_entropy`. Any other
-    `model` gives logits (B, T, V), or an output with `.logits` as Hugging Face's models do.
-    """
-    inner = model.base_model if isinstance(model, PeftModel) else model
-    if isinstance(inner, GPT2Model) and type(inner).forward is GPT2Model.forward:  # a reader's own may do more
-        return chunked_cross_entropy(inner.out_head, inner.features(ids), targets)
-    output: Any = model(ids)
-    logits = output if isinstance(output, Tensor) else output.logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-
-
-def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of `head(features)`, summed over the wanted targets, without ever holding all the logits.
-
-    features (B, T, C), targets (B, T) with -100 where not wanted. With a vocabulary of 50,257 the logits are the
-    largest tensor of a training step, and two more of their size are needed for its gradient. Here the head reads
-    a few tokens at a time, about `LOGITS` logits together, and skips those whose target is not wanted.
-    """
-    wanted = targets != IGNORE
-    features, targets = features[wanted], targets[wanted]  # (N, C), (N,)
-    learned = [p for p in head.parameters() if p.requires_grad]
-    # Where the head itself is trained, its gradient is that large anyway, and adding up few is faster than many.
-    rows = max(1, max(LOGITS, sum(p.numel() for p in learned)) // head.out_features)
-    if torch.is_grad_enabled():
-        loss: Tensor = _ChunkedCrossEntropy.apply(head, rows, features, targets, *learned)  # type: ignore[no-untyped-call]
-        return loss
-    return torch.stack([_cross_entropy(head, h, t) for h, t in zip(features.split(rows), targets.split(rows))]).sum()
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are computed on the way forward, while a chunk's logits are at hand.
-
-    A loss is one number: all that is left to do on the way back is to multiply them by its gradient. Nothing is
-    computed twice, where checkpointing the head would compute the logits again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, head: nn.Linear, rows: int, features: Tensor, targets: Tensor, *learned: Tensor) -> Tensor:
-        total = torch.zeros((), device=features.device)
-        grads = [torch.zeros_like(t) for t in (features, *learned)]
-        for h, t, dh in zip(features.split(rows), targets.split(rows), grads[0].split(rows)):
-            with torch.enable_grad():
-                h = h.detach().requires_grad_()
-                loss = _cross_entropy(head, h.view_as(h), t)  # a view, for FlopCounterMode: it cannot watch a leaf
-            found = torch.autograd.grad(loss, (h, *learned), materialize_grads=True)
-            for grad, part in zip((dh, *grads[1:]), found):
-                grad += part
-            total += loss.detach()
-        ctx.save_for_backward(*grads)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        of_features, *of_learned = (g * grad for grad in ctx.saved_tensors)
-        return None, None, of_features, None, *of_learned
-
-
-def _cross_entropy(head: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-    """The sum over all tokens: features (N, C), targets (N,)."""
-    return F.cross_entropy(head(features).float(), targets, reduction="sum")
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -293,25 +219,11 @@ def _update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
     optimizer.zero_grad()
 
 
-class _Objective(nn.Module):
-    """The loss as a module, summed over this process's share of a batch: what DistributedDataParallel wraps."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        rank, processes = _place()
-        if rank >= len(ids):  # a batch of fewer rows than processes: one that is not counted keeps this one in step
-            return loss_sum(self.model, ids[:1], torch.full_like(targets[:1], IGNORE))
-        return loss_sum(self.model, ids[rank::processes], targets[rank::processes])
-
-
 def _accumulate(
-    objective: _Objective | DistributedDataParallel, group: list[Encoded], autocast: AbstractContextManager[Any]
+    objective: Objective | DistributedDataParallel, group: list[Encoded], autocast: AbstractContextManager[Any]
 ) -> float:
     """Gradients of the mean loss over all target tokens of the group's batches; returns that loss."""
-    count, processes = sum(int((targets != IGNORE).sum()) for _, targets in group), _place()[1]
+    count, processes = sum(int((targets != IGNORE).sum()) for _, targets in group), place().processes
     total = torch.zeros((), device=group[0][0].device)
     for i, (ids, targets) in enumerate(group):
         # Gradients are exchanged once a step, after its last batch.
@@ -326,35 +238,15 @@ def _accumulate(
     return total.item()
 
 
-def _distributed(objective: _Objective, history: History) -> DistributedDataParallel:
-    """The same module, its gradients averaged over all processes; `history` counts the bytes that this takes."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
-
-    def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation that is a text
-        history.reduced_bytes += bucket.buffer().nbytes
-        return allreduce_hook(state, bucket)
-
-    wrapped = DistributedDataParallel(objective, gradient_as_bucket_view=True)
-    wrapped.register_comm_hook(None, reduce)
-    return wrapped
-
-
-def _place() -> tuple[int, int]:
-    """The rank of this process, and how many processes train together: (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def _fingerprints(model: nn.Module, learned: list[str], train: Sequence[Encoded]) -> dict[str, str]:
     """What a run is about, besides its numbers: all that is frozen in the model, its settings, and the data."""
     frozen = (p for p in model.parameters() if not p.requires_grad)
     return {"model": fingerprint(frozen, f"{model} {learned}"), "training data": fingerprint(itertools.chain(*train))}
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
+def _seed_of(seed: int, step: int, process: int) -> int:
     """A seed for the dropout of one step: a run that goes on from a checkpoint needs no random state."""
-    return random.Random(f"{seed} {step} {rank}").getrandbits(32)
+    return random.Random(f"{seed} {step} {process}").getrandbits(32)
 
 
 def _endless(loader: Iterable[Encoded]) -> Iterator[Encoded]:

@@ -107,7 +107,7 @@ def test_one_class_trains_merges_switches_saves_and_opens(tmp_path, kind, target
 @pytest.mark.parametrize(("kind", "targets"), KINDS)
 def test_peft_reads_and_writes_the_same(tmp_path, kind, targets):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    from lora_lib import load_pretrained
+    from lora_lib import load_model
 
     config = transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, bos_token_id=0)
     scatter(transformers.GPT2LMHeadModel(config)).save_pretrained(tmp_path / "base")
@@ -116,7 +116,7 @@ def test_peft_reads_and_writes_the_same(tmp_path, kind, targets):
         return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
 
     def ours():
-        return load_pretrained(tmp_path / "base")[0]
+        return load_model(tmp_path / "base")
 
     model = stir(get_peft_model(ours(), targets, 4, 8, kind=kind), seed=4)
     for layer in model.lora_layers().values():

@@ -3,9 +3,10 @@
 import ast
 import csv
 import json
-import sys
 from pathlib import Path
 
+import beyond_lora
+import common
 import pytest
 import torch
 from small_models import IDS, small
@@ -13,10 +14,6 @@ from torch import nn
 
 from lora_lib import get_peft_model
 from lora_lib.results import load_results, select
-
-sys.path.append(str(Path(__file__).parent.parent / "experiments"))
-import beyond_lora
-import common
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +92,7 @@ def test_pissa_changes_no_output_and_takes_the_strongest_part_out(names: dict) -
 
 def test_the_experiment_tunes_each_method_at_equal_size(tmp_path: Path, monkeypatch) -> None:
     from lora_lib import GPT2Config, GPT2Model, load_pretrained, save_pretrained_folder
-    from lora_lib.data import restaurant_data
+    from lora_lib.restaurants import restaurant_data
 
     torch.manual_seed(0)
     tiny = GPT2Model(GPT2Config(vocab_size=4096, n_positions=256, n_embd=64, n_head=2, n_layer=1))

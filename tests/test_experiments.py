@@ -3,29 +3,25 @@
 import csv
 import math
 import shutil
-import sys
-from pathlib import Path
 
-import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-
-from lora_lib import load_pretrained
-from lora_lib.data import restaurant_data
-from lora_lib.datasets import Message
-from lora_lib.pretrained import MINI_FOLDER
-
-sys.path.append(str(Path(__file__).parent.parent / "experiments"))
 import capacity
 import common
 import controls
 import geometry
 import layers
+import pytest
 import rank_sweep
 import scale
 import sms
 import starts
 import style
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lora_lib import load_model, load_pretrained
+from lora_lib.downloads import Message
+from lora_lib.pretrained import MINI_FOLDER
+from lora_lib.restaurants import restaurant_data
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def no_training(monkeypatch, folder):
     """Rows at once: the loss tells how far the learning rate is from 0.01; parameters are counted as they would be."""
 
     def measure(self, settings):
-        tuned = common.prepare(load_pretrained(folder)[0], settings)
+        tuned = common.prepare(load_model(folder), settings)
         count = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
         return {"validation_loss": abs(math.log(max(settings["learning_rate"], 1e-9) / 0.01)), "trainable": count}
 

@@ -11,6 +11,7 @@ from lora_lib import (
     GPT2Config,
     GPT2Model,
     get_peft_model,
+    load_model,
     load_pretrained,
     save_pretrained_folder,
 )
@@ -94,7 +95,7 @@ def test_a_model_with_an_adapter_merged_into_its_head_saves_what_it_computes(tmp
     merged = wrapped.merge_and_unload()
     save_pretrained_folder(merged, tokenizer, tmp_path)
     ids = torch.arange(8)[None]
-    assert torch.equal(load_pretrained(tmp_path)[0](ids), merged(ids))
+    assert torch.equal(load_model(tmp_path)(ids), merged(ids))
 
 
 def test_cache_changes_nothing():

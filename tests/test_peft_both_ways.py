@@ -10,7 +10,7 @@ from small_models import ATTENTION_AND_MLP, IDS, scatter, stir, three_adapters
 from torch import nn
 from torch.nn import functional as F
 
-from lora_lib import AdapterError, LoRAConfig, PeftModel, get_peft_model, load_pretrained
+from lora_lib import AdapterError, LoRAConfig, PeftModel, get_peft_model, load_model, load_pretrained
 from lora_lib.generation import generate_text
 from lora_lib.pretrained import MINI_FOLDER
 
@@ -37,7 +37,7 @@ def theirs(folder):
 
 
 def ours(folder):
-    return load_pretrained(folder)[0]
+    return load_model(folder)
 
 
 def assert_same(logits, wanted, within=1e-6):

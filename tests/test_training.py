@@ -4,46 +4,29 @@ import math
 
 import pytest
 import torch
+from small_models import adapted, counting_examples, tiny
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained, training
-from lora_lib.data import IGNORE
+from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
+from lora_lib.examples import IGNORE
 from lora_lib.generation import generate_text
-from lora_lib.training import evaluate, fit, loss_sum, lr_factor
-
-SMALL = GPT2Config(
-    vocab_size=50, n_positions=16, n_embd=16, n_head=2, n_layer=1, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0
-)
-
-
-def small(seed: int = 0) -> GPT2Model:
-    torch.manual_seed(seed)
-    return GPT2Model(SMALL)
-
-
-def adapted(seed: int = 0):
-    return get_peft_model(small(seed), ["c_attn", "c_proj", "c_fc", "out_head"], 4, 8).enable_lora_training()
-
-
-def examples(count: int = 8):
-    """Sequences of several lengths that count upwards, their first two targets masked."""
-    made = []
-    for i in range(count):
-        tokens = torch.arange(i, i + 5 + i % 4) % 50
-        targets = tokens[1:].clone()
-        targets[:2] = IGNORE
-        made.append((tokens[:-1], targets))
-    return made
+from lora_lib.losses import loss_sum
+from lora_lib.training import evaluate, fit, lr_factor
 
 
 def test_fit_learns_with_the_adapter_and_leaves_the_base_alone():
     model = adapted()
     base = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     history = fit(
-        model, examples(), steps=60, batch_size=4, learning_rate=0.03, validation=examples(), bf16=False, progress=False
+        model,
+        counting_examples(),
+        steps=60,
+        batch_size=4,
+        learning_rate=0.03,
+        validation=counting_examples(),
+        bf16=False,
+        progress=False,
     )
     assert history.validation[-1][1] < 0.7 * history.validation[0][1]
     assert all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
@@ -55,12 +38,12 @@ def test_the_same_seed_gives_the_same_run_and_the_callers_random_state_stays():
     torch.manual_seed(7)
     wanted = torch.rand(3)
     torch.manual_seed(7)
-    runs = [fit(adapted(), examples(), steps=5, batch_size=4, seed=s, progress=False).loss for s in (0, 0, 1)]
+    runs = [fit(adapted(), counting_examples(), steps=5, batch_size=4, seed=s, progress=False).loss for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
     torch.manual_seed(7)
     model = adapted(seed=3)
     torch.manual_seed(7)
-    fit(model, examples(), steps=2, progress=False)
+    fit(model, counting_examples(), steps=2, progress=False)
     assert torch.equal(torch.rand(3), wanted)
 
 
@@ -69,7 +52,7 @@ def test_lr_ratio_gives_a_parameter_its_own_learning_rate(tmp_path):
 
     def run(**more):
         model = adapted()
-        fit(model, examples(), **settings, **more)
+        fit(model, counting_examples(), **settings, **more)
         return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     start = {name: p.detach() for name, p in adapted().named_parameters() if p.requires_grad}
@@ -88,94 +71,17 @@ def test_lr_ratio_gives_a_parameter_its_own_learning_rate(tmp_path):
 def test_accumulated_batches_weigh_every_token_alike():
     whole, parts = adapted(), adapted()
     kwargs = {"steps": 1, "learning_rate": 0.01, "clip": math.inf, "bf16": False, "progress": False}
-    fit(whole, examples(8), batch_size=8, **kwargs)
-    fit(parts, examples(8), batch_size=2, accumulate=4, **kwargs)
+    fit(whole, counting_examples(8), batch_size=8, **kwargs)
+    fit(parts, counting_examples(8), batch_size=2, accumulate=4, **kwargs)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=0, msg=name)
 
 
 def test_masked_targets_carry_no_loss():
-    model = small()
+    model = tiny()
     ids, targets = torch.arange(6)[None], torch.tensor([[IGNORE, IGNORE, 3, 4, 5, IGNORE]])
     wanted = F.cross_entropy(model(ids)[0, 2:5], targets[0, 2:5], reduction="sum")
     torch.testing.assert_close(loss_sum(model, ids, targets), wanted)
-
-
-class Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that is made, in numbers."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        tensors = out if isinstance(out, (tuple, list)) else [out]
-        self.numbers = max(self.numbers, *(t.numel() for t in tensors if isinstance(t, torch.Tensor)), 0)
-        return out
-
-
-def plain_loss_sum(model, ids, targets):
-    return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-
-
-@pytest.mark.parametrize(
-    "make", [small, adapted, lambda: get_peft_model(small(), ["c_attn"], 2).enable_lora_training()]
-)
-def test_the_chunked_loss_is_the_plain_one_in_value_and_gradients(make, monkeypatch):
-    monkeypatch.setattr(training, "LOGITS", 150)  # three tokens at a time
-    model, ids = make(), torch.randint(50, (3, 10))
-    if hasattr(model, "lora_layers"):
-        for layer in model.lora_layers().values():
-            nn.init.normal_(layer.adapters["default"].B, std=0.1)
-    targets = ids.roll(-1, 1).masked_fill(torch.rand(3, 10) < 0.4, IGNORE)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    losses = [loss_sum(model, ids, targets), plain_loss_sum(model, ids, targets)]
-    torch.testing.assert_close(*losses)
-    for ours, plain in zip(*(torch.autograd.grad(loss / 7, learned) for loss in losses), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
-    with torch.no_grad():
-        torch.testing.assert_close(loss_sum(model, ids, targets), losses[1])
-
-
-def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(training, "LOGITS", 500)
-    torch.manual_seed(0)
-    for vocabulary in (100, 400):  # a larger vocabulary makes the chunks shorter, not heavier
-        config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=4, n_head=1, n_layer=1)
-        model = get_peft_model(GPT2Model(config), "all-linear", 2).enable_lora_training()
-        ids = torch.randint(vocabulary, (4, 16))
-        with Largest() as seen:
-            loss_sum(model, ids, ids).backward()
-        with Largest() as plain:
-            plain_loss_sum(model, ids, ids).backward()
-        assert plain.numbers == 64 * vocabulary and seen.numbers <= max(500, 4 * vocabulary, 4 * 16 * 16)
-
-
-@pytest.mark.parametrize("make", [small, adapted])
-def test_the_chunked_loss_costs_no_flop_more_than_the_plain_one(make, monkeypatch):
-    monkeypatch.setattr(training, "LOGITS", 150)
-    model, ids, counts = make(), torch.randint(50, (3, 10)), []
-    for loss in (loss_sum, plain_loss_sum):
-        with FlopCounterMode(display=False) as counter:
-            loss(model, ids, ids).backward()
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
-
-
-def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():
-    model, ids = adapted(), torch.arange(6)[None]
-    loss = loss_sum(model, ids, torch.full_like(ids, IGNORE))
-    loss.backward()
-    assert loss == 0 and all(not p.grad.any() for p in model.parameters() if p.requires_grad)
-
-
-def test_a_readers_own_forward_is_not_passed_over():
-    class Shifted(GPT2Model):
-        def forward(self, ids, cache=None):
-            return super().forward(ids, cache) * 2
-
-    torch.manual_seed(0)
-    model, ids = Shifted(SMALL), torch.arange(6)[None]
-    torch.testing.assert_close(loss_sum(model, ids, ids), plain_loss_sum(model, ids, ids))
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):
@@ -211,7 +117,7 @@ def test_gradient_checkpointing_changes_the_memory_and_nothing_else():
 
 
 def test_evaluate_is_the_mean_over_tokens_not_over_batches():
-    model, data = small(), examples(7)
+    model, data = tiny(), counting_examples(7)
     each = [(loss_sum(model, i[None], t[None]).item(), int((t != IGNORE).sum())) for i, t in data]
     wanted = sum(loss for loss, _ in each) / sum(count for _, count in each)
     assert evaluate(model, data, batch_size=3, bf16=False) == pytest.approx(wanted, rel=1e-5)
@@ -228,7 +134,7 @@ def test_learning_rate_warms_up_and_falls_to_nothing():
 def test_validation_comes_first_on_the_way_and_last():
     seen = []
     history = fit(
-        adapted(), examples(), steps=7, validation=examples(2), validate_every=3, progress=False,
+        adapted(), counting_examples(), steps=7, validation=counting_examples(2), validate_every=3, progress=False,
         on_validation=lambda step, model: seen.append((step, model.training)),
     )  # fmt: skip
     assert [step for step, _ in history.validation] == [step for step, _ in seen] == [0, 3, 6, 7]
@@ -240,27 +146,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
     with torch.no_grad():
         model.base_model.ln_f.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
-        fit(model, examples(), steps=3, progress=False)
+        fit(model, counting_examples(), steps=3, progress=False)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if p.requires_grad)
 
 
 def test_nothing_to_train_and_nothing_to_train_on():
     with pytest.raises(ValueError, match="call model.enable_lora_training"):
-        fit(small().requires_grad_(False), examples(), steps=1)
+        fit(tiny().requires_grad_(False), counting_examples(), steps=1)
     with pytest.raises(ValueError, match="the training set is empty"):
-        fit(small(), [], steps=1)
+        fit(tiny(), [], steps=1)
 
 
 def test_models_with_hugging_faces_output_train_too():
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = small()
+            self.inner = tiny()
 
         def forward(self, ids):
             return type("Output", (), {"logits": self.inner(ids)})
 
-    history = fit(Wrapped(), examples(), steps=20, learning_rate=0.01, progress=False)
+    history = fit(Wrapped(), counting_examples(), steps=20, learning_rate=0.01, progress=False)
     assert history.loss[-1] < history.loss[0]
 
 
@@ -275,5 +181,5 @@ def test_generated_text_is_the_same_in_a_batch_and_alone():
 def test_gradients_are_clipped():
     model = adapted()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    fit(model, examples(), steps=2, clip=0.0, progress=False)  # to nothing: no weight may move
+    fit(model, counting_examples(), steps=2, clip=0.0, progress=False)  # to nothing: no weight may move
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -30,8 +30,8 @@ from lora_lib import (
     load_pretrained,
 )
 from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.data import encode_examples
-from lora_lib.datasets import load_sms_spam
+from lora_lib.downloads import load_sms_spam
+from lora_lib.examples import encode_examples
 from lora_lib.pretrained import MINI_FOLDER
 from lora_lib.training import evaluate, fit
 
@@ -204,7 +204,7 @@ def nan_loss(at):
 
 
 def offline(at):
-    source = __import__("lora_lib.datasets").datasets._SOURCES
+    source = __import__("lora_lib.downloads").downloads._SOURCES
     key = "sms_spam/SMSSpamCollection"
     at.monkeypatch.setitem(source, key, source[key]._replace(url="http://127.0.0.1:9/x.zip"))
     at.monkeypatch.setattr("pooch.os_cache", lambda name: at.tmp / name)

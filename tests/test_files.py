@@ -7,19 +7,9 @@ import pytest
 import torch
 
 from lora_lib import load_pretrained
-from lora_lib.data import IGNORE, Example
+from lora_lib.examples import IGNORE, Example, Record, encode_records, pack, split
+from lora_lib.files import chat_prompt, read_chats, read_csv, read_jsonl, read_text
 from lora_lib.generation import generate_text
-from lora_lib.own_data import (
-    Record,
-    chat_prompt,
-    encode_records,
-    pack,
-    read_chats,
-    read_csv,
-    read_jsonl,
-    read_text,
-    split,
-)
 from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
 from lora_lib.training import evaluate
 

@@ -13,37 +13,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import random
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import TypeVar
 
-import torch
-
-from lora_lib.data import IGNORE, Encoded, Example, encode_examples
+from lora_lib.examples import Example, Record
 from lora_lib.tokenizer import END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One line of a file: what was said before each answer, that answer, and where it stands ("chats.jsonl, line 3").
-
-    A pair is one exchange. In a chat each exchange's prompt goes on where the answer before it ended.
-    """
-
-    exchanges: tuple[Example, ...]
-    where: str
-
-    @property
-    def prompts(self) -> str:
-        """All that the model is given and does not learn to write."""
-        return "".join(prompt for prompt, _ in self.exchanges)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -249,107 +227,3 @@ def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[Example]:
         else:
             prompt += f"{message['role']}: {message['content']}\n"
     return exchanges
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Splitting
-# ---------------------------------------------------------------------------------------------------------------
-
-Text = TypeVar("Text", str, Record)
-
-
-@dataclass(frozen=True)
-class Splits(Generic[Text]):
-    """What to learn from, to choose settings by, and to report on."""
-
-    train: list[Text]
-    validation: list[Text]
-    test: list[Text]
-
-
-def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
-    """Deal documents or records out to three parts by chance, which `seed` decides.
-
-    What is alike stays together: documents with the same text, and records with the same prompts, whatever their
-    answers; capitals and spacing do not count. The shares `validation` and `test` are of the *different* items.
-
-    Raises ValueError for shares that are below 0 or leave nothing to train on, and for too few different items.
-    """
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
-    alike: dict[str, list[Text]] = {}
-    for item in items:
-        text = item if isinstance(item, str) else item.prompts
-        alike.setdefault(" ".join(text.casefold().split()), []).append(item)
-    groups = list(alike.values())
-    random.Random(seed).shuffle(groups)
-    first, second = (max(round(share * len(groups)), share > 0) for share in (test, validation))
-    if first + second >= len(groups):
-        raise ValueError(
-            f"{len(items)} items, {len(groups)} of them different, are too few for three parts: "
-            "bring more, or cut them smaller (read_text has a separator)"
-        )
-    parts = groups[first + second :], groups[first : first + second], groups[:first]
-    return Splits(*(list(chain.from_iterable(part)) for part in parts))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tokens
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> list[Encoded]:
-    """Documents, one after the other, cut into blocks of `block_length` tokens: ids (T,) and next-token targets (T,).
-
-    `<|endoftext|>` stands before, between and after them, and every token is learned. No token is lost: the last
-    block may be shorter. A block may begin in the middle of a document, and hold several.
-
-    Raises ValueError when there is no document, or `block_length` is below 1.
-    """
-    if isinstance(documents, str) or not documents:
-        raise ValueError("expected a list of at least one document; read_text makes one")
-    if block_length < 1:
-        raise ValueError(f"block_length must be 1 or more (the model's context, at most), got {block_length}")
-    stream = [tokenizer.eot_token]
-    for document in documents:
-        stream += [*tokenizer.encode(document), tokenizer.eot_token]
-    ids, targets = torch.tensor(stream[:-1]), torch.tensor(stream[1:])
-    return list(zip(ids.split(block_length), targets.split(block_length), strict=True))
-
-
-def encode_records(
-    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, *, too_long: Literal["raise", "drop"] = "raise"
-) -> list[Encoded]:
-    """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
-
-    The targets are -100 elsewhere, as in `lora_lib.data.encode_examples`. A record of more than `max_length` tokens
-    (the model's context, at most) is an error, or with `too_long="drop"` left out, with a warning that names it.
-
-    Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
-    """
-    if too_long not in ("raise", "drop"):
-        raise ValueError(f"too_long must be 'raise' or 'drop', got {too_long!r}")
-    encoded, dropped = [], []
-    for record in records:
-        ids, targets = _encode_record(record, tokenizer)
-        if len(ids) <= max_length:
-            encoded.append((ids, targets))
-            continue
-        dropped.append(f"{record.where}: {len(ids)} tokens do not fit max_length {max_length}")
-        if too_long == "raise":
-            raise ValueError(f"{dropped[0]}; shorten it, raise max_length, or pass too_long='drop'")
-    if not encoded:
-        raise ValueError(f"no record is left of {len(records)}" + "".join(f"; {reason}" for reason in dropped[:1]))
-    if dropped:
-        warnings.warn(f"left out {len(dropped)} of {len(records)} records: {'; '.join(dropped[:5])}", stacklevel=2)
-    return encoded
-
-
-def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
-    """The exchanges one after the other. What follows an answer's end is given, so nothing is learned there."""
-    ids: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
-    for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):
-        ids += [one, torch.tensor([tokenizer.eot_token])]
-        targets += [wanted, torch.tensor([IGNORE])]
-    return torch.cat(ids)[:-1], torch.cat(targets)[:-1]

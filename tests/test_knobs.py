@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from lora_lib.sliders import knob
+from lora_lib.knobs import knob
 
 
 def draw_text(rank, target="q"):

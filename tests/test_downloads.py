@@ -12,9 +12,9 @@ from pathlib import Path
 import pooch
 import pytest
 
-from lora_lib import datasets
-from lora_lib.data import Restaurant
-from lora_lib.datasets import Message, balanced_splits, load_e2e, load_sms_spam
+from lora_lib import downloads
+from lora_lib.downloads import Message, balanced_splits, load_e2e, load_sms_spam
+from lora_lib.restaurants import Restaurant
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CSV = (
@@ -88,9 +88,9 @@ def server(cache, monkeypatch):
     served = {"e2e/trainset.csv": CSV, "e2e/devset.csv": CSV[:-1], "e2e/testset_w_refs.csv": CSV[:-2]}
     server.files = {**served, "sms.zip": zipped(readme=b"about", SMSSpamCollection=SMS)}
     url = f"http://127.0.0.1:{server.server_port}/"
-    sources = {name: datasets._Source(url + name, sha256(content)) for name, content in served.items()}
-    sms = datasets._Source(url + "sms.zip", sha256(SMS), "SMSSpamCollection")
-    monkeypatch.setattr(datasets, "_SOURCES", {**sources, "sms_spam/SMSSpamCollection": sms})
+    sources = {name: downloads._Source(url + name, sha256(content)) for name, content in served.items()}
+    sms = downloads._Source(url + "sms.zip", sha256(SMS), "SMSSpamCollection")
+    monkeypatch.setattr(downloads, "_SOURCES", {**sources, "sms_spam/SMSSpamCollection": sms})
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()

@@ -2,7 +2,7 @@
 
 Meanings have the form of the E2E NLG Challenge (Novikova et al., 2017, arXiv:1706.09254), `name[…], eatType[…], …`;
 names, values and sentences are made here, by chance and without a download. Because every sentence is put together
-from known phrases, `slot_report` can say exactly which facts a text states. `lora_lib.datasets` loads the real E2E
+from known phrases, `slot_report` can say exactly which facts a text states. `lora_lib.downloads` loads the real E2E
 set in the same types.
 """
 
@@ -15,18 +15,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
-
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.examples import Example, Splits
 
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 # Ends every prompt. The completion starts with a space and a letter, which GPT-2's split pattern keeps together as
 # one word, so no token straddles the joint: encoding the two parts apart gives the tokens of the whole.
 PROMPT_END = " =>"
-IGNORE = -100  # a target that cross-entropy skips (its `ignore_index` default)
 
 # ---------------------------------------------------------------------------------------------------------------
 # The words
@@ -142,13 +136,6 @@ _ROOMS = "Cellar Garden Hearth House Kitchen Larder Pantry Parlour Table".split(
 # ---------------------------------------------------------------------------------------------------------------
 
 
-class Example(NamedTuple):
-    """One pair to train on: the model reads `prompt`, and learns to continue it with `completion`."""
-
-    prompt: str
-    completion: str
-
-
 @dataclass(frozen=True)
 class Restaurant:
     """A meaning, slot to value, and the texts that say it (its references)."""
@@ -171,18 +158,9 @@ class Restaurant:
         return [Example(self.prompt, " " + reference) for reference in self.references]
 
 
-@dataclass(frozen=True)
-class RestaurantSplits:
-    """Restaurants to learn from, to choose settings by, and to report on; no meaning is in two of them."""
-
-    train: list[Restaurant]
-    validation: list[Restaurant]
-    test: list[Restaurant]
-
-
 def restaurant_data(
     seed: int = 0, *, train: int = 1500, validation: int = 100, test: int = 100, slots: Sequence[str] = SLOTS
-) -> RestaurantSplits:
+) -> Splits[Restaurant]:
     """Invent restaurants, each with 3 to 8 of the `slots` and 2 to 4 references that open differently.
 
     The numbers are meanings in each split. Fewer `slots` (the name and at least two more) make an easier task with
@@ -196,7 +174,7 @@ def restaurant_data(
     rng = random.Random(seed)
     names = _invent_names(rng, 2 * (train + validation + test))
     made = [_invent_restaurant(rng, name, near, slots) for name, near in zip(names[::2], names[1::2], strict=True)]
-    return RestaurantSplits(made[:train], made[train : train + validation], made[train + validation :])
+    return Splits(made[:train], made[train : train + validation], made[train + validation :])
 
 
 def to_examples(restaurants: Iterable[Restaurant]) -> list[Example]:
@@ -416,52 +394,3 @@ def _has_stray_name(rest: str) -> bool:
     words = re.finditer(rf"(^|[.?!]\s+)?({_CAPITALISED})", rest)
     article = re.search(rf"[Tt]he\s{_NAME_MARK}", rest)  # a "The" that the name lacks
     return bool(article) or any(w[2] not in (_CUISINES if w[1] is None else _OPENERS) for w in words)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Tokens for training
-# ---------------------------------------------------------------------------------------------------------------
-
-Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64
-
-
-def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
-    """Examples as token ids (T,) and next-token targets (T,), both int64.
-
-    `targets[t]` is the token that should follow `ids[t]`, ready for cross-entropy with the logits at t: the shift is
-    made here. It is -100 inside the prompt, so only the completion, and the `<|endoftext|>` that closes it, is learned.
-
-    Raises ValueError, naming the example, when its ids are more than `max_length` (the model's context at most), or
-    when its completion is empty.
-    """
-    encoded = []
-    for index, (prompt_text, completion_text) in enumerate(examples):
-        if not completion_text:
-            raise ValueError(f"example {index} has no completion: there is nothing to learn from it")
-        prompt, completion = tokenizer.encode(prompt_text), tokenizer.encode(completion_text)
-        tokens = [*prompt, *completion, tokenizer.eot_token]
-        if len(tokens) - 1 > max_length:
-            raise ValueError(
-                f"example {index} is too long: a prompt of {len(prompt)} and a completion of {len(completion)} tokens "
-                f"do not fit max_length {max_length}; shorten or drop it, or raise max_length"
-            )
-        masked = max(len(prompt) - 1, 0)
-        encoded.append((torch.tensor(tokens[:-1]), torch.tensor([IGNORE] * masked + tokens[1 + masked :])))
-    return encoded
-
-
-def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
-    """Stack sequences into ids (B, T) and targets (B, T), filled up on the right with `pad_id` and -100.
-
-    Causal attention never looks to the right, so the padding needs no mask.
-    """
-    ids = pad_sequence([ids for ids, _ in batch], batch_first=True, padding_value=pad_id)
-    return ids, pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE)
-
-
-def batches(
-    encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
-) -> DataLoader[Encoded]:
-    """A DataLoader of padded (ids, targets) batches, in an order of its own that `seed` decides."""
-    order = torch.Generator().manual_seed(seed)
-    return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]

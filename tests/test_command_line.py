@@ -1,4 +1,4 @@
-"""`python -m lora_lib.train`, in one process and in two."""
+"""`python -m lora_lib train`, in one process and in two."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_lib import GPT2Config, GPT2Model, PeftModel, load_pretrained, save_pretrained_folder
-from lora_lib.train import TrainConfig, read_examples
+from lora_lib import GPT2Config, GPT2Model, PeftModel, load_model, load_pretrained, save_pretrained_folder
+from lora_lib.__main__ import TrainConfig, read_examples
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -41,7 +41,7 @@ def run(config: dict, folder: Path, launcher=()) -> tuple[Path, int]:
     folder.mkdir(exist_ok=True)
     file = folder / "config.json"
     file.write_text(json.dumps({**config, "output": str(folder / "out")}))
-    command = [sys.executable, *(launcher or ["-m"]), *(["-m"] if launcher else []), "lora_lib.train", str(file)]
+    command = [sys.executable, *(launcher or ["-m"]), *(["-m"] if launcher else []), "lora_lib", "train", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (count,) = re.findall(
@@ -63,7 +63,7 @@ def test_two_processes_make_the_adapter_of_one_and_exchange_no_more_than_its_gra
     two, shared = run(config, tmp_path / "two", TORCHRUN)
     assert difference(one / "adapter_model.safetensors", two / "adapter_model.safetensors") < 1e-5
     assert any(t.abs().max() > 0.01 for n, t in load_file(one / "adapter_model.safetensors").items() if "lora_B" in n)
-    model = PeftModel.from_pretrained(load_pretrained(config["model"])[0], two)
+    model = PeftModel.from_pretrained(load_model(config["model"]), two)
     lora = sum(p.numel() for layer in model.lora_layers().values() for p in layer.adapters.parameters())
     assert (alone, shared) == (0, 4 * lora)
 
@@ -72,7 +72,7 @@ def test_full_fine_tuning_exchanges_every_weight(config, tmp_path):
     one, _ = run({**config, "method": "full"}, tmp_path / "one")
     two, shared = run({**config, "method": "full"}, tmp_path / "two", TORCHRUN)
     assert difference(one / "model.safetensors", two / "model.safetensors") < 1e-5
-    assert shared == 4 * sum(p.numel() for p in load_pretrained(two)[0].parameters())
+    assert shared == 4 * sum(p.numel() for p in load_model(two).parameters())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from lora_lib import GPT2Config, GPT2Model, get_peft_model
-from lora_lib.training import loss_sum
+from lora_lib.losses import loss_sum
 
 dist.init_process_group("gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()

@@ -1,9 +1,9 @@
 """Two real data sets, fetched from their publishers once, checked, and kept in the user's cache folder.
 
-`load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.data`; `load_sms_spam`
-is for classification. With the environment variable `LORA_DATA_DIR` set, files are read from that folder instead
-(`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is never asked. Whatever the way, a file is opened only if
-its SHA-256 is that of the published one.
+`load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.restaurants`;
+`load_sms_spam` is for classification. With the environment variable `LORA_DATA_DIR` set, files are read from that
+folder instead (`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is never asked. Whatever the way, a file is
+opened only if its SHA-256 is that of the published one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_lib.data import Restaurant, RestaurantSplits
+from lora_lib.examples import Splits
+from lora_lib.restaurants import Restaurant
 
 
 class _Source(NamedTuple):
@@ -54,16 +54,7 @@ class Message(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class MessageSplits:
-    """Messages to learn from, to choose settings by, and to report on."""
-
-    train: list[Message]
-    validation: list[Message]
-    test: list[Message]
-
-
-def load_e2e() -> RestaurantSplits:
+def load_e2e() -> Splits[Restaurant]:
     """The E2E NLG Challenge data, v1.0.0: 4,862 / 547 / 630 meanings with 42,061 / 4,672 / 4,693 references.
 
     Crowd workers wrote the references: some leave slots out, or add some, so `slot_report` does not apply to them.
@@ -73,7 +64,7 @@ def load_e2e() -> RestaurantSplits:
     Raises ConnectionError when it cannot be downloaded, FileNotFoundError when `LORA_DATA_DIR` lacks a file, and
     ValueError when a file is not the published one.
     """
-    return RestaurantSplits(*(_read_e2e(f"e2e/{name}.csv") for name in ("trainset", "devset", "testset_w_refs")))
+    return Splits(*(_read_e2e(f"e2e/{name}.csv") for name in ("trainset", "devset", "testset_w_refs")))
 
 
 def load_sms_spam() -> list[Message]:
@@ -90,7 +81,7 @@ def load_sms_spam() -> list[Message]:
     return [Message(*line.split("\t", 1)) for line in text.rstrip("\n").split("\n")]
 
 
-def balanced_splits(messages: Sequence[Message], seed: int = 0) -> MessageSplits:
+def balanced_splits(messages: Sequence[Message], seed: int = 0) -> Splits[Message]:
     """As many ham as spam, drawn and shuffled by `seed`, cut 70 % / 10 % / 20 %: 1,045 / 149 / 300 of the whole set.
 
     The split of Raschka's *Build a Large Language Model (From Scratch)*, chapter 6, with another random generator: as
@@ -104,7 +95,7 @@ def balanced_splits(messages: Sequence[Message], seed: int = 0) -> MessageSplits
     chosen = [message for group in by_label for message in rng.sample(group, count)]
     rng.shuffle(chosen)
     first, second = int(0.7 * len(chosen)), int(0.7 * len(chosen)) + int(0.1 * len(chosen))
-    return MessageSplits(chosen[:first], chosen[first:second], chosen[second:])
+    return Splits(chosen[:first], chosen[first:second], chosen[second:])
 
 
 def _read_e2e(name: str) -> list[Restaurant]:
@@ -132,7 +123,7 @@ def _fetch(name: str) -> Path:
         raise ConnectionError(
             f"could not download {name} from {source.url}: {error}\n"
             f"With a copy of it, set LORA_DATA_DIR to the folder that holds {name}. Without a network, "
-            "lora_lib.data.restaurant_data() makes restaurants for the same task."
+            "lora_lib.restaurants.restaurant_data() makes restaurants for the same task."
         ) from error
     except ValueError as error:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 With a config in a file, of which more below::
 
-    python -m lora_lib.train config.json
-    torchrun --nproc-per-node=2 -m lora_lib.train config.json
+    python -m lora_lib train run.json
+    torchrun --nproc-per-node=2 -m lora_lib train run.json
 
 The config is one JSON object. Only "data" and "output" must be in it::
 
@@ -26,27 +26,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
-from lora_lib.data import Example, encode_examples, restaurant_data, to_examples
-from lora_lib.own_data import read_jsonl
+from lora_lib.distributed import process_group
+from lora_lib.examples import Example, encode_examples
+from lora_lib.files import read_jsonl
 from lora_lib.peft_wrapper import PeftModel, get_peft_model
 from lora_lib.pretrained import load_pretrained, save_pretrained_folder
+from lora_lib.restaurants import restaurant_data, to_examples
 from lora_lib.training import History, fit
 
 
 @dataclass
 class TrainConfig:
-    """What `python -m lora_lib.train` reads from its file; see the module's own text."""
+    """What `python -m lora_lib train` reads from its file; see the module's own text."""
 
     data: str
     output: str
@@ -100,32 +98,10 @@ def train(config: TrainConfig) -> History:
 
 
 def read_examples(source: str) -> list[Example]:
-    """The examples to train on: "restaurants", or a file, read as `own_data.read_jsonl` does."""
+    """The examples to train on: "restaurants", or a file, read as `files.read_jsonl` does."""
     if source == "restaurants":
         return to_examples(restaurant_data().train)
     return [example for record in read_jsonl(source) for example in record.exchanges]
-
-
-@contextmanager
-def process_group() -> Iterator[tuple[torch.device, bool]]:
-    """Under torchrun, join the other processes; gives the device to train on, and whether this is the first process.
-
-    Raises ValueError where there are GPUs, but fewer than processes.
-    """
-    place, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if 0 < gpus <= place:
-        raise ValueError(f"process {place + 1} has no GPU: this machine has {gpus}; start torchrun with as many")
-    device = torch.device("cuda", place) if gpus else torch.device("cpu")
-    if "WORLD_SIZE" not in os.environ:  # which torchrun sets
-        yield device, True
-        return
-    if gpus:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpus else "gloo")
-    try:
-        yield device, dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
 
 
 def _check_names(path: Path, prefix: str, values: dict[str, Any], known: list[str]) -> None:
@@ -136,8 +112,12 @@ def _check_names(path: Path, prefix: str, values: dict[str, Any], known: list[st
 
 def main() -> None:
     """Read the command line, and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser = argparse.ArgumentParser(
+        "python -m lora_lib", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train what a JSON file says")
+    training.add_argument("config", type=Path)
     args = parser.parse_args()
     try:
         train(TrainConfig.read(args.config))

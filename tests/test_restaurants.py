@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from lora_lib import data
-from lora_lib.data import Example, restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
+from lora_lib import restaurants as R
+from lora_lib.examples import Example
 from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
+from lora_lib.restaurants import restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
 
 MEANING = {
     "name": "The Copper Kettle", "eatType": "pub", "food": "Italian", "priceRange": "less than £20",
@@ -40,16 +40,14 @@ def test_sizes_names_and_references(splits):
     names = [r.meaning[slot] for r in restaurants for slot in ("name", "near") if slot in r.meaning]
     assert len(set(names)) == len(names), "a name came twice, so meanings or their names are shared between splits"
     for r in restaurants:
-        assert list(r.meaning) == [slot for slot in data.SLOTS if slot in r.meaning] and 3 <= len(r.meaning) <= 8
+        assert list(r.meaning) == [slot for slot in R.SLOTS if slot in r.meaning] and 3 <= len(r.meaning) <= 8
         assert 2 <= len(r.references) <= 4
         assert len({text.split(". ")[0] for text in r.references}) == len(r.references), "two references open alike"
-    assert all(
-        value in {r.meaning.get(slot) for r in splits.train} for slot in data.VALUES for value in data.VALUES[slot]
-    )
+    assert all(value in {r.meaning.get(slot) for r in splits.train} for slot in R.VALUES for value in R.VALUES[slot])
 
 
 def test_written_form_and_examples():
-    restaurant = data.Restaurant({"name": "Lost Robin", "customer rating": "low"}, ("One.", "Two."))
+    restaurant = R.Restaurant({"name": "Lost Robin", "customer rating": "low"}, ("One.", "Two."))
     assert restaurant.mr == "name[Lost Robin], customer rating[low]"
     prompt = "name[Lost Robin], customer rating[low] =>"
     assert to_examples([restaurant]) == [Example(prompt, " One."), Example(prompt, " Two.")]
@@ -58,7 +56,7 @@ def test_written_form_and_examples():
 def test_same_seed_same_data_in_any_process_and_import_is_light(splits):
     assert restaurant_data(seed=0) == splits and restaurant_data(seed=1).test != splits.test
     code = (
-        "import sys, lora_lib.data as d, lora_lib.datasets;"
+        "import sys, lora_lib.restaurants as d, lora_lib.downloads;"
         "print([m for m in ('pooch', 'requests', 'pandas') if m in sys.modules]); print(d.restaurant_data(seed=0).test)"
     )
     env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf8"}
@@ -82,28 +80,32 @@ def test_every_combination_of_slots_is_well_formed():
     rng = random.Random(3)
     told = set()
     for optional in itertools.product([False, True], repeat=7):
-        values = {"name": "Anchor and Oak", "near": "Tilly's", **{s: rng.choice(v) for s, v in data.VALUES.items()}}
-        kept = {"name", *itertools.compress(data.SLOTS[1:], optional)}
-        meaning = {slot: values[slot] for slot in data.SLOTS if slot in kept}
-        for opening in data.OPENINGS:
-            if data._tellable(opening, meaning, meaning):
+        values = {
+            "name": "Anchor and Oak",
+            "near": "Tilly's",
+            **{s: rng.choice(v) for s, v in R.VALUES.items()},
+        }
+        kept = {"name", *itertools.compress(R.SLOTS[1:], optional)}
+        meaning = {slot: values[slot] for slot in R.SLOTS if slot in kept}
+        for opening in R.OPENINGS:
+            if R._tellable(opening, meaning, meaning):
                 told.add(opening)
-                text = data._describe(rng, opening, meaning)
+                text = R._describe(rng, opening, meaning)
                 assert re.fullmatch(r"[A-Z][^\[\]{}]*\.", text), text
                 assert not re.search(r"  | [,.?]|\.\.|\b[Aa] [aeiouAEIOU]|\b[Aa]n [^aeiouAEIOU]|[.?] [a-z]", text), text
                 assert slot_accuracy(text, meaning) == 1, (meaning, text)
-    assert told == set(data.OPENINGS)
+    assert told == set(R.OPENINGS)
 
 
-@pytest.mark.parametrize("slot", data.SLOTS[1:])
+@pytest.mark.parametrize("slot", R.SLOTS[1:])
 def test_a_slot_dropped_added_or_altered_is_the_one_that_is_wrong(splits, slot):
     rng = random.Random(slot)
     for r in [r for r in splits.test if slot in r.meaning]:
         without = {s: v for s, v in r.meaning.items() if s != slot}
-        others = ["The Stone Whale"] if slot == "near" else [v for v in data.VALUES[slot] if v != r.meaning[slot]]
+        others = ["The Stone Whale"] if slot == "near" else [v for v in R.VALUES[slot] if v != r.meaning[slot]]
         altered = {**r.meaning, slot: rng.choice(others)}
         for told, meaning in ((without, r.meaning), (r.meaning, without), (altered, r.meaning)):
-            text = data._describe(rng, data.OPENINGS[0], told)
+            text = R._describe(rng, R.OPENINGS[0], told)
             assert [s for s, right in slot_report(text, meaning).items() if not right] == [slot], (meaning, text)
             slots = len(told.keys() | meaning.keys())
             assert slot_accuracy(text, meaning) == pytest.approx((slots - 1) / slots)
@@ -165,7 +167,7 @@ def test_names_that_begin_alike_and_names_without_article():
 
 
 def test_the_longest_phrase_is_read_and_capitals_only_begin_sentences():
-    pattern = data._any_of(["pub", "pub kitchen"])
+    pattern = R._any_of(["pub", "pub kitchen"])
     assert re.findall(pattern, "Pub kitchen. Pub. A pub kitchen, a Pub, a gastropub.") == [
         "Pub kitchen", "Pub", "pub kitchen",
     ]  # fmt: skip
@@ -195,51 +197,8 @@ def test_meanings_that_the_metric_does_not_know(meaning, message):
 
 
 def test_no_name_holds_a_word_that_the_metric_reads():
-    name_words = {*data._ADJECTIVES, *data._NOUNS, *data._FAMILIES, *data._ROOMS}
-    assert not name_words & (data._OPENERS | set(data._CUISINES))
-
-
-def test_prompt_and_completion_are_cut_at_a_token_boundary_and_fit_the_context(splits, tokenizer):
-    for e in to_examples(splits.test):
-        assert tokenizer.encode(e.prompt) + tokenizer.encode(e.completion) == tokenizer.encode(e.prompt + e.completion)
-    encoded = data.encode_examples(to_examples(splits.train), tokenizer, max_length=256)
-    lengths = [len(ids) for ids, _ in encoded]
-    assert len(lengths) == len(to_examples(splits.train)) and 40 < sum(lengths) / len(lengths) < 110
-
-
-def test_targets_are_the_next_tokens_of_the_completion_only(tokenizer):
-    example = Example("name[Lost Robin] =>", " Lost Robin is a pub.")
-    ((ids, targets),) = data.encode_examples([example], tokenizer, 256)
-    prompt, completion = tokenizer.encode(example.prompt), tokenizer.encode(example.completion)
-    assert ids.tolist() == prompt + completion and ids.dtype == targets.dtype == torch.int64
-    assert targets.tolist() == [-100] * (len(prompt) - 1) + completion + [tokenizer.eot_token]
-    ((ids, targets),) = data.encode_examples([Example("", " A")], tokenizer, 256)  # nothing to mask
-    assert (ids.tolist(), targets.tolist()) == (tokenizer.encode(" A"), [tokenizer.eot_token])
-
-
-def test_too_long_or_empty_examples_are_named(tokenizer):
-    examples = [Example("a", " b"), Example("name[Lost Robin] =>", " Lost Robin is a pub.")]
-    prompt, completion = (len(tokenizer.encode(part)) for part in examples[1])
-    data.encode_examples(examples, tokenizer, prompt + completion)
-    with pytest.raises(ValueError, match=f"example 1 .* prompt of {prompt} and a completion of {completion} tokens"):
-        data.encode_examples(examples, tokenizer, prompt + completion - 1)
-    with pytest.raises(ValueError, match="example 0 has no completion"):
-        data.encode_examples([Example("a", "")], tokenizer, 256)
-
-
-def test_batches_are_padded_and_ordered_by_their_seed():
-    encoded = [(torch.arange(n), torch.arange(n)) for n in range(1, 8)]
-    ids, targets = data.collate([encoded[0], encoded[2]], pad_id=9)
-    assert ids.tolist() == [[0, 9, 9], [0, 1, 2]] and targets.tolist() == [[0, -100, -100], [0, 1, 2]]
-
-    def lengths(**settings):
-        return [n for _, targets in data.batches(encoded, 3, 9, **settings) for n in (targets >= 0).sum(1).tolist()]
-
-    assert lengths(shuffle=False) == list(range(1, 8))
-    torch.manual_seed(1)
-    first = lengths(seed=5)
-    torch.manual_seed(2)  # the order is its own seed's affair
-    assert first == lengths(seed=5) != lengths(seed=6) and sorted(first) == list(range(1, 8))
+    name_words = {*R._ADJECTIVES, *R._NOUNS, *R._FAMILIES, *R._ROOMS}
+    assert not name_words & (R._OPENERS | set(R._CUISINES))
 
 
 def test_fewer_slots_make_a_smaller_task_that_still_scores_itself():

@@ -1,0 +1,68 @@
+"""What an adapter is, apart from its weights: `LoRAConfig`, with the names of Hugging Face PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_lib.lora_linear import LoRA
+
+
+@dataclass
+class LoRAConfig:
+    """How an adapter is made. Names and meanings are those of PEFT's `LoraConfig`.
+
+    `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name,
+    or the end of it, or a regular expression for it. `kind` is the class of the layers' bypasses.
+
+    Raises ValueError for a value that its field cannot have.
+    """
+
+    target_modules: list[str] | str
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    base_model_name_or_path: str | None = None
+    kind: type[LoRA] = LoRA
+
+    def __post_init__(self) -> None:
+        targets, name = self.target_modules, self.base_model_name_or_path
+        ranks, alphas = _values(self.rank_pattern), _values(self.alpha_pattern)
+        wanted = {
+            "target_modules": (_all_text(targets), "a name, a list of names, or a regular expression"),
+            "r": (_is_rank(self.r), "a whole number from 1"),
+            "lora_alpha": (_is_alpha(self.lora_alpha), "a finite number above 0"),
+            "lora_dropout": (_is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1, "a number in [0, 1)"),
+            "use_rslora": (isinstance(self.use_rslora, bool), "true or false"),
+            "rank_pattern": (ranks is not None and all(map(_is_rank, ranks)), "a whole number from 1 for each name"),
+            "alpha_pattern": (alphas is not None and all(map(_is_alpha, alphas)), "a number above 0 for each name"),
+            "base_model_name_or_path": (name is None or isinstance(name, str), "a name or nothing"),
+            "kind": (isinstance(self.kind, type) and issubclass(self.kind, LoRA), "LoRA or a subclass of it"),
+        }
+        for key, (fine, expected) in wanted.items():
+            if not fine:
+                raise ValueError(f"{key} = {getattr(self, key)!r} is not a value it can have: expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_alpha(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1e30  # far beyond any use, and still a float32
+
+
+def _all_text(targets: object) -> bool:
+    return isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+
+
+def _values(pattern: object) -> list[object] | None:
+    """The values of a pattern, or None where it is no dict of names."""
+    return list(pattern.values()) if isinstance(pattern, dict) and all(isinstance(k, str) for k in pattern) else None

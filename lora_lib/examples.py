@@ -1,0 +1,202 @@
+"""Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
+
+Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; what leaves here are token ids and
+next-token targets, with -100 where nothing is to be learned.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from lora_lib.tokenizer import Tokenizer
+
+IGNORE = -100  # a target that cross-entropy skips (its `ignore_index` default)
+Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64
+
+
+class Example(NamedTuple):
+    """One pair to train on: the model reads `prompt`, and learns to continue it with `completion`."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a file: what was said before each answer, that answer, and where it stands ("chats.jsonl, line 3").
+
+    A pair is one exchange. In a chat each exchange's prompt goes on where the answer before it ended.
+    """
+
+    exchanges: tuple[Example, ...]
+    where: str
+
+    @property
+    def prompts(self) -> str:
+        """All that the model is given and does not learn to write."""
+        return "".join(prompt for prompt, _ in self.exchanges)
+
+
+Item = TypeVar("Item")
+Text = TypeVar("Text", str, Record)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Splitting
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Splits(Generic[Item]):
+    """What to learn from, to choose settings by, and to report on."""
+
+    train: list[Item]
+    validation: list[Item]
+    test: list[Item]
+
+
+def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
+    """Deal documents or records out to three parts by chance, which `seed` decides.
+
+    What is alike stays together: documents with the same text, and records with the same prompts, whatever their
+    answers; capitals and spacing do not count. The shares `validation` and `test` are of the *different* items.
+
+    Raises ValueError for shares that are below 0 or leave nothing to train on, and for too few different items.
+    """
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
+    alike: dict[str, list[Text]] = {}
+    for item in items:
+        text = item if isinstance(item, str) else item.prompts
+        alike.setdefault(" ".join(text.casefold().split()), []).append(item)
+    groups = list(alike.values())
+    random.Random(seed).shuffle(groups)
+    first, second = (max(round(share * len(groups)), share > 0) for share in (test, validation))
+    if first + second >= len(groups):
+        raise ValueError(
+            f"{len(items)} items, {len(groups)} of them different, are too few for three parts: "
+            "bring more, or cut them smaller (read_text has a separator)"
+        )
+    parts = groups[first + second :], groups[first : first + second], groups[:first]
+    return Splits(*(list(chain.from_iterable(part)) for part in parts))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tokens
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
+    """Examples as token ids (T,) and next-token targets (T,), both int64.
+
+    `targets[t]` is the token that should follow `ids[t]`, ready for cross-entropy with the logits at t: the shift is
+    made here. It is -100 inside the prompt, so only the completion, and the `<|endoftext|>` that closes it, is learned.
+
+    Raises ValueError, naming the example, when its ids are more than `max_length` (the model's context at most), or
+    when its completion is empty.
+    """
+    encoded = []
+    for index, (prompt_text, completion_text) in enumerate(examples):
+        if not completion_text:
+            raise ValueError(f"example {index} has no completion: there is nothing to learn from it")
+        prompt, completion = tokenizer.encode(prompt_text), tokenizer.encode(completion_text)
+        tokens = [*prompt, *completion, tokenizer.eot_token]
+        if len(tokens) - 1 > max_length:
+            raise ValueError(
+                f"example {index} is too long: a prompt of {len(prompt)} and a completion of {len(completion)} tokens "
+                f"do not fit max_length {max_length}; shorten or drop it, or raise max_length"
+            )
+        masked = max(len(prompt) - 1, 0)
+        encoded.append((torch.tensor(tokens[:-1]), torch.tensor([IGNORE] * masked + tokens[1 + masked :])))
+    return encoded
+
+
+def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> list[Encoded]:
+    """Documents, one after the other, cut into blocks of `block_length` tokens: ids (T,) and next-token targets (T,).
+
+    `<|endoftext|>` stands before, between and after them, and every token is learned. No token is lost: the last
+    block may be shorter. A block may begin in the middle of a document, and hold several.
+
+    Raises ValueError when there is no document, or `block_length` is below 1.
+    """
+    if isinstance(documents, str) or not documents:
+        raise ValueError("expected a list of at least one document; read_text makes one")
+    if block_length < 1:
+        raise ValueError(f"block_length must be 1 or more (the model's context, at most), got {block_length}")
+    stream = [tokenizer.eot_token]
+    for document in documents:
+        stream += [*tokenizer.encode(document), tokenizer.eot_token]
+    ids, targets = torch.tensor(stream[:-1]), torch.tensor(stream[1:])
+    return list(zip(ids.split(block_length), targets.split(block_length), strict=True))
+
+
+def encode_records(
+    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, *, too_long: Literal["raise", "drop"] = "raise"
+) -> list[Encoded]:
+    """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
+
+    The targets are -100 elsewhere, as in `encode_examples`. A record of more than `max_length` tokens
+    (the model's context, at most) is an error, or with `too_long="drop"` left out, with a warning that names it.
+
+    Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
+    """
+    if too_long not in ("raise", "drop"):
+        raise ValueError(f"too_long must be 'raise' or 'drop', got {too_long!r}")
+    encoded, dropped = [], []
+    for record in records:
+        ids, targets = _encode_record(record, tokenizer)
+        if len(ids) <= max_length:
+            encoded.append((ids, targets))
+            continue
+        dropped.append(f"{record.where}: {len(ids)} tokens do not fit max_length {max_length}")
+        if too_long == "raise":
+            raise ValueError(f"{dropped[0]}; shorten it, raise max_length, or pass too_long='drop'")
+    if not encoded:
+        raise ValueError(f"no record is left of {len(records)}" + "".join(f"; {reason}" for reason in dropped[:1]))
+    if dropped:
+        warnings.warn(f"left out {len(dropped)} of {len(records)} records: {'; '.join(dropped[:5])}", stacklevel=2)
+    return encoded
+
+
+def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
+    """The exchanges one after the other. What follows an answer's end is given, so nothing is learned there."""
+    ids: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):
+        ids += [one, torch.tensor([tokenizer.eot_token])]
+        targets += [wanted, torch.tensor([IGNORE])]
+    return torch.cat(ids)[:-1], torch.cat(targets)[:-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
+    """Stack sequences into ids (B, T) and targets (B, T), filled up on the right with `pad_id` and -100.
+
+    Causal attention never looks to the right, so the padding needs no mask.
+    """
+    ids = pad_sequence([ids for ids, _ in batch], batch_first=True, padding_value=pad_id)
+    return ids, pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE)
+
+
+def batches(
+    encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
+) -> DataLoader[Encoded]:
+    """A DataLoader of padded (ids, targets) batches, in an order of its own that `seed` decides."""
+    order = torch.Generator().manual_seed(seed)
+    return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]
