@@ -1,0 +1,138 @@
+"""What the kept rows say to the questions of the findings page, by the one rule of `lora_lib.results`.
+
+A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of. Each side is
+taken at its best learning rate, of those that all its seeds have, unless its settings name one. `MARGIN` is what a
+measure may differ by and still be called level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lora_lib.results import Difference, Row, at_best_rate, by_seed, load_results, paired, select
+
+# Nats a token, points of BLEU, shares.
+MARGIN = {
+    "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
+    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5,
+}  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """Two settings of one file's rows, and the `measure` that is compared: ours less theirs."""
+
+    file: str
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+    measure: str = "validation_loss"
+    tuned_by: str = "validation_loss"
+
+    def sides(self) -> tuple[list[Row], list[Row]]:
+        """The runs of both, at the best learning rate of each."""
+        rows = [row for row in load_results(self.file) if row["seed"] < 100]  # spam's rates have a seed of their own
+        rates = [name for name in ("learning_rate", "rest_rate") if name in rows[0]]
+        ours, theirs = (
+            at_best_rate(select(rows, **side), self.tuned_by, rates=rates) for side in (self.ours, self.theirs)
+        )
+        return ours, theirs
+
+    def difference(self) -> Difference:
+        """Ours less theirs, paired over the seeds."""
+        return paired(*self.sides(), self.measure)
+
+    def verdict(self) -> str:
+        """As `Difference.verdict`, with the measure's margin."""
+        return self.difference().verdict(MARGIN[self.measure])
+
+
+_E2E = {"steps": 120, "targets": "all", "alpha": 32, "init": "default", "lora_plus": 1, "use_rslora": False}
+_LORA, _LONG = {**_E2E, "method": "lora"}, {**_E2E, "steps": 480}
+_MATRICES = {**_E2E, "method": "full", "targets": "matrices"}
+_SIZED = {**_LORA, "targets": "mlp", "rank": 5}  # as many parameters as attention at r = 8
+_RESTAURANTS = {"method": "lora", "base": "float32", "rank": 8, "alpha": 32, "lr_ratio": 1}
+_PARTS = {"steps": 120, "alpha": 32, "use_rslora": False}
+_64 = {**_PARTS, "method": "lora", "rank": 64}
+_FULL = {**_PARTS, "method": "full", "rank": 0}
+_PLAYS = {"steps": 120, "targets": "all"}
+_SPAM = {"max_length": 160}
+
+COMPARISONS = {
+    # rank
+    "rank 8 against 1": Comparison("e2e", {**_LORA, "rank": 8}, {**_LORA, "rank": 1}),
+    "rank 16 against 8": Comparison("e2e", {**_LORA, "rank": 16}, {**_LORA, "rank": 8}),
+    "rank 64 against 8": Comparison("e2e", {**_LORA, "rank": 64}, {**_LORA, "rank": 8}),
+    "rank 64 against 16": Comparison("e2e", {**_LORA, "rank": 64}, {**_LORA, "rank": 16}),
+    "rank 64 against 8, longer": Comparison(
+        "e2e", {**_LONG, "method": "lora", "rank": 64}, {**_LONG, "method": "lora", "rank": 8}
+    ),
+    "rank 64 against 8, plays": Comparison("style", {**_PLAYS, "rank": 64}, {**_PLAYS, "rank": 8}),
+    "rank 64 against full, plays": Comparison(
+        "style", {**_PLAYS, "rank": 64}, {**_PLAYS, "method": "full"}
+    ),
+    # scale
+    "α/√r against α/r, rank 256": Comparison(
+        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}
+    ),
+    "α/√r against α/r, rank 256, forgetting": Comparison(
+        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}, "prose_loss"
+    ),
+    "α/√r against α/r, rank 64": Comparison(
+        "e2e", {**_LORA, "rank": 64, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 64}
+    ),
+    # which layers, at equal size
+    "MLP against all": Comparison("e2e", _SIZED, {**_LORA, "rank": 3}),
+    "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
+    "attention against MLP": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, _SIZED),
+    "head against all": Comparison("e2e", {**_LORA, "targets": "head", "rank": 21}, {**_LORA, "rank": 3}),
+    # LoRA's relatives
+    **{
+        f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
+        for name, how in {
+            "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
+            "α = 512": {"alpha": 512}, "int8": {"base": "int8"}, "NF4": {"base": "nf4"},
+        }.items()
+    },
+    **{
+        f"{name}, E2E{of}": Comparison("e2e", {**_LORA, "rank": 8, **how}, {**_LORA, "rank": 8}, measure)
+        for name, how in {
+            "LoRA+ 4": {"lora_plus": 4}, "LoRA+ 16": {"lora_plus": 16}, "PiSSA": {"init": "pissa", "alpha": 8},
+        }.items()
+        for of, measure in {"": "validation_loss", ", forgetting": "prose_loss"}.items()
+    },
+    # spam, ten seeds
+    "LoRA against word counts": Comparison(
+        "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "tf-idf, cut"}, "test_accuracy",
+        "test_accuracy",
+    ),
+    "full against word counts": Comparison(
+        "sms", {**_SPAM, "method": "full"}, {**_SPAM, "method": "tf-idf, cut"}, "test_accuracy", "test_accuracy"
+    ),
+    "LoRA against full, spam": Comparison(
+        "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "full"}, "test_accuracy", "test_accuracy"
+    ),
+}  # fmt: skip
+
+
+def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: str = "validation_loss") -> Difference:
+    """How much more of `measure` the runs `rows` have than `others` at the same `equal`, paired over the seeds.
+
+    `others` are runs at several learning rates: between two neighbours, by their `equal`, the measure is taken from the
+    straight line. A seed whose run lies outside of what the others reach is left out.
+    """
+    rows, others = list(rows), list(others)
+    found = []
+    for seed, at in by_seed(rows, equal).items():
+        line = sorted((row[equal], row[measure]) for row in select(others, seed=seed))
+        reached = _between(line, at)
+        if reached is not None:
+            found.append(by_seed(select(rows, seed=seed), measure)[seed] - reached)
+    return Difference.of(found)
+
+
+def _between(line: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The height of the line through these points at x, None outside of them."""
+    for (x1, y1), (x2, y2) in zip(line, line[1:]):
+        if x1 <= x <= x2:
+            return y1 if x1 == x2 else y1 + (x - x1) / (x2 - x1) * (y2 - y1)
+    return None
