@@ -7,6 +7,7 @@ measure may differ by and still be called level.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,16 +47,30 @@ class Comparison(NamedTuple):
         return self.difference().verdict(MARGIN[self.measure])
 
 
-_E2E = {"steps": 120, "targets": "all", "alpha": 32, "init": "default", "lora_plus": 1, "use_rslora": False}
+_E2E: dict[str, Any] = {
+    "steps": 120,
+    "targets": "all",
+    "alpha": 32,
+    "init": "default",
+    "lora_plus": 1,
+    "use_rslora": False,
+}
 _LORA, _LONG = {**_E2E, "method": "lora"}, {**_E2E, "steps": 480}
 _MATRICES = {**_E2E, "method": "full", "targets": "matrices"}
 _SIZED = {**_LORA, "targets": "mlp", "rank": 5}  # as many parameters as attention at r = 8
-_RESTAURANTS = {"method": "lora", "base": "float32", "rank": 8, "alpha": 32, "lr_ratio": 1}
-_PARTS = {"steps": 120, "alpha": 32, "use_rslora": False}
+_RESTAURANTS: dict[str, Any] = {"method": "lora", "base": "float32", "rank": 8, "alpha": 32, "lr_ratio": 1}
+_PARTS: dict[str, Any] = {"steps": 120, "alpha": 32, "use_rslora": False}
 _64 = {**_PARTS, "method": "lora", "rank": 64}
 _FULL = {**_PARTS, "method": "full", "rank": 0}
-_PLAYS = {"steps": 120, "targets": "all"}
-_SPAM = {"max_length": 160}
+_RELATIVES: dict[str, dict[str, Any]] = {
+    "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
+    "α = 512": {"alpha": 512}, "int8": {"base": "int8"}, "NF4": {"base": "nf4"},
+}  # fmt: skip
+_ON_E2E: dict[str, dict[str, Any]] = {
+    "LoRA+ 4": {"lora_plus": 4}, "LoRA+ 16": {"lora_plus": 16}, "PiSSA": {"init": "pissa", "alpha": 8},
+}  # fmt: skip
+_PLAYS: dict[str, Any] = {"steps": 120, "targets": "all"}
+_SPAM: dict[str, Any] = {"max_length": 160}
 
 COMPARISONS = {
     # rank
@@ -88,16 +103,11 @@ COMPARISONS = {
     # LoRA's relatives
     **{
         f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
-        for name, how in {
-            "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
-            "α = 512": {"alpha": 512}, "int8": {"base": "int8"}, "NF4": {"base": "nf4"},
-        }.items()
+        for name, how in _RELATIVES.items()
     },
     **{
         f"{name}, E2E{of}": Comparison("e2e", {**_LORA, "rank": 8, **how}, {**_LORA, "rank": 8}, measure)
-        for name, how in {
-            "LoRA+ 4": {"lora_plus": 4}, "LoRA+ 16": {"lora_plus": 16}, "PiSSA": {"init": "pissa", "alpha": 8},
-        }.items()
+        for name, how in _ON_E2E.items()
         for of, measure in {"": "validation_loss", ", forgetting": "prose_loss"}.items()
     },
     # spam, ten seeds
@@ -132,7 +142,7 @@ def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: st
 
 def _between(line: Sequence[tuple[float, float]], x: float) -> float | None:
     """The height of the line through these points at x, None outside of them."""
-    for (x1, y1), (x2, y2) in zip(line, line[1:]):
+    for (x1, y1), (x2, y2) in itertools.pairwise(line):
         if x1 <= x <= x2:
             return y1 if x1 == x2 else y1 + (x - x1) / (x2 - x1) * (y2 - y1)
     return None
