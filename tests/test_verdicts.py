@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -57,3 +59,42 @@ def test_at_equal_loss_the_measure_is_read_off_the_line_between_two_rates():
     assert verdicts.at_equal([run(0, 1.5, 5.0), run(1, 3.0, 1.0)], others, "prose_loss")[0::3] == (0.5, 1)
     with pytest.raises(ValueError, match="nothing can be compared"):
         verdicts.at_equal([run(0, 0.5, 5.0)], others, "prose_loss")
+
+
+def rates_of(lowest, seed, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)):
+    """Losses on a parabola over the rate's logarithm, lowest at `lowest`."""
+    return [
+        {"seed": seed, "learning_rate": rate, "validation_loss": 2 + math.log(rate / lowest) ** 2} for rate in rates
+    ]
+
+
+def test_the_best_rate_is_where_the_parabola_is_lowest():
+    rows = [row for seed, lowest in enumerate((7e-4, 8e-4, 1.2e-3)) for row in rates_of(lowest, seed)]
+    assert verdicts.best_rates(rows) == pytest.approx({0: 7e-4, 1: 8e-4, 2: 1.2e-3})
+    others = [row for seed, lowest in enumerate((1.4e-3, 3.2e-3, 3.6e-3)) for row in rates_of(lowest, seed)]
+    ratio = verdicts.rate_ratio(others, rows)
+    logs = [math.log(2), math.log(4), math.log(3)]
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert ratio[:3] == pytest.approx((24 ** (1 / 3), math.exp(low), math.exp(high)), rel=1e-4) and ratio.runs == 3
+    with pytest.raises(ValueError, match="lies at their edge"):
+        verdicts.best_rates([row for seed in range(3) for row in rates_of(1e-2, seed)])
+
+
+@pytest.mark.parametrize(("steps", "rank"), [(120, 8), (120, 64), (480, 8), (480, 64)])
+def test_loras_rate_beside_full_fine_tunings(steps, rank):
+    plain = {"steps": steps, "targets": "all", "alpha": 32, "init": "default", "lora_plus": 1, "use_rslora": False}
+    rows = results.select(results.load_results("e2e"), **plain)
+    sides = [[row for row in rows if row["rank"] == r and row["method"] != "base"] for r in (rank, 0)]
+
+    def lowest(side, seed):  # with NumPy's own fit
+        means = results.means(side, "learning_rate", "validation_loss")
+        rates = [rate for rate, found in means.items() if found.runs == 3]
+        at = min(range(len(rates)), key=lambda i: means[rates[i]].mean)
+        x = np.log(rates[at - 1 : at + 2])
+        y = [results.select(side, learning_rate=r, seed=seed)[0]["validation_loss"] for r in rates[at - 1 : at + 2]]
+        a, b, _ = np.polyfit(x, y, 2)
+        return -b / (2 * a)
+
+    logs = [lowest(sides[0], seed) - lowest(sides[1], seed) for seed in range(3)]
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert verdicts.rate_ratio(*sides)[1:3] == pytest.approx((math.exp(low), math.exp(high)), rel=1e-3)

@@ -8,10 +8,11 @@ measure may differ by and still be called level.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lora_lib.results import Difference, Row, at_best_rate, by_seed, load_results, paired, select
+from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, load_results, means, paired, select
 
 # Nats a token, points of BLEU, shares.
 MARGIN = {
@@ -146,3 +147,39 @@ def _between(line: Sequence[tuple[float, float]], x: float) -> float | None:
         if x1 <= x <= x2:
             return y1 if x1 == x2 else y1 + (x - x1) / (x2 - x1) * (y2 - y1)
     return None
+
+
+def best_rates(rows: Iterable[Row], measure: str = "validation_loss") -> dict[int, float]:
+    """Each seed's best learning rate: the lowest point of the parabola through its losses, over the rate's logarithm.
+
+    The parabola goes through the rate with the least mean loss and its two neighbours, of the rates that three seeds
+    have. Raises ValueError when the best of them lies at the edge.
+    """
+    rows = list(rows)
+    losses = {rate: found.mean for rate, found in means(rows, "learning_rate", measure).items() if found.runs >= FEWEST}
+    rates = list(losses)
+    at = rates.index(min(rates, key=lambda rate: losses[rate]))
+    if not 0 < at < len(rates) - 1:
+        raise ValueError(f"the best of the rates {rates} lies at their edge: more are needed there")
+    near = rates[at - 1 : at + 2]
+    heights = [by_seed(select(rows, learning_rate=rate), measure) for rate in near]
+    x = [math.log(rate) for rate in near]
+    return {
+        seed: math.exp(_lowest(x, [h[seed] for h in heights])) for seed in heights[1] if all(seed in h for h in heights)
+    }
+
+
+def _lowest(x: Sequence[float], y: Sequence[float]) -> float:
+    """Where the parabola through three points, the middle one the lowest, has its lowest point."""
+    left, right = (y[0] - y[1]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    return x[1] + (left * (x[2] - x[1]) - right * (x[1] - x[0])) / (2 * (left + right))
+
+
+def rate_ratio(rows: Iterable[Row], others: Iterable[Row]) -> Difference:
+    """How many times as large the best learning rate of `rows` is as that of `others`: a mean and its interval.
+
+    It is `Difference.of` the logarithms, raised again, so "no difference" is a ratio of 1.
+    """
+    ours, theirs = best_rates(rows), best_rates(others)
+    found = Difference.of([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    return Difference(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.runs)
