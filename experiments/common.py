@@ -166,7 +166,7 @@ class E2E:
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> E2E:
-        """Examples up to max_length tokens, all of the training set; of the validation set some of these, and meanings."""
+        """Examples up to max_length tokens: all of the training set, some of the validation set and its meanings."""
         model, tokenizer = load_pretrained(args.model)
         data, rng = load_e2e(), random.Random(0)
         sets = []
@@ -334,11 +334,14 @@ def tune(loss_at: Callable[[float], float], start: int) -> float:
     return rate(best)
 
 
+def step_of(learning_rate: float) -> int:
+    """The step that `rate` makes this learning rate of."""
+    return next(step for step in range(-12, 12) if rate(step) == learning_rate)
+
+
 def neighbours(best: float) -> tuple[float, float]:
     """The rates of the grid below and above this one."""
-    grid = [rate(step) for step in range(-12, 12)]
-    at = grid.index(best)
-    return grid[at - 1], grid[at + 1]
+    return rate(step_of(best) - 1), rate(step_of(best) + 1)
 
 
 def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> None:

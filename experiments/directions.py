@@ -17,6 +17,7 @@ same matrices, each at several learning rates) and writes means over all these l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from geometry import FIRST, SECOND, load
 from parts import arguments, folder
 from torch import Tensor
 
-from lora_lib import PeftModel, load_pretrained
+from lora_lib import PeftModel, load_model
 from lora_lib.analysis import (
     amplification,
     intruder_dimensions,
@@ -46,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [row for row in Rows(args.out).rows if row["parts"] == "linear" and (args.keep / folder(row)).is_dir()]
     shapes, overlaps = (Rows(args.out.with_name(f"{name}.csv")) for name in ("directions", "overlap"))
     for run in runs:
-        shapes.run({name: run[name] for name in RUN}, lambda: looked.shape(run))  # noqa: B023
+        shapes.run({name: run[name] for name in RUN}, partial(looked.shape, run))
     for one, other in pairs(runs, args.seeds):
         for of in ("A", "change", "random") if one["method"] == "lora" else ("change", "random"):
-            settings = {**{name: one[name] for name in RUN[:-1]}, "of": of, "seed1": one["seed"], "seed2": other["seed"]}
-            overlaps.run(settings, lambda: looked.overlap(of, one, other))  # noqa: B023
+            settings = {name: one[name] for name in RUN[:-1]} | {"of": of, "seed1": one["seed"], "seed2": other["seed"]}
+            overlaps.run(settings, partial(looked.overlap, of, one, other))
 
 
 def pairs(runs: Sequence[Row], seeds: Sequence[int]) -> Iterator[tuple[Row, Row]]:
@@ -68,7 +69,7 @@ class Weights:
 
     def __init__(self, model: str, keep: Path) -> None:
         self.model, self.keep = model, keep
-        self.base, _ = load_pretrained(model)
+        self.base = load_model(model)
 
     def changes(self, run: Row) -> dict[str, tuple[Tensor, Tensor]]:
         return weight_changes(self.base, load(self.model, self.keep / folder(run)))
@@ -105,7 +106,7 @@ class Weights:
 def one_layer(W: Tensor, change: Tensor, generator: torch.Generator) -> dict[str, float]:
     """The numbers of one layer's change, and those of chance."""
     U, S, Vh = torch.linalg.svd(change, full_matrices=False)
-    kept = int((S > 1e-5 * S[0]).sum())
+    kept = int(torch.linalg.matrix_rank(change))
     random = orthonormal(len(W), kept, generator) * S[:kept] @ orthonormal(W.shape[1], kept, generator).T
     by_chance = torch.stack([inside(W, *some(W, 4, generator)) for _ in range(20)]).square().mean().sqrt()
     own = torch.linalg.svdvals(W)[:4].norm()

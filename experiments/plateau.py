@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from capacity import random_facts
-from common import Row, Rows, arguments, tune
+from common import Row, Rows, arguments, step_of, tune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +48,6 @@ class Memory:
 
     def level(self, facts: int, rank: int) -> None:
         """Doubles the steps until they add nothing, tunes the rate there again, and repeats that on all seeds."""
-        first, *others = self.args.seeds
         steps = self.args.steps * rank
         rate = tune(lambda rate: self.loss(facts, rank, rate, steps), start=2)
         stored = self.bits(facts, rank, rate, steps)
@@ -57,8 +56,8 @@ class Memory:
             before, stored = stored, self.bits(facts, rank, rate, steps)
             if stored < GAIN * before:
                 break
-        rate = tune(lambda rate: self.loss(facts, rank, rate, steps), start=STEP_OF[rate])
-        for seed in others:
+        rate = tune(lambda rate: self.loss(facts, rank, rate, steps), start=step_of(rate))
+        for seed in self.args.seeds[1:]:
             self.run(facts, rank, rate, steps, seed)
 
     def loss(self, facts: int, rank: int, rate: float, steps: int) -> float:
@@ -91,7 +90,8 @@ class Memory:
         return {
             "exposures": settings["steps"] * settings["batch_size"] // len(facts), "loss": round(loss, 4),
             "recall": round((logits.argmax(-1) == answers).float().mean().item(), 4),
-            "bits": round(max(0.0, bits)), "trainable": trainable, "bits_a_number": round(max(0.0, bits) / trainable, 4),
+            "bits": round(max(0.0, bits)), "trainable": trainable,
+            "bits_a_number": round(max(0.0, bits) / trainable, 4),
         }  # fmt: skip
 
 
@@ -138,8 +138,6 @@ def learn(model: nn.Module, x: Tensor, answers: Tensor, settings: Row) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-
-STEP_OF = {float(f"{(1, 3)[step % 2]}e{step // 2 - 3}"): step for step in range(-12, 12)}
 
 if __name__ == "__main__":
     main()

