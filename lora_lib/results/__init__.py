@@ -154,7 +154,7 @@ def paired(rows: Iterable[Row], others: Iterable[Row], measure: str) -> Differen
 
 
 def _half_interval(spread: float, runs: int) -> float:
-    """t · s / √n; with more than 31 runs the t of 31, which is a little too large."""
+    """Student's t · s / √n; with more than 31 runs the t of 31, which is a little too large."""
     return T_975[min(runs - 1, len(T_975)) - 1] * spread / math.sqrt(runs) if runs > 1 else math.inf
 
 
