@@ -603,8 +603,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "an option that this library does not have",
             AdapterError,
-            "use_dora = True is not supported here, and without it results would differ",
-            with_config(use_dora=True),
+            "lora_bias = True is not supported here, and without it results would differ",
+            with_config(lora_bias=True),
         ),
         Case(
             "an option that nobody has yet",
