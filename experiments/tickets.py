@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
     parser.add_argument("--examples", type=int, nargs="+", default=[400], help="to train on")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--test", type=int, default=100, help="messages to score")
     options = parser.parse_args(argv)
     rows = Rows(options.out)
@@ -68,7 +68,7 @@ def _trained(settings: Row) -> Row:
     start = time.process_time()
     history = fit(
         tuned, train, steps=settings["steps"], batch_size=BATCH, learning_rate=settings["learning_rate"],
-        seed=settings["seed"],
+        seed=settings["seed"], progress=False,
     )  # fmt: skip
     seconds = time.process_time() - start
     validation = [encode_chat(ticket.chat(), tokenizer) for ticket in data.validation]
@@ -87,7 +87,8 @@ def _scored(model: object, tokenizer: object, tickets: Sequence[Ticket], chats: 
     start = time.process_time()
     answers = write_answers(model, tokenizer, chats, NEW_TOKENS, batch_size=batch_size)
     seconds = time.process_time() - start
-    return score_tickets(answers, tickets)._asdict() | {
+    exact, fields, json, by_field = score_tickets(answers, tickets)
+    return {"exact": exact, "fields": round(fields, 4), "json": json, **by_field} | {
         "answer_cpu_seconds": round(seconds / len(chats), 2), "first_answer": answers[0],
     }  # fmt: skip
 

@@ -47,6 +47,7 @@ class TicketScores(NamedTuple):
     exact: float  # answers that are the ticket: JSON with all fields, right, and no other
     fields: float  # fields told rightly, of all fields
     json: float  # answers that are one JSON object
+    by_field: dict[str, float]  # answers that tell this field rightly
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -122,10 +123,10 @@ def score_tickets(answers: Sequence[str], tickets: Sequence[Ticket]) -> TicketSc
     if len(answers) != len(tickets) or not answers:
         raise ValueError(f"expected one answer for each ticket, and at least one; got {len(answers)}, {len(tickets)}")
     found = [_object(answer) for answer in answers]
-    exact = sum(f == ticket.fields for f, ticket in zip(found, tickets))
-    right = [f is not None and name in f and f[name] == t.fields[name] for f, t in zip(found, tickets) for name in FIELDS]
-    parsed = sum(f is not None for f in found)
-    return TicketScores(exact / len(found), sum(right) / len(right), parsed / len(found))
+    exact = sum(f == ticket.fields for f, ticket in zip(found, tickets)) / len(found)
+    by_field = {name: sum(_tells(f, t, name) for f, t in zip(found, tickets)) / len(found) for name in FIELDS}
+    parsed = sum(f is not None for f in found) / len(found)
+    return TicketScores(exact, sum(by_field.values()) / len(FIELDS), parsed, by_field)
 
 
 def few_shot(shown: Sequence[Ticket], ticket: Ticket) -> list[dict[str, str]]:
@@ -166,6 +167,10 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     first, second = rng.sample([f"{told[0].upper()}{told[1:]}. ", number], 2)
     text = f"{greeting}{first}{second}{aside}{pick(_WISHES[wish])} {signed}"
     return Ticket(" ".join(text.split()), dict(zip(FIELDS, (customer, order, product, problem, wish))))
+
+
+def _tells(found: dict[str, object] | None, ticket: Ticket, name: str) -> bool:
+    return found is not None and name in found and found[name] == ticket.fields[name]
 
 
 def _object(answer: str) -> dict[str, object] | None:
