@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,12 @@ def mean_loss(model: torch.nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 # r, B, T, kinds: odd ranks and lengths, and choices of layers
-CASES = [(8, 4, 64, KINDS), (5, 3, 37, ["attn.c_attn", "mlp.c_proj"]), (1, 1, 2, ["mlp.c_fc"]), (3, 2, 9, ["attn.c_proj"])]
+CASES = [
+    (8, 4, 64, KINDS),
+    (5, 3, 37, ["attn.c_attn", "mlp.c_proj"]),
+    (1, 1, 2, ["mlp.c_fc"]),
+    (3, 2, 9, ["attn.c_proj"]),
+]
 
 
 @pytest.mark.parametrize(("r", "B", "T", "kinds"), CASES)

@@ -15,7 +15,7 @@ from lora_lib import (
     get_peft_model,
 )
 from lora_lib.losses import loss_sum
-from lora_lib.memory import PeakMemory, block_bytes, hf_block_bytes, step_bytes
+from lora_lib.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
 
 SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
 SMALL = GPT2Config(2000, 64, n_embd=64, n_head=4, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
@@ -36,7 +36,7 @@ def test_what_a_block_keeps_is_the_formula_to_the_byte(size, bf16):
         model.base_model.h[0](x)
     for p in model.parameters():
         kept.pop(p.untyped_storage().data_ptr(), None)
-    assert sum(kept.values()) == block_bytes(config, 32, bf16)
+    assert sum(kept.values()) == block_bytes(config, 32, bf16) + 4 * adapter_bytes(32, 4, bf16)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda config: f"width {config.n_embd}")
@@ -118,7 +118,9 @@ def test_what_a_hugging_face_block_keeps_is_the_formula_to_the_byte(kind, rank, 
         layer(x, position_embeddings=turned, position_ids=places, attention_mask=None)
     for p in [*model.parameters(), *turned]:
         kept.pop(p.untyped_storage().data_ptr(), None)
-    assert sum(kept.values()) == 32 * hf_block_bytes(config, dtype is torch.bfloat16, trained_whole=rank is None)
+    narrow = dtype is torch.bfloat16
+    adapters = 7 * adapter_bytes(32, rank, narrow)
+    assert sum(kept.values()) == 32 * hf_block_bytes(config, narrow, trained_whole=rank is None) + adapters
 
 
 @pytest.mark.parametrize("tied", [False, True])
