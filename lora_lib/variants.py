@@ -103,7 +103,7 @@ def _largest(W: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lora_plus(ratio: float) -> Callable[[str], float]:
-    """LoRA+: for `fit`'s `lr_ratio`, a function of a parameter's name that gives each B `ratio` times the learning rate.
+    """LoRA+: a function of a parameter's name that gives each B `ratio` times the learning rate, as `fit`'s `lr_ratio`.
 
     Hayou, Ghosh and Yu, 2024, arXiv 2402.12354, who find that about 16 serves well. Raises ValueError unless `ratio`
     is above 0 and finite.
