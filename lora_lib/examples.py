@@ -1,7 +1,7 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; what leaves here are token ids and
-next-token targets, with -100 where nothing is to be learned.
+Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; this module makes token ids and
+next-token targets of them, with -100 where nothing is to be learned.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a file: what was said before each answer, that answer, and where it stands ("chats.jsonl, line 3").
+    """One line of a file: each answer with what was said before it, and where the line is ("chats.jsonl, line 3").
 
-    A pair is one exchange. In a chat each exchange's prompt goes on where the answer before it ended.
+    A pair is one exchange. In a chat the prompt of an exchange continues where the answer before it ended.
     """
 
     exchanges: tuple[Example, ...]
@@ -68,13 +68,19 @@ class Splits(Generic[Item]):
 
 
 def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
-    """Deal documents or records out to three parts by chance, which `seed` decides.
+    """Divide documents or records into three parts at random; `seed` decides how.
 
-    What is alike stays together: documents with the same text, and records with the same prompts, whatever their
-    answers; capitals and spacing do not count. The shares `validation` and `test` are of the *different* items.
+    What is alike goes into the same part: documents with the same text, and records with the same prompts, whatever
+    their answers; capitals and spacing do not count. `validation` and `test` are shares of the *different* items.
 
-    Raises ValueError for shares that are below 0 or leave nothing to train on, and for too few different items.
+    Raises ValueError for shares that are below 0 or leave nothing to train on, for too few different items, and for
+    items that are no list of documents or records.
     """
+    if isinstance(items, str):
+        raise ValueError("expected a list of documents or records, got one text; read_text makes a list of it")
+    for index, item in enumerate(items):
+        if not isinstance(item, (str, Record)):
+            raise ValueError(f"item {index} is neither a text nor a Record, but of type {type(item).__name__}")
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
     alike: dict[str, list[Text]] = {}
@@ -148,7 +154,7 @@ def encode_records(
     """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
 
     The targets are -100 elsewhere, as in `encode_examples`. A record of more than `max_length` tokens
-    (the model's context, at most) is an error, or with `too_long="drop"` left out, with a warning that names it.
+    (the model's context, at most) is an error; with `too_long="drop"` it is left out, and a warning names it.
 
     Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
     """
@@ -171,7 +177,7 @@ def encode_records(
 
 
 def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
-    """The exchanges one after the other. What follows an answer's end is given, so nothing is learned there."""
+    """The exchanges one after the other. The token after an answer's end belongs to a prompt and is not learned."""
     ids: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):

@@ -837,8 +837,8 @@ CASES: dict[str, list[Case]] = {
             )
             for what, name, value, expected in (
                 ("no steps to take", "steps", 0, "a whole number from 1"),
-                ("a learning rate in quotes", "learning_rate", "1e-3", "a finite number above 0"),
-                ("a learning rate that is not finite", "learning_rate", float("inf"), "a finite number above 0"),
+                ("a learning rate in quotes", "learning_rate", "1e-3", "a number above 0, at most 1e30"),
+                ("a learning rate that is not finite", "learning_rate", float("inf"), "a number above 0, at most 1e30"),
                 ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
                 ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
                 ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
