@@ -26,7 +26,9 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def run_together(target: Callable[..., object], *calls: tuple[Any, ...], folder: Path) -> list[Ended]:
+def run_together(
+    target: Callable[..., object], *calls: tuple[Any, ...], folder: Path, environment: dict[str, str] | None = None
+) -> list[Ended]:
     """Call `target` once in a new process for each of `calls`, all at the same time, with one thread each.
 
     What they write goes to files in `folder`. As under torchrun, environment variables say which process is which.
@@ -34,12 +36,12 @@ def run_together(target: Callable[..., object], *calls: tuple[Any, ...], folder:
     port = _free_port()
     processes = []
     for number, arguments in enumerate(calls):
-        environment = {"OMP_NUM_THREADS": "1"}
+        variables = {"OMP_NUM_THREADS": "1", **(environment or {})}
         if len(calls) > 1:
-            environment |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(len(calls)),
+            variables |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(len(calls)),
                             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
         outputs = [str(folder / f"{number}.{stream}") for stream in ("stdout", "stderr")]
-        processes.append(_CONTEXT.Process(target=_call, args=(target, arguments, environment, outputs)))
+        processes.append(_CONTEXT.Process(target=_call, args=(target, arguments, variables, outputs)))
     for process in processes:
         process.start()
     ended = []
@@ -52,18 +54,20 @@ def run_together(target: Callable[..., object], *calls: tuple[Any, ...], folder:
     return ended
 
 
-def run(target: Callable[..., object], *arguments: Any, folder: Path) -> Ended:
+def run(
+    target: Callable[..., object], *arguments: Any, folder: Path, environment: dict[str, str] | None = None
+) -> Ended:
     """Call `target` in a new process."""
-    return run_together(target, arguments, folder=folder)[0]
+    return run_together(target, arguments, folder=folder, environment=environment)[0]
 
 
 def _call(
-    target: Callable[..., object], arguments: tuple[Any, ...], environment: dict[str, str], outputs: list[str]
+    target: Callable[..., object], arguments: tuple[Any, ...], variables: dict[str, str], outputs: list[str]
 ) -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update(environment)
+    os.environ.update(variables)
     with contextlib.ExitStack() as files:
         for stream, path in enumerate(outputs, start=1):
             os.dup2(files.enter_context(open(path, "wb")).fileno(), stream)
