@@ -1,8 +1,8 @@
 """Checkpoints of a training run: a run that was killed goes on from the last one.
 
-What is random in `fit` follows from its seed and the number of the step, so little has to be kept: the trained
-weights, the optimizer's averages, and the history. They are one safetensors file, which holds tensors and text. A
-pickle, as `torch.save` writes, would also hold code, and loading it would run that.
+What is random in `fit` follows from its seed and the number of the step. So a checkpoint needs only the trained
+weights, the optimizer's averages, and the history. It is one safetensors file, which holds tensors and text. A
+pickle, as `torch.save` writes, could also hold code, and loading it would run that code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from errno import ENOTDIR
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -26,7 +27,10 @@ Weights = Mapping[str, Tensor]
 def save_checkpoint(
     path: Path, weights: Weights, optimizer: torch.optim.Optimizer, settings: dict[str, Any], history: dict[str, Any]
 ) -> None:
-    """Write the state of a run. Whoever is killed meanwhile keeps the checkpoint before: the new one is whole first."""
+    """Write the state of a run to the file `path`.
+
+    The new file is complete before it replaces the one there: a process that is killed while it writes keeps the old.
+    """
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[weight].items()}
@@ -43,6 +47,8 @@ def check_writable(folder: Path) -> None:
     """Raise OSError, naming `folder`, where it could not be made or written to; nothing is made."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
+        if not there.is_dir():
+            raise OSError(ENOTDIR, f"{there} is no folder")
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -79,7 +85,7 @@ def load_checkpoint(
 
 
 def fingerprint(tensors: Iterable[Tensor], text: str = "") -> str:
-    """A short name for these very numbers: equal for equal tensors, and different for any others."""
+    """Twelve hexadecimal digits that are equal for equal tensors and `text`, and differ for others (by SHA-256)."""
     found = hashlib.sha256(text.encode())
     for tensor in tensors:
         found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -27,7 +27,7 @@ Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64
 
 
 class Example(NamedTuple):
-    """One pair to train on: the model reads `prompt`, and learns to continue it with `completion`."""
+    """A pair to train on: the model is given `prompt` and learns to continue it with `completion`."""
 
     prompt: str
     completion: str
@@ -107,8 +107,8 @@ def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, 
 def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
     """Examples as token ids (T,) and next-token targets (T,), both int64.
 
-    `targets[t]` is the token that should follow `ids[t]`, ready for cross-entropy with the logits at t: the shift is
-    made here. It is -100 inside the prompt, so only the completion, and the `<|endoftext|>` that closes it, is learned.
+    `targets[t]` is the token that should follow `ids[t]`, so that cross-entropy compares it with the logits at t.
+    It is -100 inside the prompt: only the completion is learned, and the `<|endoftext|>` that ends it.
 
     Raises ValueError, naming the example, when its ids are more than `max_length` (the model's context at most), or
     when its completion is empty.
@@ -132,8 +132,8 @@ def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_lengt
 def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> list[Encoded]:
     """Documents, one after the other, cut into blocks of `block_length` tokens: ids (T,) and next-token targets (T,).
 
-    `<|endoftext|>` stands before, between and after them, and every token is learned. No token is lost: the last
-    block may be shorter. A block may begin in the middle of a document, and hold several.
+    `<|endoftext|>` is put before, between and after them, and every token is learned. No token is lost: the last
+    block may be shorter. A block may begin in the middle of a document, and may hold several.
 
     Raises ValueError when there is no document, or `block_length` is below 1.
     """
@@ -192,7 +192,7 @@ def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
 
 
 def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
-    """Stack sequences into ids (B, T) and targets (B, T), filled up on the right with `pad_id` and -100.
+    """Stack sequences into ids (B, T) and targets (B, T), padded on the right with `pad_id` and -100.
 
     Causal attention never looks to the right, so the padding needs no mask.
     """
@@ -203,6 +203,6 @@ def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
 def batches(
     encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
 ) -> DataLoader[Encoded]:
-    """A DataLoader of padded (ids, targets) batches, in an order of its own that `seed` decides."""
+    """A DataLoader of padded (ids, targets) batches; `seed` alone decides their order, not PyTorch's global state."""
     order = torch.Generator().manual_seed(seed)
     return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]

@@ -182,8 +182,8 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
     ("change", "message"),
     [
         ({"fit": {"steps": 0}}, "config.json: fit.steps = 0 is not a value it can have"),
-        ({"output": "{folder}/config.json/out"}, "cannot be written to: Not a directory; choose another place"),
-        ({"output": "{folder}/config.json"}, "cannot be written to: Not a directory; choose another place"),
+        ({"output": "{folder}/config.json/out"}, "cannot be written to: .* is no folder; choose another place"),
+        ({"output": "{folder}/config.json"}, "cannot be written to: .* is no folder; choose another place"),
         ({"data": "{folder}/none.csv"}, "there is no file .*none.csv"),
         ({"model": "gtp2"}, "no model 'gtp2'"),
         ({"lora": {"lora_rank": "8"}}, "r = '8' is not a value it can have"),
