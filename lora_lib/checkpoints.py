@@ -1,13 +1,14 @@
 """Checkpoints of a training run: a run that was killed goes on from the last one.
 
-What is random in `fit` follows from its seed and the number of the step, so little has to be kept: the trained
-weights, the optimizer's averages, and the history. They are one file of tensors and text, see `tensor_files`.
+What is random in `fit` follows from its seed and the number of the step. So a checkpoint needs only the trained
+weights, the optimizer's averages, and the history. It is one file of tensors and text: see `lora_lib.tensor_files`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from errno import ENOTDIR
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,9 +24,9 @@ Weights = Mapping[str, Tensor]
 def save_checkpoint(
     path: Path, weights: Weights, optimizer: torch.optim.Optimizer, settings: dict[str, Any], history: dict[str, Any]
 ) -> None:
-    """Write the state of a run. Whoever is killed meanwhile keeps the checkpoint before: the new one is whole first.
+    """Write the state of a run to the file `path`. A process that is killed while it writes keeps the old file.
 
-    Raises OSError when the disk will not take it; the one before is then still there.
+    Raises OSError when the disk will not take the new file; the old one is then still there.
     """
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
@@ -38,6 +39,8 @@ def check_writable(folder: Path) -> None:
     """Raise OSError, naming `folder`, where it could not be made or written to; nothing is made."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
+        if not there.is_dir():
+            raise OSError(ENOTDIR, f"{there} is no folder")
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -72,5 +75,5 @@ def load_checkpoint(
 
 
 def fingerprint(tensors: Iterable[Tensor], text: str = "") -> str:
-    """A short name for these very numbers: equal for equal tensors, and different for any others."""
+    """Twelve hexadecimal digits that are equal for equal tensors and `text`, and differ for others (by SHA-256)."""
     return digest({str(i): tensor for i, tensor in enumerate(tensors)}, text)[:12]

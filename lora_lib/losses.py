@@ -54,8 +54,8 @@ def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) ->
     """Cross-entropy of `head(features)`, summed over the wanted targets, without ever holding all the logits.
 
     features (B, T, C), targets (B, T) with -100 where not wanted. With a vocabulary of 50,257 the logits are the
-    largest tensor of a training step, and two more of their size are needed for its gradient. Here the head reads
-    a few tokens at a time, about `LOGITS` logits together, and skips those whose target is not wanted.
+    largest tensor of a training step, and their gradient needs two more of that size. Here the head reads a few
+    tokens at a time, about `LOGITS` logits together, and skips tokens whose target is not wanted.
     """
     wanted = targets != IGNORE
     features, targets = features[wanted], targets[wanted]  # (N, C), (N,)
@@ -69,10 +69,10 @@ def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) ->
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are computed on the way forward, while a chunk's logits are at hand.
+    """The gradients are computed in the forward pass, while the logits of a chunk exist.
 
-    A loss is one number: all that is left to do on the way back is to multiply them by its gradient. Nothing is
-    computed twice, where checkpointing the head would compute the logits again.
+    A loss is one number, so the backward pass only multiplies them by its gradient. Nothing is computed twice;
+    checkpointing the head would compute the logits again.
     """
 
     @staticmethod

@@ -218,7 +218,7 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
                    "the path of a file, or None"),
     "checkpoint_every": (_is_count, _COUNT),
     "validate_every": (lambda value: value is None or _is_count(value), f"{_COUNT}, or None"),
-    "learning_rate": (lambda value: _is_number(value, 0) and value > 0, "a finite number above 0"),
+    "learning_rate": (lambda value: _is_number(value) and 0 < value <= 1e30, "a number above 0, at most 1e30"),
     "lr_ratio": (lambda value: value is None or callable(value), "a function of a parameter's name, or None"),
     "warmup": (lambda value: _is_number(value, 0) and value <= 1, "a share of the steps, a number from 0 to 1"),
     "weight_decay": (lambda value: _is_number(value, 0), "a finite number from 0"),

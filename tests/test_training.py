@@ -337,7 +337,7 @@ SETTINGS = {
     "accumulate": ([1], [0, -1, 1.0, None]),
     "checkpoint_every": ([1], [0, -1, 2.5, None]),
     "validate_every": ([None, 1], [0, -1, 2.5, "1"]),
-    "learning_rate": ([1e-9, 1, 10.0], [0, 0.0, -1e-3, math.inf, math.nan, "1e-3", None, True]),
+    "learning_rate": ([1e-9, 1, 1e30], [0, 0.0, -1e-3, 1.1e30, math.inf, math.nan, "1e-3", None, True]),
     "lr_ratio": ([None, len], [16, "16"]),
     "warmup": ([0, 0.5, 1], [-0.1, 1.1, math.nan, "0.1", True, None]),
     "weight_decay": ([0, 0.0, 2.5], [-0.01, math.inf, math.nan, "0", None]),

@@ -29,9 +29,11 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
+from lora_lib.__main__ import TrainConfig, train
 from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.downloads import load_sms_spam
-from lora_lib.examples import encode_examples
+from lora_lib.examples import encode_examples, split
+from lora_lib.files import read_records
 from lora_lib.pretrained import MINI_FOLDER
 from lora_lib.training import evaluate, fit
 
@@ -228,6 +230,30 @@ def nan_loss(at, at_step=2):
     finally:
         at.base.wte.weight.data.copy_(table)
         assert all(torch.equal(p, q) for p, q in zip((p for p in model.parameters() if p.requires_grad), kept))
+
+
+CSV = "prompt,completion\na,b\n"
+
+
+def chat(**more):
+    """One line of a file: a question, and an answer with something more in it."""
+    return json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]})
+
+
+def reading(name, content):
+    def act(at):
+        (at.tmp / name).write_text(content, encoding="utf8")
+        read_records(at.tmp / name)
+
+    return act
+
+
+def config(**values):
+    def act(at):
+        (at.tmp / "run.json").write_text(json.dumps({"data": "restaurants", "output": "out", **values}))
+        TrainConfig.read(at.tmp / "run.json")
+
+    return act
 
 
 def offline(at):
@@ -837,8 +863,8 @@ CASES: dict[str, list[Case]] = {
             )
             for what, name, value, expected in (
                 ("no steps to take", "steps", 0, "a whole number from 1"),
-                ("a learning rate in quotes", "learning_rate", "1e-3", "a finite number above 0"),
-                ("a learning rate that is not finite", "learning_rate", float("inf"), "a finite number above 0"),
+                ("a learning rate in quotes", "learning_rate", "1e-3", "a number above 0, at most 1e30"),
+                ("a learning rate that is not finite", "learning_rate", float("inf"), "a number above 0, at most 1e30"),
                 ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
                 ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
                 ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
@@ -878,8 +904,84 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a checkpoint where nothing can be written; noticed before the training",
             OSError,
-            "cannot be written to: Not a directory; choose another place",
+            "cannot be written to: …is no folder; choose another place",
             lambda at: fit(trainable(at), DATA, steps=1, checkpoint=at.folder / CONFIG_FILE / "run.safetensors"),
+        ),
+        *(
+            Case(what, ValueError, f"file.{ending}, line {line}…{message}", reading(f"file.{ending}", content))
+            for what, ending, line, message, content in (
+                ("two CSV files joined: the header comes again", "csv", 3, "the header again", CSV + CSV),
+                (
+                    "two files joined: a byte-order mark inside",
+                    "csv",
+                    3,
+                    "a byte-order mark (U+FEFF) inside the file",
+                    f"{CSV}\ufeff{CSV}",
+                ),
+                (
+                    "a cell for a missing value",
+                    "csv",
+                    2,
+                    "'completion' is 'nan', which is how programs write a missing",
+                    "prompt,completion\na,nan\n",
+                ),
+                (
+                    "a row with too many fields",
+                    "csv",
+                    2,
+                    "expected 2 fields, as in the header, found 3",
+                    "prompt,completion\na,b,c\n",
+                ),
+                (
+                    "a key that comes twice in a line of JSON",
+                    "jsonl",
+                    1,
+                    "the key 'prompt' comes twice in one object",
+                    '{"prompt": "a", "prompt": "b", "completion": "c"}',
+                ),
+                (
+                    "an answer that is no text",
+                    "jsonl",
+                    1,
+                    "'completion' must be a string, found null",
+                    '{"prompt": "a", "completion": null}',
+                ),
+                ("a chat's turn that is not to be learned", "jsonl", 1, "message 2: its weight is 0", chat(weight=0)),
+                ("a chat's turn that calls a tool", "jsonl", 1, "message 2: it calls a tool", chat(tool_calls=[{}])),
+            )
+        ),
+        Case(
+            "a text where a list of texts is meant",
+            ValueError,
+            "expected a list of documents or records, got one text; read_text makes a list of it",
+            lambda at: split("Once upon a time"),
+        ),
+        *(
+            Case(what, ValueError, f"run.json: {message}", config(**values))
+            for what, message, values in (
+                ("a config without the steps", '"fit" needs "steps", the number of steps to train', {"fit": {}}),
+                (
+                    "a config with a number in quotes",
+                    "fit.learning_rate = '1e-3' is not a value it can have: expected a number above 0, at most 1e30",
+                    {"fit": {"steps": 1, "learning_rate": "1e-3"}},
+                ),
+                (
+                    "a config with a switch in quotes",
+                    'gradient_checkpointing = "no" is not a value it can have: expected true or false, without quotes',
+                    {"gradient_checkpointing": "no"},
+                ),
+                (
+                    "a config with nothing where settings are meant",
+                    "lora = null is not a value it can have: expected an object",
+                    {"lora": None},
+                ),
+            )
+        ),
+        Case(
+            "a config's output that cannot be written; noticed before the training",
+            OSError,
+            "cannot be written to: …is no folder; choose another place",
+            lambda at: train(TrainConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
         ),
         Case(
             "a download that is interrupted, or no network",
