@@ -32,8 +32,8 @@ _NO_EFFECT = {
     "auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
-# Values that ask for nothing though they are not false; a start is over once the adapter is saved.
-_OFF = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
+_OFF = {"bias": ("none",)}  # values that ask for nothing though they are not false
+_STARTS_THAT_ARE_OVER = (None, False, "gaussian", "orthogonal")  # once an adapter is saved, they change nothing
 
 
 class AdapterError(ValueError):
@@ -66,7 +66,7 @@ def write_adapter(
     """
     folder, tensors = Path(folder), {}
     for name, parts in layers.items():
-        for part, suffix in config.kind.file_names.items():
+        for part, suffix in config.adapter_class.file_names.items():
             if not bool(torch.isfinite(parts[part]).all()):
                 raise ValueError(f"{part} of {name} has NaN or infinity in it: nothing was saved to {folder}")
             tensors[_PREFIX + name + "." + suffix] = _turn(parts[part].detach()).to("cpu").contiguous()
@@ -74,7 +74,7 @@ def write_adapter(
     if base_sample:
         metadata["base_sample"] = " ".join(f"{value:.4g}" for value in base_sample)
     values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, **extra}
-    values |= {**asdict(config), **config.kind.config_fields}
+    values |= {**asdict(config), **config.adapter_class.config_fields}
     del values["kind"]
     weights_part, config_part = (folder / (file + ".part") for file in (WEIGHTS_FILE, CONFIG_FILE))
     try:
@@ -91,8 +91,8 @@ def write_adapter(
                 part_file.unlink()
 
 
-def read_adapter(folder: str | Path, kind: type[LoRA] = LoRA) -> AdapterFile:
-    """Read a folder that we or PEFT wrote, with an adapter of this `kind` in it.
+def read_adapter(folder: str | Path, kind: type[LoRA] | None = None) -> AdapterFile:
+    """Read a folder that we or PEFT wrote. `kind` is the class of the adapter in it, where it is one of your own.
 
     Raises AdapterError, naming the file and the thing in it, for whatever we cannot honour.
     """
@@ -102,10 +102,10 @@ def read_adapter(folder: str | Path, kind: type[LoRA] = LoRA) -> AdapterFile:
             pickled = " (pickled .bin weights are never opened)" if (folder / "adapter_model.bin").exists() else ""
             raise AdapterError(f"{folder} has no {file}: expected a folder written by save_pretrained{pickled}")
     config = _read_config(folder / CONFIG_FILE, kind)
-    return AdapterFile(config, *_read_weights(folder / WEIGHTS_FILE, kind))
+    return AdapterFile(config, *_read_weights(folder / WEIGHTS_FILE, config.adapter_class))
 
 
-def _read_config(path: Path, kind: type[LoRA]) -> LoRAConfig:
+def _read_config(path: Path, kind: type[LoRA] | None) -> LoRAConfig:
     try:
         values = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError) as error:
@@ -115,15 +115,24 @@ def _read_config(path: Path, kind: type[LoRA]) -> LoRAConfig:
     for key in ("r", "lora_alpha", "target_modules"):
         if not values.get(key):
             raise AdapterError(f"{path}: {key} is missing; PEFT would guess it in silence, we do not")
-    for key, value in kind.config_fields.items():
-        if values.get(key) != value:
+    needed = kind.config_fields if kind else {}
+    for key, value in needed.items():
+        if kind and values.get(key) != value:
             raise AdapterError(f"{path}: {key} = {values.get(key)!r}, but {kind.__name__} needs {value!r}")
     ours = {f.name for f in fields(LoRAConfig)} - {"kind"}
-    known = ours | _NO_EFFECT | kind.config_fields.keys()
+    known = ours | _NO_EFFECT | needed.keys()
     for key, value in values.items():
         # An option that is off (null, false, empty) asks for nothing, whatever it is called.
         if key not in known and value and value not in _OFF.get(key, ()):
             raise AdapterError(f"{path}: {key} = {value!r} is not supported here, and without it results would differ")
+    start = values.get("init_lora_weights")
+    if isinstance(start, (str, bool, type(None))) and start in _STARTS_THAT_ARE_OVER:
+        values["init_lora_weights"] = True
+    elif isinstance(start, str) and start.startswith("pissa_niter_"):
+        raise AdapterError(
+            f"{path}: init_lora_weights = {start!r} took a part out of the base that nobody can find again: save it in "
+            "PEFT with path_initial_model_for_weight_conversion"
+        )
     try:
         return LoRAConfig(**{key: values[key] for key in ours if values.get(key) is not None}, kind=kind)
     except ValueError as error:

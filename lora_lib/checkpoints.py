@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def save_checkpoint(
     with part.open("rb") as file:
         os.fsync(file.fileno())  # on the disk, before it takes the old one's name
     os.replace(part, path)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, naming `folder`, where it could not be made or written to; nothing is made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to: {error.strerror}; choose another place") from error
 
 
 def load_checkpoint(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_lib.lora_linear import LoRA
+from lora_lib.variants import DoRA, PiSSA
 
 
 @dataclass
@@ -13,7 +15,9 @@ class LoRAConfig:
     """How an adapter is made. Names and meanings are those of PEFT's `LoraConfig`.
 
     `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name,
-    or the end of it, or a regular expression for it. `kind` is the class of the layers' bypasses.
+    or the end of it, or a regular expression for it. `use_dora` makes DoRA layers. `init_lora_weights` is how they
+    start: True (random A, zero B), "gaussian" (a normal A), False (random B too), "pissa", or "pissa_niter_N" with N
+    power iterations. `kind` is a class of your own for the layers' bypasses, in place of the one that these choose.
 
     Raises ValueError for a value that its field cannot have.
     """
@@ -26,7 +30,9 @@ class LoRAConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     base_model_name_or_path: str | None = None
-    kind: type[LoRA] = LoRA
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+    kind: type[LoRA] | None = None
 
     def __post_init__(self) -> None:
         targets, name = self.target_modules, self.base_model_name_or_path
@@ -40,11 +46,27 @@ class LoRAConfig:
             "rank_pattern": (ranks is not None and all(map(_is_rank, ranks)), "a whole number from 1 for each name"),
             "alpha_pattern": (alphas is not None and all(map(_is_alpha, alphas)), "a number above 0 for each name"),
             "base_model_name_or_path": (name is None or isinstance(name, str), "a name or nothing"),
-            "kind": (isinstance(self.kind, type) and issubclass(self.kind, LoRA), "LoRA or a subclass of it"),
+            "use_dora": (isinstance(self.use_dora, bool), "true or false"),
+            "init_lora_weights": (
+                _is_start(self.init_lora_weights),
+                "True, False, 'gaussian', 'pissa' or 'pissa_niter_N', N a whole number",
+            ),
+            "kind": (self.kind is None or _is_kind(self.kind), "LoRA or a subclass of it"),
         }
         for key, (fine, expected) in wanted.items():
             if not fine:
                 raise ValueError(f"{key} = {getattr(self, key)!r} is not a value it can have: expected {expected}")
+        if self.use_dora and _is_pissa(self.init_lora_weights):
+            raise ValueError("use_dora and PiSSA's start are two kinds of adapter: choose one of them")
+        if self.use_dora and not self.adapter_class.config_fields.get("use_dora"):
+            raise ValueError(f"use_dora = True, but {self.adapter_class.__name__} is no DoRA: leave kind out")
+
+    @property
+    def adapter_class(self) -> type[LoRA]:
+        """The class of the layers' bypasses."""
+        if self.kind is not None:
+            return self.kind
+        return DoRA if self.use_dora else PiSSA if _is_pissa(self.init_lora_weights) else LoRA
 
 
 def _is_number(value: object) -> bool:
@@ -57,6 +79,19 @@ def _is_rank(value: object) -> bool:
 
 def _is_alpha(value: Any) -> bool:
     return _is_number(value) and 0 < value <= 1e30  # far beyond any use, and still a float32
+
+
+def _is_kind(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, LoRA)
+
+
+def _is_pissa(start: bool | str) -> bool:
+    return isinstance(start, str) and start.startswith("pissa")
+
+
+def _is_start(start: object) -> bool:
+    named = isinstance(start, str) and re.fullmatch(r"gaussian|pissa|pissa_niter_[0-9]{1,4}", start) is not None
+    return isinstance(start, bool) or named
 
 
 def _all_text(targets: object) -> bool:

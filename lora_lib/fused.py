@@ -60,11 +60,11 @@ def fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
     """`base(x)` plus the bypasses' outputs through `_Fused`, for x (…, d)."""
     first = bypasses[0]
     x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is the one that is kept
-    A: Tensor = first.A
-    B: Tensor = first.B
+    A, B = first.factors()
     s, p = first.scale, _dropout(first)
     if len(bypasses) > 1:  # several bypasses are one, of the sum of their ranks
-        A, B, s = torch.cat([b.A for b in bypasses], 1), torch.cat([b.scale * b.B for b in bypasses]), 1
+        pairs = [(b.factors(), b.scale) for b in bypasses]
+        A, B, s = torch.cat([A for (A, _), _ in pairs], 1), torch.cat([s * B for (_, B), s in pairs]), 1
     rows = x.reshape(-1, x.shape[-1])
     keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
     weight = base.weight if isinstance(base, nn.Linear) else base.weight.T

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter, write_adapter
 from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model
-from lora_lib.lora_linear import BASE, LoRA, LoRALinear
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear, check_rank
 from lora_lib.targets import (
     exact_targets,
     file_name,
@@ -29,6 +29,7 @@ from lora_lib.targets import (
     rank_and_alpha,
     saved_targets,
 )
+from lora_lib.variants import PiSSA
 
 DEFAULT = "default"
 
@@ -43,21 +44,26 @@ def get_peft_model(
     use_rslora: bool = False,
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
+    use_dora: bool = False,
+    init_lora_weights: bool | str = True,
     adapter_name: str = DEFAULT,
-    kind: type[LoRA] = LoRA,
+    kind: type[LoRA] | None = None,
 ) -> PeftModel:
     """Wrap the chosen linear layers of `model` (in place) with LoRA; freeze everything else.
 
     `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), one
     string that is a regular expression for whole dotted names, or `"all-linear"`: every linear layer
     but the head that the model's `get_output_embeddings` names, if it has one. The output does not
-    change: B starts at zero. `kind` is a subclass of `LoRA` to use instead of it.
+    change: B starts at zero. `use_dora`, `init_lora_weights` and `kind` choose relatives of LoRA, see `LoRAConfig`.
 
     Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
     """
     targets: Any = list(target_modules) if isinstance(target_modules, (tuple, set)) else target_modules
     ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
-    config = LoRAConfig(targets, lora_rank, lora_alpha, lora_dropout, use_rslora, ranks, alphas, kind=kind)
+    config = LoRAConfig(
+        targets, lora_rank, lora_alpha, lora_dropout, use_rslora, ranks, alphas,
+        use_dora=use_dora, init_lora_weights=init_lora_weights, kind=kind,
+    )  # fmt: skip
     wrapped = PeftModel(model, config, adapter_name)
     wrapped._freeze_all_but_active()
     return wrapped
@@ -185,7 +191,7 @@ class PeftModel(nn.Module):
         for name, adapter in (adapters or _new_adapters(self.base_model, config)).items():
             layer = self.base_model.get_submodule(name)
             if not isinstance(layer, LoRALinear):
-                layer = LoRALinear(cast(nn.Linear, layer), kind=config.kind)
+                layer = LoRALinear(cast(nn.Linear, layer), kind=config.adapter_class)
                 _replace(self.base_model, layer.base, layer)
             layer.adapters[adapter_name] = adapter.requires_grad_(False)
             layer.train(layer.base.training)
@@ -230,8 +236,9 @@ class PeftModel(nn.Module):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
         for name in adapters:
             self._check_known(name)
-            if self.peft_config[name].kind is not LoRA:
-                raise ValueError(f"{name!r} is {self.peft_config[name].kind.__name__}, and only LoRA's changes add up")
+            kind = self.peft_config[name].adapter_class
+            if not vars(kind).get("fusible"):
+                raise ValueError(f"{name!r} is {kind.__name__}, and only LoRA's changes add up")
         made = {}
         for layer_name, layer in self.lora_layers().items():
             parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
@@ -309,6 +316,11 @@ class PeftModel(nn.Module):
         own = {name: layer for name, layer in self.lora_layers().items() if adapter_name in layer.adapters}
         layers = {file_name(model, n): dict(layer.adapters[adapter_name].state_dict()) for n, layer in own.items()}
         settings = {file_name(model, name): rank_and_alpha(config, model, name) for name in own}
+        if config.adapter_class is PiSSA:  # its change, A·B - A₀·B₀, is a plain LoRA's of twice the rank
+            layers = {n: dict(zip("AB", la.adapters[adapter_name].factors())) for n, la in zip(layers, own.values())}
+            more = math.sqrt(2) if config.use_rslora else 2
+            settings = {name: (2 * rank, more * alpha) for name, (rank, alpha) in settings.items()}
+            config = replace(config, r=2 * config.r, lora_alpha=more * config.lora_alpha, init_lora_weights=True)
         saved = replace(
             config,
             target_modules=saved_targets(model, config, list(own)),
@@ -328,7 +340,7 @@ class PeftModel(nn.Module):
         adapter_name: str = DEFAULT,
         *,
         check_base: bool = True,
-        kind: type[LoRA] = LoRA,
+        kind: type[LoRA] | None = None,
     ) -> PeftModel:
         """Put a saved adapter into `model`, ready for inference; `enable_lora_training` trains it on.
 
@@ -339,7 +351,7 @@ class PeftModel(nn.Module):
         return cls(model, config, adapter_name, adapters).requires_grad_(False).eval()
 
     def load_adapter(
-        self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] = LoRA
+        self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] | None = None
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it the one in use. As `from_pretrained` otherwise."""
         config, adapters = _load(self.base_model, folder, check_base, kind)
@@ -357,9 +369,13 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 # --- one adapter's layers -------------------------------------------------------------------------
 
 
-def _new_adapters(model: nn.Module, config: LoRAConfig) -> dict[str, LoRA]:
-    """A fresh bypass for each layer that the config chooses, by the layer's name; `model` is not touched."""
-    names = find_targets(model, config.target_modules, config.kind)
+def _new_adapters(model: nn.Module, config: LoRAConfig, any_rank: bool = False) -> dict[str, LoRA]:
+    """A fresh bypass for each layer that the config chooses, by the layer's name; `model` is not touched.
+
+    A rank above min(d, k) is of no use, and refused but where a file has it (`any_rank`).
+    """
+    kind = config.adapter_class
+    names = find_targets(model, config.target_modules, kind)
     for pattern in {**config.rank_pattern, **config.alpha_pattern}:
         if not any(fits_name(pattern, model, name) for name in names):
             raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
@@ -369,7 +385,11 @@ def _new_adapters(model: nn.Module, config: LoRAConfig) -> dict[str, LoRA]:
         base = layer.base if isinstance(layer, LoRALinear) else cast(nn.Linear, layer)
         rank, alpha = rank_and_alpha(config, model, name)
         try:
-            adapters[name] = config.kind.around(base, rank, alpha, config.lora_dropout, config.use_rslora)
+            if not any_rank:
+                check_rank(rank, *kind.shape_of(base))
+            adapters[name] = kind.around(
+                base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
+            )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return adapters
@@ -378,8 +398,8 @@ def _new_adapters(model: nn.Module, config: LoRAConfig) -> dict[str, LoRA]:
 def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
     """One bypass whose change is the weighted sum of theirs, with the scale s of the first."""
     first, (d, k) = parts[0][0], (parts[0][0].A.shape[0], parts[0][0].B.shape[1])
-    a = torch.cat([part.A for part, _ in parts], dim=1)
-    b = torch.cat([weight * part.scale / first.scale * part.B for part, weight in parts])
+    a = torch.cat([part.factors()[0] for part, _ in parts], dim=1)
+    b = torch.cat([weight * part.scale / first.scale * part.factors()[1] for part, weight in parts])
     if a.shape[1] > min(d, k):  # the layer takes no higher rank, and at this one either factor can be the identity
         identity = torch.eye(min(d, k), device=a.device, dtype=a.dtype)
         a, b = (identity, a @ b) if d <= k else (a @ b, identity)
@@ -394,19 +414,19 @@ def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
 
 
 def _load(
-    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA]
+    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA] | None
 ) -> tuple[LoRAConfig, dict[str, LoRA]]:
     """The config and the filled bypasses of a saved adapter, once all of it has been found to fit `model`."""
     saved = read_adapter(folder, kind)
     try:
-        adapters = _new_adapters(model, saved.config)
+        adapters = _new_adapters(model, saved.config, any_rank=True)
         _check_fit({file_name(model, name): adapter for name, adapter in adapters.items()}, saved.layers)
         if check_base:
             _check_base(model, list(adapters), saved)
     except ValueError as error:
         raise AdapterError(f"{folder} does not fit this model: {error}") from error
     for name, adapter in adapters.items():
-        adapter.load_state_dict(saved.layers[file_name(model, name)])
+        adapter.load_state_dict({**adapter.state_dict(), **saved.layers[file_name(model, name)]})
     return saved.config, adapters
 
 
@@ -419,8 +439,8 @@ def _check_fit(wanted: dict[str, LoRA], layers: Layers) -> None:
             f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
         )
     for name, adapter in wanted.items():
-        for part, want in adapter.named_parameters():
-            if layers[name][part].shape != want.shape:
+        for part, want in adapter.state_dict().items():
+            if part in adapter.file_names and layers[name][part].shape != want.shape:
                 raise ValueError(
                     f"{part} of {name} is {tuple(layers[name][part].shape)}, "
                     f"this model and the config's rank need {tuple(want.shape)}"

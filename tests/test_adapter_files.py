@@ -46,10 +46,10 @@ def test_round_trip(folder):
         ({"lora_dropout": 1}, "lora_dropout = 1 is not a value"),
         ({"target_modules": [1]}, "target_modules = .1. is not a value"),
         ({"rank_pattern": {"a": 0}}, "rank_pattern"),
-        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"modules_to_save": ["wte"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' is not a value"),
         ({"use_new_thing": True}, "use_new_thing = True is not supported"),
     ],
 )

@@ -158,14 +158,12 @@ def test_we_open_what_peft_saves(tmp_path, base, settings, onto):
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
     "bias": {"bias": "lora_only"},
     "modules_to_save": {"modules_to_save": ["ln_f"]},
     "exclude_modules": {"exclude_modules": ["h.0.attn.c_attn"]},
     "layers_to_transform": {"layers_to_transform": [1]},
     "lora_bias": {"lora_bias": True},
     "trainable_token_indices": {"trainable_token_indices": [1, 2]},
-    "init_lora_weights": {"init_lora_weights": "pissa"},
 }
 
 

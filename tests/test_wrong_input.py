@@ -191,16 +191,43 @@ def no_tokenizer(at):
     load_pretrained(folder)[1].encode("text")
 
 
-def nan_loss(at):
-    model = get_peft_model(at.base, ["c_attn"], 4).enable_lora_training()
-    at.unwrap, before = model, {n: p.clone() for n, p in model.named_parameters()}
-    table = at.base.wte.weight.data.clone()
-    at.base.wte.weight.data[5] = float("nan")  # a loss is NaN from the first step that reads token 5
+DATA = [(IDS[0], IDS[1])]
+
+
+def trainable(at):
+    """The plain model with an adapter to train, which is taken out again after the case."""
+    at.unwrap = get_peft_model(at.base, ["c_attn"], 4).enable_lora_training()
+    return at.unwrap
+
+
+class LastLogits(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        return self.inner(ids)[:, -1:]
+
+
+def merged_training(at):
+    model = trainable(at)
+    model.merge_adapter()
+    fit(model, DATA, steps=1)
+
+
+def nan_loss(at, at_step=2):
+    model, table, kept = trainable(at), at.base.wte.weight.data.clone(), []
+
+    def spoil(step, model):
+        kept[:] = [p.clone() for p in model.parameters() if p.requires_grad]
+        if step == at_step - 1:
+            at.base.wte.weight.data[5] = float("nan")  # a loss is NaN from the first step that reads token 5
+
     try:
-        fit(model, [(torch.tensor([1, 5, 2]), torch.tensor([5, 2, 3]))], steps=3, progress=False)
+        fit(model, DATA, steps=3, progress=False, validate_every=1, on_validation=spoil)
     finally:
         at.base.wte.weight.data.copy_(table)
-        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+        assert all(torch.equal(p, q) for p, q in zip((p for p in model.parameters() if p.requires_grad), kept))
 
 
 def offline(at):
@@ -576,8 +603,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "an option that this library does not have",
             AdapterError,
-            "use_dora = True is not supported here, and without it results would differ",
-            with_config(use_dora=True),
+            "lora_bias = True is not supported here, and without it results would differ",
+            with_config(lora_bias=True),
         ),
         Case(
             "an option that nobody has yet",
@@ -792,8 +819,67 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a loss that becomes NaN; the weights stay those of the step before",
             FloatingPointError,
-            "the loss is nan at step 1: try a smaller learning_rate",
+            "the loss is nan at step 2: try a smaller learning_rate than 0.001",
             nan_loss,
+        ),
+        Case(
+            "weights that are NaN before the training",
+            FloatingPointError,
+            "the loss is nan at step 1: no weight has been changed yet, so look for NaN or huge numbers in the model's",
+            lambda at: nan_loss(at, at_step=1),
+        ),
+        *(
+            Case(
+                what,
+                ValueError,
+                f"{name} = {value!r} is not a value it can have: expected {expected}",
+                lambda at, name=name, value=value: fit(trainable(at), DATA, **{"steps": 1, name: value}),
+            )
+            for what, name, value, expected in (
+                ("no steps to take", "steps", 0, "a whole number from 1"),
+                ("a learning rate in quotes", "learning_rate", "1e-3", "a finite number above 0"),
+                ("a learning rate that is not finite", "learning_rate", float("inf"), "a finite number above 0"),
+                ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
+                ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
+                ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
+                ("no batches in a step", "accumulate", 0, "a whole number from 1"),
+            )
+        ),
+        Case(
+            "an example whose targets are all ignored",
+            ValueError,
+            "training example 1 has nothing to learn: all of its targets are -100",
+            lambda at: fit(trainable(at), [*DATA, (IDS[0], torch.full_like(IDS[0], -100))], steps=1),
+        ),
+        Case(
+            "examples that are not encoded",
+            ValueError,
+            "training example 0 is no pair of token ids and targets, two tensors of one length: encode_examples",
+            lambda at: fit(trainable(at), [("a prompt", "and its answer")], steps=1),
+        ),
+        Case(
+            "training while the adapter is merged",
+            ValueError,
+            "the adapters are merged into the weights: call model.enable_lora_training(), which unmerges",
+            merged_training,
+        ),
+        Case(
+            "bfloat16 autocast on a float64 model",
+            ValueError,
+            "bf16=True does not work on float64 weights: pass bf16=False, or call model.float() first",
+            lambda at: fit(nn.Linear(2, 2).double(), DATA, steps=1, bf16=True),
+        ),
+        Case(
+            "a model that gives the last token's logits alone",
+            ValueError,
+            "expected logits of (1, 6, V) from the model, one row for each token…got a tensor of (1, 1, 97): wrap the",
+            lambda at: fit(LastLogits(at.base), DATA, steps=1, progress=False),
+        ),
+        Case(
+            "a checkpoint where nothing can be written; noticed before the training",
+            OSError,
+            "cannot be written to: Not a directory; choose another place",
+            lambda at: fit(trainable(at), DATA, steps=1, checkpoint=at.folder / CONFIG_FILE / "run.safetensors"),
         ),
         Case(
             "a download that is interrupted, or no network",
