@@ -26,8 +26,7 @@ function script(name) {
   return new Promise((resolve, reject) => {
     const tag = document.createElement("script");
     tag.src = new URL(name, HERE);
-    tag.onerror = () =>
-      reject(new Error(`${name} could not be loaded. With the network back, press the button again.`));
+    tag.onerror = () => reject(new Error(`${name} could not be loaded: try again when there is a network.`));
     document.head.append(tag);
     tag.onload = () => {
       tag.remove();

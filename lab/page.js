@@ -3,8 +3,9 @@ const $ = id => document.getElementById(`lab-${id}`);
 
 const lab = {
   engine: null, // once the model is loaded
-  ranks: { restaurants: 8, plays: 8, cat: 8 }, // of the adapters that can be chosen
-  kept: new Set(), // those that the worker has
+  adapters: new Map(), // those that the worker has: {r, kinds}, by name
+  shown: {}, // texts and bars on the page
+  samples: [], // {at, prompt, text} of the last run
 };
 
 // Tell the reader; `wrong` in the colour of what went wrong.
@@ -36,8 +37,8 @@ async function load() {
     $("progress").hidden = true;
     $("load").textContent = "Loaded";
     for (const id of ["write", "train", "file"]) $(id).disabled = false;
-    await startWriting();
-    await startTraining();
+    startWriting();
+    countTokens();
   } catch (error) {
     say("status", `That did not work: ${error.message}`, true);
     $("progress").hidden = true;
@@ -85,7 +86,8 @@ function writeAddress() {
 
 // ---- Start -------------------------------------------------------------------------------------------------------
 
-function start() {
+// `recorded`: what tools/record_lab.py saw on an earlier visit. It stands here until the model is loaded.
+function start(recorded) {
   const lacking = missing();
   if (lacking) {
     say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
@@ -101,7 +103,11 @@ function start() {
   prepareTraining();
   prepareTaking();
   readAddress();
+  showRecordedTexts(recorded.write);
+  showRecordedRun(recorded.train);
   window.addEventListener("hashchange", () => readAddress() && changed());
 }
 
-start();
+Lab.page = lab; // for the tests, and for readers who open the console
+// What is on the page now, for tools/record_lab.py.
+Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), samples: lab.samples } });
