@@ -97,3 +97,5 @@ def test_what_cannot_be_quantised_is_said_and_nothing_is_changed():
         QuantisedLinear(nn.Linear(3, 3), normal_levels(4), block=3)
     with pytest.raises(ValueError, match="a block of 0"):
         quantise(torch.ones(4), even_levels(4), 0)
+    codes, scales = quantise(torch.tensor([0.5, -2.0]), even_levels(4), 1)
+    assert codes.flatten().tolist() == [14, 0] and scales.flatten().tolist() == [0.5, 2]  # the smallest block there is
