@@ -10,7 +10,6 @@ from lora_lib import load_pretrained
 from lora_lib.examples import IGNORE, Example, Record, encode_records, pack, split
 from lora_lib.files import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
 from lora_lib.generation import generate_text
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
 from lora_lib.training import evaluate
 
 CHAT = [
@@ -22,11 +21,6 @@ CHAT = [
 ]
 PAIR = {"prompt": "Say hi:", "completion": " hi"}
 READERS = {"a.txt": read_text, "a.csv": read_csv, "pairs.jsonl": read_jsonl, "chats.jsonl": read_chats}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return read_tokenizer(MINI_FOLDER)
 
 
 @pytest.fixture
