@@ -6,12 +6,13 @@ Where a method exists in PEFT it has PEFT's name and meaning.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter, write_adapter
 from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model
-from lora_lib.lora_linear import BASE, LoRA, LoRALinear, check_rank
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear, check_rank, refuse_merged
 from lora_lib.pretrained import TRANSPOSED
 from lora_lib.targets import (
     config_copies,
@@ -79,8 +80,18 @@ class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not
-    have itself (`config`, …), go to the model inside, `base_model`.
+    have itself (`config`, …), go to the model inside, `base_model`. To `inspect`, its `forward` has that one's
+    arguments: by them Hugging Face's Trainer finds a data set's columns.
     """
+
+    def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
+        """An object of the class that shows the signature of `model`; of `cls` itself where that is one already."""
+        return super().__new__(
+            _class_for(cast(Any, type(model))) if cls is PeftModel and isinstance(model, nn.Module) else cls
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self.base_model),), self.__dict__
 
     def __init__(
         self,
@@ -119,6 +130,24 @@ class PeftModel(nn.Module):
             return inner.generate(*args, **kwargs)
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As any module's, but of two tensors in one memory (a tied head) one is a copy: safetensors needs it."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        seen: set[int] = set()
+        for name, tensor in found.items():
+            place = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) and not tensor.is_meta else 0
+            if place and place in seen and not tensor.requires_grad:
+                found[name] = tensor.clone()
+            seen.add(place)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As any module's. Raises ValueError, before anything is loaded, where the weights or the model are merged."""
+        merged = any(layer.merged for layer in self.lora_layers().values())
+        if merged or any(f"base_model.{name}.merged" in state_dict for name in self.lora_layers()):
+            refuse_merged(merged)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
     def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
@@ -421,6 +450,27 @@ class PeftModel(nn.Module):
         self._attach(adapter_name, config, adapters)
 
 
+@cache
+def _class_for(base: Any) -> type[PeftModel]:
+    """PeftModel for a model of this class, with the signature of its forward, and `adapter_names`."""
+
+    def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return PeftModel.forward(self, *args, **kwargs)
+
+    own = inspect.signature(base.forward)
+    more = inspect.signature(PeftModel.forward).parameters["adapter_names"]
+    parameters = [p for p in own.parameters.values() if p.name != more.name]
+    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+    shown = own.replace(parameters=[*parameters[:at], more, *parameters[at:]])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
+    return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
+
+
+def _blank(base: type[nn.Module]) -> PeftModel:
+    """An object for `copy` and `pickle` to fill."""
+    return object.__new__(_class_for(base))
+
+
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` where `old` stands, in every place where a model that shares layers has it."""
     for parent in list(model.modules()):
@@ -608,10 +658,11 @@ def _own_weight(model: nn.Module, name: str) -> Tensor:
 def _base_sample(model: nn.Module, names: Sequence[str], count: int = 64) -> list[float]:
     """`count` numbers out of the weights of these layers: the base's fingerprint, whatever its precision.
 
-    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight is no float.
+    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight has no such numbers:
+    quantised, or on the meta device.
     """
     weights = [_own_weight(model, names[i * len(names) // count]) for i in range(count)]
-    if not all(weight.is_floating_point() for weight in weights):  # quantised
+    if not all(weight.is_floating_point() and not weight.is_meta for weight in weights):
         return []
     places = [int(i * 0.6180339887498949 % 1 * weight.numel()) for i, weight in enumerate(weights)]
     return [w[torch.unravel_index(torch.tensor(at), w.shape)].item() for w, at in zip(weights, places)]
