@@ -5,14 +5,14 @@
 
 The weights come in a Python package, in 4 bits (GGUF, Q4_1), and are dequantised: of the model as it was published
 they are a rounded copy. The task is made here: an order in words is answered with one line of JSON. Weekdays,
-quantities and urgency can be read off the order; the code of an article cannot, it must be learned by heart (40 of
-them). Names of test orders are in no training order. 100 steps of 4 orders; all linear layers, alpha = 32, as for
+quantities and urgency can be read off the order; the code of an article cannot, it must be learned by heart (there are
+10). Names of test orders are in no training order. 60 steps of 4 orders; all linear layers, alpha = 32, as for
 gpt2-mini; computed in bfloat16 where the hardware can. The learning rate is tuned on the first seed, over a grid of
 factor 3, then the best runs on the others. Rows: lora_lib/results/smollm2.csv.
 
-- `validation_loss`: nats an answer token, 150 orders. `exact`: the share of these whose whole answer is the likeliest
+- `validation_loss`: nats an answer token, 100 orders. `exact`: the share of these whose whole answer is the likeliest
   at every token, which is what greedy generation writes. `fields`: of the values, each after the right ones before it.
-- `prose_loss`: nats a token on 16 windows of 128 tokens of the text.
+- `prose_loss`: nats a token on 8 windows of 128 tokens of the text.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from common import Row, Rows, arguments, curve, device, tune, validation_loss
 from torch import nn
+from torch.nn import functional as F
 
 from lora_lib import get_peft_model
 from lora_lib.examples import IGNORE, Encoded, batches
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "smollm2.csv")
     parser.set_defaults(model="SmolLM2-135M-Instruct")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 0, 64, 1], help="0: full fine-tuning")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--prose", type=Path, required=True)
     args = parser.parse_args(argv)
@@ -61,9 +62,9 @@ class Orders:
         self.args, self.rows = args, Rows(args.out)
         self.model, self.tokenizer = load_smollm2()
         self.train = [encode(order, self.tokenizer) for order in make_orders(1000, NAMES[:80], seed=0)]
-        self.validation = [encode(order, self.tokenizer) for order in make_orders(150, NAMES[80:], seed=1)]
+        self.validation = [encode(order, self.tokenizer) for order in make_orders(100, NAMES[80:], seed=1)]
         tokens = self.tokenizer(args.prose.read_text(encoding="utf8")[:200_000])["input_ids"]
-        starts = [i * (len(tokens) - 129) // 15 for i in range(16)]
+        starts = [i * (len(tokens) - 129) // 7 for i in range(8)]
         self.prose = [(torch.tensor(tokens[s : s + 128]), torch.tensor(tokens[s + 1 : s + 129])) for s in starts]
 
     def tune(self, rank: int) -> float:
@@ -91,9 +92,9 @@ class Orders:
                 learning_rate=settings["learning_rate"], seed=settings["seed"], progress=False,
             ).loss  # fmt: skip
         seconds = time.process_time() - start
-        exact, fields = scores(trained, self.validation, self.tokenizer)
+        loss, exact, fields = scores(trained, self.validation, self.tokenizer)
         return {
-            "validation_loss": round(evaluate(trained, self.validation, batch_size=10), 4),
+            "validation_loss": round(loss, 4),
             "exact": round(exact, 4), "fields": round(fields, 4),
             "prose_loss": round(evaluate(trained, self.prose, batch_size=4), 4),
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad) if losses else 0,
@@ -134,11 +135,7 @@ class Order(NamedTuple):
     record: dict[str, str | int | bool]
 
 
-ARTICLES = (
-    "lamps mugs chairs towels candles pillows baskets frames clocks mirrors rugs vases trays bowls kettles pans "
-    "knives forks plates glasses napkins curtains blankets shelves hooks boxes jars brushes brooms ladders hammers "
-    "saws drills ropes tapes locks keys bells fans stools"
-).split()
+ARTICLES = "lamps mugs chairs towels candles pillows baskets clocks mirrors rugs".split()
 QUANTITIES = {
     "a dozen": 12, "half a dozen": 6, "two dozen": 24, "a pair of": 2, "three": 3, "five": 5, "seven": 7, "ten": 10,
     "fifteen": 15, "twenty": 20, "4": 4, "8": 8, "30": 30,
@@ -190,20 +187,20 @@ def encode(order: Order, tokenizer: Any) -> Encoded:
 
 
 @torch.no_grad()
-def scores(model: nn.Module, examples: Sequence[Encoded], tokenizer: Any) -> tuple[float, float]:
-    """The share of answers whose every token is the likeliest, and the share of values that are."""
+def scores(model: nn.Module, examples: Sequence[Encoded], tokenizer: Any) -> tuple[float, float, float]:
+    """Nats an answer token, the share of answers whose every token is the likeliest, and that of values."""
     model.eval()
-    exact, fields, count = 0, 0, 0
+    loss, tokens, exact, fields, count = 0.0, 0, 0, 0, 0
     for ids, targets in batches(examples, 10, PAD, shuffle=False):
-        with torch.autocast(ids.device.type, torch.bfloat16):
-            likeliest = model(ids.to(device())).logits.argmax(-1).cpu()
-        for found, wanted in zip(likeliest, targets):
+        with torch.autocast(device(), torch.bfloat16):
+            logits = model(ids.to(device())).logits.float().cpu()
+        loss += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+        for found, wanted in zip(logits.argmax(-1), targets):
             answer = wanted != IGNORE
-            right = (found == wanted)[answer]
-            exact += bool(right.all())
-            values = spans(wanted[answer].tolist(), tokenizer)
+            right, values = (found == wanted)[answer], spans(wanted[answer].tolist(), tokenizer)
+            tokens, exact = tokens + len(right), exact + bool(right.all())
             fields, count = fields + sum(bool(right[span].all()) for span in values), count + len(values)
-    return exact / len(examples), fields / count
+    return loss / tokens, exact / len(examples), fields / count
 
 
 def spans(answer: Sequence[int], tokenizer: Any) -> list[slice]:

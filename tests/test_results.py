@@ -76,6 +76,13 @@ def test_seeds_that_do_not_match_are_refused():
     assert results.by_seed(runs(1.0) + unmeasured, "loss") == {0: 1.0}
 
 
+def test_a_means_own_interval():
+    found = results.mean(runs(1.0, 2.0, 4.0), "loss")
+    low, high = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert found.half_interval == pytest.approx((high - low) / 2, rel=1e-3)
+    assert results.mean(runs(1.0), "loss").half_interval == float("inf")
+
+
 def test_the_table_of_t_is_students():
     known = [stats.t(df=df).ppf(0.975) for df in range(1, len(results.T_975) + 1)]
     assert list(results.T_975) == pytest.approx(known, abs=6e-4)
