@@ -1,7 +1,8 @@
 """Knobs: a picture that changes as the reader turns a value, with a kernel or without one.
 
-`knob` draws every picture in advance, so the same object is a live widget in Jupyter and Colab and a
-plain HTML slider in the published book, where no Python runs and nothing is fetched.
+`knob` draws a picture for every value in advance. Where scripts run (the published book, a trusted notebook),
+a plain HTML slider turns these pictures; nothing is fetched. Where a kernel runs too, ipywidgets take its place,
+and draw any value in between. Where neither runs, the first picture stands with a line that says how to wake it.
 """
 
 from __future__ import annotations
@@ -14,49 +15,129 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from PIL import Image
 
 MAX_FRAMES = 120  # at about 25 kB a frame, a page stays below 3 MB
+LEGIBLE = 9  # pixels: a picture's smallest letters are shown no smaller, a narrow screen scrolls instead
+Choice = str | float  # a label of an axis, or a number between its values
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+HINT = "To turn it, run this cell (Shift + Enter), or allow this page to run scripts."
 # What a knob needs on any page; `:where` leaves the last word to the page's own stylesheet. The frames
 # lie on top of one another, so that text below them never moves.
+# The rules for `.jp-OutputArea-child` are for Jupyter: the widget comes as an output of its own after the HTML.
+# While it is connected to a kernel it stands in for the HTML; when its kernel is gone, it is not shown.
 STYLE = """
 :where(.knob-axis) { display: flex; flex-wrap: wrap; align-items: center; gap: .25em 1em; margin: .5em 0 }
 :where(.knob-track) { flex: 1 1 12em; max-width: 32em }
 :where(.knob-track input) { width: 100%; margin: 0 }
 :where(.knob-ticks) { display: flex; justify-content: space-between; padding: 0 .5em; font-size: .75em }
 :where(.knob-ticks span) { display: flex; justify-content: center; width: 0; white-space: nowrap }
-:where(.knob-frames) { display: grid }
+:where(.knob-line) { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25em 1em; margin: .5em 0 }
+:where(.knob-line p) { flex: 1; margin: 0 }
+.knob-line:not(:has(button)):has(> p:empty) { display: none }
+:where(.knob-frames) { display: grid; overflow-x: auto }
 :where(.knob-frames > *) { grid-area: 1 / 1; min-width: 0 }
 :where(.knob-frames pre) { white-space: pre-wrap; overflow-wrap: anywhere }
 .knob-frames > [hidden] { display: block; visibility: hidden }
+.knob-reset:disabled { visibility: hidden }
+.knob-live.jupyter-widgets-disconnected,
+.jp-OutputArea-child:has(#ID) + .jp-OutputArea-child:not(:has(.knob-live)),
+:root:has(.live-ID:not(.jupyter-widgets-disconnected)) #ID { display: none }
 """
+# Frames wait as data until they are shown. What a viewer without scripts must not show is made here.
 SCRIPT = """
-document.querySelectorAll("#ID").forEach(knob => {
-  const show = () => {
-    let at = 0;
-    for (const axis of knob.querySelectorAll(".knob-axis")) {
-      const labels = JSON.parse(axis.dataset.labels);
-      const input = axis.querySelector("[type=range], :checked");
-      at = at * labels.length + Number(input.value);
-      if (input.type === "range") {
-        axis.querySelector("output").value = labels[input.value];
-        input.setAttribute("aria-valuetext", labels[input.value]);
-        input.style.setProperty("--at", input.value / input.max);
-      }
-    }
-    for (const stack of knob.querySelectorAll(".knob-readouts, .knob-frames"))
-      [...stack.children].forEach((child, i) => { child.hidden = i !== at; });
+document.querySelectorAll("#ID:not(.knob-alive)").forEach(knob => {
+  knob.classList.add("knob-alive");
+  const { controls, start, bodies, readouts, any } = JSON.parse(knob.querySelector(".knob-data").textContent);
+  const stack = knob.querySelector(".knob-frames"), line = knob.querySelector(".knob-line");
+  const still = knob.querySelector(".knob-still");
+  still.insertAdjacentHTML("beforebegin", controls);
+  line.insertAdjacentHTML("beforeend", '<button type="button" class="knob-reset">Back to the start</button>');
+  const axes = [...knob.querySelectorAll(".knob-axis")], reset = line.querySelector("button");
+  const labels = axes.map(axis => JSON.parse(axis.dataset.labels));
+  const chosen = axis => axis.querySelector("[type=range], :checked");
+  const choose = (axis, i) => {
+    const range = axis.querySelector("[type=range]");
+    if (range) range.value = i; else axis.querySelectorAll("[type=radio]")[i].checked = true;
   };
-  knob.oninput = show;
-  knob.querySelector(".knob-controls").hidden = false;
+  const index = choice => choice.reduce((at, i, n) => at * labels[n].length + i, 0);
+  const first = stack.firstElementChild;
+  const frames = bodies.map((body, i) => {
+    if (i === index(start)) return first;
+    const frame = document.createElement("div");
+    frame.hidden = true;
+    if (body.startsWith("<pre")) frame.innerHTML = body;
+    return stack.appendChild(frame);
+  });
+  if (first.querySelector("pre")) stack.ariaLive = "polite";
+  const show = () => {
+    const choice = axes.map(axis => Number(chosen(axis).value)), at = index(choice);
+    axes.forEach((axis, n) => {
+      const input = chosen(axis), label = labels[n][choice[n]];
+      if (input.type !== "range") return;
+      axis.querySelector("output").value = label;
+      input.setAttribute("aria-valuetext", label);
+      input.style.setProperty("--at", input.value / input.max);
+    });
+    frames[at].innerHTML ||= bodies[at];
+    frames.forEach((frame, i) => { frame.hidden = i !== at; });
+    line.querySelector("p").textContent = readouts[at];
+    reset.disabled = at === index(start);
+    stack.toggleAttribute("tabindex", false);
+    if (stack.scrollWidth > stack.clientWidth) stack.tabIndex = 0;
+  };
+  knob.addEventListener("input", show);
+  reset.addEventListener("click", () => {
+    axes.forEach((axis, n) => choose(axis, start[n]));
+    chosen(axes[0]).focus();
+    show();
+    keep();
+  });
+  // In the book, the address keeps what was turned, so that a link leads to it.
+  const name = axis => `ID.${axis.dataset.name}`;
+  const book = knob.closest(".bd-article") && location.protocol.startsWith("http");
+  let waiting;
+  const keep = () => {
+    clearTimeout(waiting);
+    if (book) waiting = setTimeout(() => {
+      const url = new URL(location);
+      axes.forEach((axis, n) => {
+        const at = Number(chosen(axis).value);
+        if (at === start[n]) url.searchParams.delete(name(axis)); else url.searchParams.set(name(axis), labels[n][at]);
+      });
+      url.hash = "ID";
+      history.replaceState(history.state, "", url);
+    }, 300);
+  };
+  knob.addEventListener("change", keep);
+  if (book) axes.forEach((axis, n) => {
+    const at = labels[n].indexOf(new URLSearchParams(location.search).get(name(axis)));
+    if (at >= 0) choose(axis, at);
+  });
+  const area = knob.closest(".jp-OutputArea");
+  still.hidden = !(any && area);
+  if (any && area) still.textContent = any;
+  // JupyterLab would take the arrow keys for itself.
+  if (area) knob.addEventListener("keydown", event => { if (event.key.startsWith("Arrow")) event.stopPropagation(); });
+  // ipywidgets' sliders have no name, and their texts are not announced.
+  if (area) new MutationObserver(() => {
+    area.querySelectorAll(".live-ID .widget-slider").forEach(slider => {
+      const label = slider.querySelector("label"), handle = slider.querySelector("[role=slider]");
+      if (label && handle && !handle.ariaLabel) handle.ariaLabel = label.textContent;
+    });
+    area.querySelectorAll(".live-ID .knob-said").forEach(said => { if (!said.ariaLive) said.ariaLive = "polite"; });
+  }).observe(area, { childList: true, subtree: true });
   show();
+  new ResizeObserver(show).observe(stack);
 });
 """
 
@@ -77,6 +158,10 @@ def knob(
     (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), or a pair of either
     with a short read-out, such as "12,288 numbers instead of 147,456".
 
+    With a kernel, a slider takes any value from the smallest to the largest, and `draw` draws it on the spot.
+    Where `draw` cannot (it raises at a value halfway between two of the list, since it looks its results up, say),
+    the slider keeps to the list; `knob(...).between` names the axes that take any value.
+
     `alt` says in words what the pictures show: a string, to which the setting is added, or a function
     called as `draw` is; without it, the caption serves. `labels` gives an axis a name to show
     (`{"rank": "rank r"}`). `start` is where it begins (`{"rank": 8}`, or a label of a dict; else the first).
@@ -96,13 +181,10 @@ def knob(
     if math.prod(sizes) > MAX_FRAMES:
         counts = " × ".join(map(str, sizes))
         raise ValueError(f"{counts} values make {math.prod(sizes)} frames, more than {MAX_FRAMES}: pass fewer values")
-    frames = []
-    for choice in itertools.product(*map(range, sizes)):
-        arguments = {axis.name: axis.values[i] for axis, i in zip(turned, choice)}
-        setting = ", ".join(f"{axis.title} {axis.labels[i]}" for axis, i in zip(turned, choice))
-        words = alt(**arguments) if callable(alt) else f"{alt or caption} ({setting})"
-        frames.append(Frame.make(draw(**arguments), words, setting))
-    return Knob(caption, turned, first, frames)
+    made = Knob(caption, turned, first, draw, alt)
+    for choice in itertools.product(*(axis.labels for axis in turned)):
+        made.frame(choice)
+    return made
 
 
 @dataclass(frozen=True)
@@ -131,10 +213,36 @@ class Axis:
             raise ValueError(f"{self.name} cannot start at {_label(start)!r}: expected one of {self.labels}")
         return self.labels.index(_label(start))
 
+    def value(self, choice: Choice) -> Any:
+        """What `draw` is given."""
+        return self.values[self.labels.index(choice)] if isinstance(choice, str) else choice
+
+    def nearest(self, number: float) -> Choice:
+        """The label of the value that a slider's number stands for, or the number itself."""
+        same = (math.isclose(value, number, rel_tol=1e-6, abs_tol=1e-9) for value in self.values)
+        return next((label for label, there in zip(self.labels, same) if there), number)
+
+    @property
+    def halfway(self) -> float | None:
+        """A number between two neighbours of the list; None where there is none, or no slider."""
+        if not self.slides:
+            return None
+        low, high = max(itertools.pairwise(sorted(self.values)), key=lambda pair: pair[1] - pair[0])
+        if not self.whole:
+            return (low + high) / 2
+        return (low + high) // 2 if high - low > 1 else None
+
+    @property
+    def whole(self) -> bool:
+        return all(isinstance(value, numbers.Integral) for value in self.values)
+
     def html(self, key: str, at: int) -> str:
         """The control, at its value number `at`: a range input, or one radio button per label."""
         key, title = f"{key}-{self.name}", escape(self.title)
-        data = f'class="knob-axis" data-labels="{escape(json.dumps(self.labels, ensure_ascii=False))}"'
+        data = (
+            f'class="knob-axis" data-name="{escape(self.name)}" '
+            f'data-labels="{escape(json.dumps(self.labels, ensure_ascii=False))}"'
+        )
         if not self.slides:
             choices = "".join(
                 f'<input type="radio" id="{key}-{i}" name="{key}" value="{i}" autocomplete="off"'
@@ -155,9 +263,30 @@ class Axis:
             f'<output for="{key}" aria-live="off">{value}</output></div>'
         )
 
+    def widget(self, at: int, between: bool) -> Any:
+        """The same control as an ipywidget, whose `value` is a label or a number.
+
+        Numbers that do not follow each other by one step are a row of choices, for a slider over them would
+        tell a screen reader their index.
+        """
+        import ipywidgets as widgets
+
+        look = {"description": self.title, "style": {"description_width": "initial"}}
+        steps = [b - a for a, b in itertools.pairwise(self.values)] if self.slides else []
+        if not steps or not (between or (steps[0] > 0 and all(math.isclose(step, steps[0]) for step in steps))):
+            return widgets.ToggleButtons(options=self.labels, value=self.labels[at], **look)
+        low, high, look["value"] = min(self.values), max(self.values), self.values[at]
+        if self.whole:
+            return widgets.IntSlider(min=low, max=high, step=1 if between else steps[0], **look)
+        if between and low > 0 and high / low >= 100:
+            ends = {"min": math.log10(low), "max": math.log10(high), "step": 0.01}
+            return widgets.FloatLogSlider(readout_format=".2g", **ends, **look)
+        step = 10 ** math.floor(math.log10((high - low) / 50)) if between else steps[0]
+        return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".3g", **look)
+
 
 class Frame(NamedTuple):
-    """What the knob shows at one setting, as HTML: a picture or a text, and a read-out."""
+    """What the knob shows at one setting: a picture or a text as HTML, and a read-out as plain text."""
 
     body: str
     readout: str
@@ -170,7 +299,7 @@ class Frame(NamedTuple):
                 f"draw returned {type(drawn).__name__} for {setting}: expected a matplotlib Figure (end draw "
                 "with `return fig`), a string, or a pair of either with a string"
             )
-        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else _img(body, alt), escape(readout))
+        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else _img(body, alt), readout)
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,68 +309,125 @@ class Knob:
     caption: str
     axes: list[Axis]
     start: list[int]  # per axis, the index of the value shown first
-    frames: list[Frame]  # the last axis turns fastest
+    draw: Callable[..., Any]
+    alt: str | Callable[..., str] | None
+    frames: dict[tuple[Choice, ...], Frame] = field(default_factory=dict)  # as they are drawn, the list's first
 
     def __repr__(self) -> str:
         return f"Knob({'; '.join(f'{axis.name}: ' + ', '.join(axis.labels) for axis in self.axes)})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        return {"text/plain": repr(self), "text/html": self.html(), "application/vnd.jupyter.widget-view+json": view}
+    def _ipython_display_(self) -> None:
+        """Show the HTML, and the widget as an output of its own.
 
-    def _frame(self, choice: Iterable[int]) -> Frame:
-        at = 0
-        for axis, i in zip(self.axes, choice):
-            at = at * len(axis.labels) + i
-        return self.frames[at]
+        A notebook that is opened without a kernel has lost its widgets, and shows what other outputs there are.
+        """
+        from IPython.display import publish_display_data
+
+        publish_display_data({"text/plain": repr(self), "text/html": self.html()})  # type: ignore[no-untyped-call]
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        publish_display_data({"text/plain": "", "text/html": "", WIDGET_VIEW: view})  # type: ignore[no-untyped-call]
+
+    @property
+    def _first(self) -> tuple[str, ...]:
+        return tuple(axis.labels[at] for axis, at in zip(self.axes, self.start))
+
+    def frame(self, choices: tuple[Choice, ...]) -> Frame:
+        """What stands at these labels, or numbers, of the axes; drawn when it is first asked for."""
+        if choices not in self.frames:
+            arguments = {axis.name: axis.value(choice) for axis, choice in zip(self.axes, choices)}
+            setting = self._setting(choices)
+            words = self.alt(**arguments) if callable(self.alt) else f"{self.alt or self.caption} ({setting})"
+            before = plt.get_fignums()
+            try:
+                self.frames[choices] = Frame.make(self.draw(**arguments), words, setting)
+            finally:  # a notebook would show a figure that a failed draw leaves open
+                for number in set(plt.get_fignums()) - set(before):
+                    plt.close(number)
+        return self.frames[choices]
+
+    def _setting(self, choices: Iterable[Choice]) -> str:
+        """In words, such as: rank r 8, targets all-linear."""
+        labels = (choice if isinstance(choice, str) else _label(choice) for choice in choices)
+        return ", ".join(f"{axis.title} {label}" for axis, label in zip(self.axes, labels))
+
+    @cached_property
+    def between(self) -> list[str]:
+        """The axes whose slider takes any value with a kernel: those where `draw` draws one that is not in its list."""
+        names = []
+        for n, axis in enumerate(self.axes):
+            if axis.halfway is None:
+                continue
+            try:
+                self.frame((*self._first[:n], axis.halfway, *self._first[n + 1 :]))
+            except Exception:  # whatever draw does with a value that it does not know
+                continue
+            names.append(axis.name)
+        return names
+
+    @property
+    def key(self) -> str:
+        """The knob's id in a page: the same every time, and not that of another knob."""
+        return "knob-" + hashlib.sha256(f"{self.caption} {self!r}".encode()).hexdigest()[:8]
 
     def html(self) -> str:
-        """All frames with their controls; needs no kernel, network or other file. Without scripts, the first frame."""
-        key = "knob-" + hashlib.sha256(f"{self.caption} {self!r}".encode()).hexdigest()[:8]
+        """The knob without a kernel; needs no network or other file.
+
+        Viewers that strip scripts, styles and attributes are left with the first frame and the hint. All else is
+        data, which the script brings to life.
+        """
+        key, first = self.key, self.frame(self._first)
+        frames = [self.frames[choices] for choices in itertools.product(*(axis.labels for axis in self.axes))]
+        titles = " and ".join(axis.title for axis in self.axes if axis.name in self.between)
         controls = "\n".join(axis.html(key, at) for axis, at in zip(self.axes, self.start))
-        first = self._frame(self.start)
-        hide = ["" if frame is first else " hidden" for frame in self.frames]
-        readouts = "\n".join(f"<span{h}>{frame.readout}</span>" for frame, h in zip(self.frames, hide))
-        bodies = "\n".join(f"<div{h}>{frame.body}</div>" for frame, h in zip(self.frames, hide))
+        long = " knob-long" * any(len(axis.title) > 9 for axis in self.axes)
+        data = {
+            "controls": f'<div class="knob-controls{long}">\n{controls}\n</div>',
+            "start": self.start,
+            "bodies": ["" if frame is first else frame.body for frame in frames],
+            "readouts": [frame.readout for frame in frames],
+            "any": titles and f"Run this cell (Shift + Enter) to set {titles} to any value in between.",
+        }
+        packed = json.dumps(data, ensure_ascii=False, indent=0).replace("<", "\\u003c")
+        setting = escape(self._setting(self._first))
         return f"""<figure class="knob" id="{key}">
-<style>{STYLE}</style>
-<div class="knob-controls" hidden>
-{controls}
-</div>
-<p class="knob-readouts" aria-live="polite">
-{readouts}
-</p>
+<style>{STYLE.replace("ID", key)}</style>
+<p class="knob-still"><b>{setting}</b> <span class="knob-hint">{HINT}</span></p>
+<div class="knob-line"><p aria-live="polite">{escape(first.readout)}</p></div>
 <div class="knob-frames">
-{bodies}
+<div>{first.body}</div>
 </div>
 <figcaption>{escape(self.caption)}</figcaption>
+<script type="application/json" class="knob-data">{packed}</script>
 <script>{SCRIPT.replace("ID", key)}</script>
 </figure>"""
 
     @cached_property
     def widget(self) -> Any:
-        """The live view. It holds the current frame alone, so that saved notebooks stay small."""
+        """The live view, for a kernel. It holds the current frame alone, so that saved notebooks stay small."""
         import ipywidgets as widgets
 
-        controls = [
-            (widgets.SelectionSlider if axis.slides else widgets.ToggleButtons)(
-                options=[(label, i) for i, label in enumerate(axis.labels)],
-                value=at,
-                description=axis.title,
-                style={"description_width": "initial"},
-            )
-            for axis, at in zip(self.axes, self.start)
-        ]
-        view = widgets.HTML()
+        controls = [axis.widget(at, axis.name in self.between) for axis, at in zip(self.axes, self.start)]
+        readout, body = widgets.HTML(), widgets.HTML()
 
         def show(_: Any = None) -> None:
-            frame = self._frame(control.value for control in controls)
-            view.value = f"<div>{frame.readout}</div>{frame.body}<div>{escape(self.caption)}</div>"
+            turned = zip(self.axes, (control.value for control in controls))
+            choices = tuple(value if isinstance(value, str) else axis.nearest(value) for axis, value in turned)
+            try:
+                frame = self.frame(choices)
+            except Exception as error:  # the kernel shows no traceback of what a widget calls
+                message = f"draw raised {type(error).__name__} at {self._setting(choices)}: {error}"
+                frame = Frame(f"<pre>{escape(message)}</pre>", "")
+            readout.value, body.value = escape(frame.readout), frame.body
 
         for control in controls:
             control.observe(show, names="value")
         show()
-        return widgets.VBox([*controls, view])
+        for said in (readout, body) if self.frame(self._first).body.startswith("<pre") else (readout,):
+            said.add_class("knob-said")
+        live = widgets.VBox([*controls, readout, body, widgets.HTML(escape(self.caption))])
+        live.add_class("knob-live")
+        live.add_class(f"live-{self.key}")
+        return live
 
 
 def _is_number(value: Any) -> bool:
@@ -267,7 +453,17 @@ def _img(figure: Figure, alt: str) -> str:
     picture.quantize(128, dither=Image.Dither.NONE).convert("RGB").save(few, "webp", lossless=True)
     picture.save(lossy, "webp", quality=85)
     data = base64.b64encode(min(few.getvalue(), lossy.getvalue(), key=len)).decode()
+    width, height = picture.width // 2, picture.height // 2
+    drawn = "" if figure.findobj(AxesImage) else ' class="knob-lines"'  # lines may be turned light in the dark
     return (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}" width="{picture.width // 2}" '
-        f'height="{picture.height // 2}" decoding="sync" style="max-width: 100%; height: auto">'
+        f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}"{drawn} width="{width}" height="{height}" '
+        f'decoding="sync" loading="lazy" style="min-width: {_least_width(figure, width)}px; max-width: 100%; '
+        f'height: auto">'
     )
+
+
+def _least_width(figure: Figure, width: int) -> int:
+    """The width at which the smallest letters of a figure can still be read: in a phone a picture is scrolled."""
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    smallest = min((float(text.get_fontsize()) * 100 / 72 for text in texts), default=math.inf)
+    return min(width, math.ceil(width * LEGIBLE / smallest))
