@@ -466,7 +466,7 @@ def _class_for(base: Any) -> type[PeftModel]:
     return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
 
 
-def _blank(base: type[nn.Module]) -> PeftModel:
+def _blank(base: Any) -> PeftModel:
     """An object for `copy` and `pickle` to fill."""
     return object.__new__(_class_for(base))
 
