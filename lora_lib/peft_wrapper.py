@@ -105,6 +105,8 @@ class PeftModel(nn.Module):
         if not isinstance(model, nn.Module):
             hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
             raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
+        if isinstance(model, PeftModel) and not model.peft_config:
+            raise ValueError("this is a PeftModel: wrap the model that merge_and_unload or unload returned")
         if isinstance(model, PeftModel) or any(isinstance(m, LoRALinear) for m in model.modules()):
             raise ValueError("this model already has LoRA layers: add_adapter gives it another adapter")
         self.base_model, self.training = model, model.training

@@ -1,4 +1,4 @@
-"""Models of other people: what we put into them PEFT opens, whatever their task, and transformers' Trainer trains it."""
+"""Models of other people: what we put in PEFT opens, whatever their task, and transformers' Trainer trains it."""
 
 import copy
 import inspect
