@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -117,7 +118,8 @@ class LoRA(nn.Module):
     def delta(self, W: Tensor | None = None) -> Tensor:
         """The change of the layer's weight W, s·A·B, as one (d, k) matrix. For LoRA it is the same for any W."""
         A, B = self.factors()
-        return self.scale * A @ B
+        with nullcontext() if A.is_meta else torch.autocast(A.device.type, enabled=False):  # in A's own precision
+            return self.scale * A @ B
 
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
