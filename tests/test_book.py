@@ -255,6 +255,18 @@ def test_a_copy_on_a_stick_is_a_whole_book(browser: Browser) -> None:
     tab.close()
 
 
+def test_a_copy_on_a_stick_is_searched_without_errors(browser: Browser) -> None:
+    tab = browser.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("requestfailed", lambda request: errors.append(request.url))
+    tab.goto((HTML / "search.html").as_uri() + "?q=rank")
+    tab.locator("#search-results .search-summary").filter(has_text="matching the search query").wait_for()
+    assert tab.locator("#search-results li a").count() > 3
+    assert errors == []
+    tab.close()
+
+
 def test_first_turn_within_ten_seconds_on_a_slow_phone(browser: Browser, address: str) -> None:
     tab = browser.new_page(viewport={"width": 390, "height": 844})
     network = tab.context.new_cdp_session(tab)

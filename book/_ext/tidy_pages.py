@@ -55,6 +55,15 @@ def empty_icon_script(app: Sphinx, error: Exception | None) -> None:
         script.write_text("")
 
 
+def search_in_files(app: Sphinx, error: Exception | None) -> None:
+    """A search fetches a summary from each page found; where the pages are files, browsers forbid that."""
+    script = Path(app.outdir, "_static", "searchtools.js")
+    if error is None and script.exists():
+        text = script.read_text(encoding="utf8")
+        test = "else if (showSearchSummary)"
+        script.write_text(text.replace(test, test[:-1] + ' && location.protocol !== "file:")'), encoding="utf8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
@@ -63,4 +72,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", name_folds)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", name_parts)
+    app.connect("build-finished", search_in_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
