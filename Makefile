@@ -3,13 +3,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-NOTEBOOKS := $(wildcard book/*.ipynb) $(wildcard notebooks/*.ipynb)
+# Two notebooks run at a time: the longest first, so that none is left over at the end.
+LONGEST := $(foreach n,10 09 07 05 13 11 14,$(wildcard notebooks/$(n)_*.ipynb))
+NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(wildcard book/*.ipynb))
+# Tests run in two processes of one thread each. Two threads that wait for each other are slow on a busy machine.
+PYTEST := $(BIN)/pytest -n 2
+NBVAL := --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 --dist loadfile --no-loadscope-reorder
 # The kernel called python3 is the one in .venv, even where the reader has another in their home folder.
 export JUPYTER_PREFER_ENV_PATH := 1
 # All pages each time: a page that is not built again keeps links to anchors that have moved.
 BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
-.PHONY: book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab clean
+.PHONY: help book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab test-elsewhere \
+	test-settings mutants clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
 
 book: $(INSTALLED)  ## the pages, in _build/html
 	$(BUILD)
@@ -18,36 +27,60 @@ book: $(INSTALLED)  ## the pages, in _build/html
 pdf: book  ## the whole book in one file, _build/lora-book.pdf; needs Chromium or Chrome
 	$(BIN)/python tools/print_book.py _build/html _build/lora-book.pdf
 
-test: lint test-library test-book test-notebooks  ## everything
+test: start lint test-library test-book test-notebooks  ## check everything
+
+.PHONY: start
+start:
+	@echo "Four parts: lint, library, book, notebooks. About ten minutes on two cores, installation apart."
 
 lab: $(INSTALLED)  ## the chapters, in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-notebooks: $(INSTALLED)  ## run every notebook again from a clean kernel, and keep the new outputs
+notebooks: $(INSTALLED)  ## run every notebook from a clean kernel, and keep the new outputs
 	$(BIN)/python tools/run_notebooks.py $(NOTEBOOKS)
 
-# What the notebooks print is compared with what is committed: one number of threads, one order of additions.
-notebooks test-notebooks: export OMP_NUM_THREADS := 2
+notebooks test-library test-book test-notebooks test-settings: export OMP_NUM_THREADS := 1
 
 address: $(INSTALLED)  ## move the book: make address URL=https://github.com/you/your-book
 	$(BIN)/python tools/set_address.py $(URL)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports, the workflows
+	@echo "Part 1 of 4: lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/biome ci --error-on-warnings lab
+	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
-test-library: $(INSTALLED)
-	$(BIN)/pytest --ignore=tests/test_book.py
+test-library: $(INSTALLED)  ## the library's tests
+	@echo "Part 2 of 4: the library"
+	$(PYTEST) --ignore=tests/test_book.py
 
-test-book: $(INSTALLED)
+test-book: $(INSTALLED)  ## build the pages with warnings as errors, and read them in a browser
+	@echo "Part 3 of 4: the pages"
 	$(BUILD)
 	$(BIN)/pytest tests/test_book.py
 
-test-notebooks: $(INSTALLED)
-	$(BIN)/pytest $(NOTEBOOKS) --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
+test-notebooks: $(INSTALLED)  ## run every notebook, and compare its outputs with the committed ones
+	@echo "Part 4 of 4: the notebooks"
+	$(PYTEST) $(NOTEBOOKS) $(NBVAL)
+
+test-elsewhere: $(INSTALLED)  ## the notebooks as other processors, threads and releases of PyTorch compute them; an hour
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install uv
+	.venv-oldest/bin/uv pip install --python .venv-oldest --resolution lowest-direct -r requirements-dev.txt
+	.venv-oldest/bin/python -m pip install --no-deps --editable .
+	.venv-oldest/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3"
+	$(BIN)/python tools/elsewhere.py $(NOTEBOOKS) --python .venv-oldest/bin/python
+	$(BIN)/python tools/elsewhere.py $(NOTEBOOKS)
+
+test-settings: $(INSTALLED)  ## turn a setting of each chapter at a time, and run the chapter to its end; half an hour
+	$(PYTEST) tests/test_turn_anything.py -m settings --dist load
+
+mutants: $(INSTALLED)  ## break the library's core on purpose, and count what the tests notice; an hour
+	$(BIN)/python tools/mutants.py
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab
@@ -64,5 +97,5 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3"
 	touch $@
 
-clean:
-	rm -rf _build .venv .venv-colab build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove what the others made
+	rm -rf _build .venv .venv-colab .venv-oldest build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache

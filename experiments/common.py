@@ -8,10 +8,9 @@ Several scripts write to `e2e.csv`, so a run that two questions need is done onc
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import functools
-import json
+import io
 import math
 import platform
 import random
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import sacrebleu
@@ -28,7 +26,6 @@ from torch import nn
 
 from lora_lib import (
     GPT2Model,
-    LoRA,
     PeftModel,
     Tokenizer,
     find_targets,
@@ -36,15 +33,15 @@ from lora_lib import (
     load_pretrained,
     save_pretrained_folder,
 )
-from lora_lib.analysis import low_rank_factors, text_windows
+from lora_lib.analysis import text_windows
 from lora_lib.downloads import load_e2e
 from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
 from lora_lib.generation import generate_text
 from lora_lib.restaurants import Restaurant, to_examples
 from lora_lib.results import FOLDER as RESULTS
 from lora_lib.training import PAD, History, evaluate, fit
+from lora_lib.variants import lora_plus
 
-CHAPTER = Path(__file__).parent.parent / "notebooks" / "11_beyond_lora.ipynb"
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
@@ -62,23 +59,31 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, list[Row]()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with path.open(newline="", encoding="utf8") as file:
+        self.read()
+
+    def read(self) -> None:
+        """The file's rows as they are now: another process may have added some."""
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf8") as file:
                 self.rows = list(csv.DictReader(file))
 
     def run(self, settings: Row, measure: Callable[[], Row]) -> Row:
         """The row of `settings`: from the file, or what `measure` finds, written down at once."""
+        self.read()
         for row in self.rows:
             if all(row[name] == str(value) for name, value in settings.items()):
                 return row
         row = {**settings, **measure(), **environment()}
+        self.read()
         if self.rows and list(row) != list(self.rows[0]):
             raise ValueError(f"{self.path} has columns {list(self.rows[0])}, this run {list(row)}: use another --out")
+        line = io.StringIO(newline="")
+        writer = csv.DictWriter(line, row)
+        if not self.rows:
+            writer.writeheader()
+        writer.writerow(row)
         with self.path.open("a", newline="", encoding="utf8") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            file.write(line.getvalue())  # in one piece, so that two processes may write to one file
         row = {name: str(value) for name, value in row.items()}
         self.rows.append(row)
         print(", ".join(f"{name} {value}" for name, value in row.items() if len(value) < 20), flush=True)
@@ -104,17 +109,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def from_chapter(path: Path = CHAPTER) -> SimpleNamespace:
-    """The functions and classes that chapter 11 defines, without running the rest of it."""
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    parsed = [ast.parse(source) for source in sources if "%pip" not in source]
-    defined = [node for tree in parsed for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    names = {"torch": torch, "nn": nn, "LoRA": LoRA, "find_targets": find_targets, "low_rank_factors": low_rank_factors}
-    exec(compile(ast.Module(defined, []), str(path), "exec"), names)
-    return SimpleNamespace(**names)
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
     """The share of targets that are the likeliest; targets of -100 do not count."""
@@ -135,6 +129,9 @@ def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=64, help="longer examples are left out")
+    parser.add_argument("--references", type=int, default=150, help="so many for the validation loss")
+    parser.add_argument("--meanings", type=int, default=40, help="so many for BLEU and the values told")
+    parser.add_argument("--new-tokens", type=int, default=48, help="of a text that is written for BLEU")
     parser.add_argument("--prose", type=Path, help="a text file; the loss on it tells what was forgotten")
     parser.add_argument("--keep", type=Path, default=Path("runs/e2e"), help="where trained weights go")
     return parser
@@ -154,15 +151,15 @@ class E2E:
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> E2E:
-        """Examples up to max_length tokens: all of the training set, 150 of the validation set; 40 of its meanings."""
+        """Examples up to max_length tokens: all of the training set, some of the validation set and its meanings."""
         model, tokenizer = load_pretrained(args.model)
         data, rng = load_e2e(), random.Random(0)
         sets = []
         for part in (data.train, data.validation):
             encoded = encode_examples(to_examples(part), tokenizer, model.config.n_positions)
             sets.append([e for e in encoded if len(e[0]) <= args.max_length])
-        validation = rng.sample(sets[1], min(150, len(sets[1])))
-        meanings = rng.sample(data.validation, min(40, len(data.validation)))
+        validation = rng.sample(sets[1], min(args.references, len(sets[1])))
+        meanings = rng.sample(data.validation, min(args.meanings, len(data.validation)))
         return cls(args, Rows(args.out), tokenizer, sets[0], validation, meanings, prose(args, model, tokenizer))
 
     def run(
@@ -186,7 +183,7 @@ class E2E:
         model, _ = load_pretrained(self.args.model)
         model.to(device())
         torch.manual_seed(settings["seed"])
-        trained = prepare(model, settings)
+        trained = self.prepare(model, settings)
         trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
         start = time.process_time()
         history = History() if settings["method"] == "base" else self.train_model(trained, settings)
@@ -194,20 +191,28 @@ class E2E:
         return {
             **self.quality(trained),
             "trainable": trainable,
-            "file_bytes": save(trained, self.tokenizer, self.args.keep / slug(settings)),
+            "file_bytes": self.save(trained, settings),
             "train_seconds": round(history.seconds, 1),
             "train_cpu_seconds": round(cpu_seconds, 1),
             "train_tokens": history.tokens,
             "curve": curve(history.loss, every=10),
         }
 
+    def prepare(self, model: GPT2Model, settings: Row) -> nn.Module:
+        return prepare(model, settings)
+
+    def lr_ratio(self, settings: Row) -> Callable[[str], float] | None:
+        """What `fit` is to multiply the learning rate of a parameter by."""
+        return lora_plus(settings["lora_plus"]) if settings["lora_plus"] != 1 else None
+
+    def save(self, model: nn.Module, settings: Row) -> int:
+        return save(model, self.tokenizer, self.args.keep / slug(settings))
+
     def train_model(self, model: nn.Module, settings: Row) -> History:
-        ratio = settings["lora_plus"]  # arXiv 2402.12354: B's learning rate as a multiple of A's
-        lr_ratio = (lambda name: ratio if name.endswith(".B") else 1) if ratio != 1 else None
         try:
             return fit(
                 model, self.train, steps=settings["steps"], batch_size=settings["batch_size"],
-                learning_rate=settings["learning_rate"], lr_ratio=lr_ratio,
+                learning_rate=settings["learning_rate"], lr_ratio=self.lr_ratio(settings),
                 seed=settings["seed"], progress=False,
             )  # fmt: skip
         except FloatingPointError:  # it diverged: a result, too
@@ -215,7 +220,7 @@ class E2E:
 
     def quality(self, model: nn.Module) -> Row:
         """Validation loss, BLEU, share of values told letter for letter, loss on prose."""
-        texts = generate_text(model, self.tokenizer, [r.prompt for r in self.meanings], 48)
+        texts = generate_text(model, self.tokenizer, [r.prompt for r in self.meanings], self.args.new_tokens)
         most = max(len(r.references) for r in self.meanings)
         references = [[r.references[i] if i < len(r.references) else None for r in self.meanings] for i in range(most)]
         return {
@@ -249,12 +254,11 @@ def prepare(model: GPT2Model, settings: Row) -> nn.Module:
         for name in find_targets(model, "all-linear"):
             cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
         return model
-    wrapped = get_peft_model(
-        model, TARGETS[settings["targets"]], settings["rank"], settings["alpha"], use_rslora=settings["use_rslora"]
-    )
-    if settings["init"] == "pissa":
-        from_chapter().pissa(wrapped)
-    return wrapped.enable_lora_training()
+    start = True if settings["init"] == "default" else settings["init"]
+    return get_peft_model(
+        model, TARGETS[settings["targets"]], settings["rank"], settings["alpha"], use_rslora=settings["use_rslora"],
+        init_lora_weights=start,
+    ).enable_lora_training()  # fmt: skip
 
 
 def values_told(texts: Sequence[str], meanings: Sequence[Restaurant]) -> float:
@@ -313,11 +317,14 @@ def tune(loss_at: Callable[[float], float], start: int) -> float:
     return rate(best)
 
 
+def step_of(learning_rate: float) -> int:
+    """The step that `rate` makes this learning rate of."""
+    return next(step for step in range(-12, 12) if rate(step) == learning_rate)
+
+
 def neighbours(best: float) -> tuple[float, float]:
     """The rates of the grid below and above this one."""
-    grid = [rate(step) for step in range(-12, 12)]
-    at = grid.index(best)
-    return grid[at - 1], grid[at + 1]
+    return rate(step_of(best) - 1), rate(step_of(best) + 1)
 
 
 def tuned_runs(task: E2E, seeds: Sequence[int], start: int, **settings: Any) -> None:

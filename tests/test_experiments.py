@@ -1,22 +1,27 @@
 """The experiments' scripts, whole, on a GPT-2 as transformers saves it: tiny, with random weights."""
 
 import csv
+import itertools
 import math
 import shutil
 
 import capacity
 import common
 import controls
+import directions
 import geometry
 import layers
+import parts
+import plateau
 import pytest
 import rank_sweep
+import real_model
 import scale
 import sms
 import starts
 import style
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lora_lib import load_model, load_pretrained
 from lora_lib.downloads import Message
@@ -74,7 +79,7 @@ def no_tuning(monkeypatch):
         assert loss_at(common.rate(start)) >= 0
         return common.rate(start)
 
-    for module in (common, sms, capacity):
+    for module in (common, sms, capacity, parts, plateau, real_model):
         monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(common, "neighbours", lambda best: ())
 
@@ -221,6 +226,142 @@ def test_random_facts_are_distinct_and_repeat_with_the_seed():
     assert all(targets.tolist()[:2] == [-100, -100] and 0 <= targets[2] < 10 for _, targets in facts)
     again = capacity.random_facts(300, 10, seed=1)
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(facts, again))
+
+
+def test_parts_trains_what_it_says_and_directions_reads_the_weights(e2e, no_tuning):
+    rows = e2e(parts, "--cells", "lora 8", "full", "full, all", "lora 8, wte", "wte", "--neighbours", "full")
+    wte, matrices, adapters = 4096 * 64, 2 * 64 * 64 * 12, 2 * 8 * (256 + 128 + 320 + 320)
+    counts = {(row["method"], row["parts"]): int(row["trainable"]) for row in rows}
+    rest = 256 * 64 + 2 * (4 * 64 + 64 * (3 + 1 + 4 + 1)) + 2 * 64  # positions, LayerNorms and biases
+    assert counts == {
+        ("base", "none"): 0, ("lora", "linear"): adapters, ("full", "linear"): matrices, ("full", "wte"): wte,
+        ("lora", "linear + wte"): adapters + wte, ("full", "all"): matrices + wte + rest,
+    }  # fmt: skip
+    assert all(row["file_bytes"] != "0" for row in rows if row["parts"] == "linear")
+
+    e2e(directions, "--seeds", "0", "1")
+    found = read(e2e.folder / "directions.csv")
+    best = {("lora", "0.003", "0"), ("lora", "0.003", "1"), ("full", "0.001", "0"), ("full", "0.001", "1")}
+    near = {("full", "0.0003", "1"), ("full", "0.003", "1")}
+    assert {(row["method"], row["learning_rate"], row["seed"]) for row in found} == best | near
+    for row in found:
+        assert float(row["own_share_4"]) > float(row["share_4"]) > 0
+        assert float(row["random_4"]) / float(row["amplification_4"]) == pytest.approx(float(row["share_4"]), rel=0.2)
+    pairs = read(e2e.folder / "overlap.csv")
+    assert [(row["method"], row["of"], row["seed1"], row["seed2"]) for row in pairs] == [
+        *(("lora", of, "0", "1") for of in ("A", "change", "random")),
+        *(("full", of, "0", "1") for of in ("change", "random")),
+    ]
+
+
+def test_parts_tunes_both_rates_by_turns(e2e, monkeypatch):
+    def measure(self, settings):  # the linear layers are best at 0.0003, once the rest is at 0.003
+        best = 0.003 if settings["rest_rate"] < 0.003 else 0.0003
+        off = [math.log(settings["learning_rate"] / best), math.log(settings["rest_rate"] / 0.003)]
+        return {"validation_loss": abs(off[0]) / 4 + abs(off[1])}
+
+    monkeypatch.setattr(common.E2E, "measure", measure)
+    monkeypatch.setattr(common, "environment", dict)
+    monkeypatch.setattr(parts.Parts, "run", without_base(parts.Parts.run))
+    rows = e2e(parts, "--cells", "full, all", "--neighbours")
+    assert [(row["learning_rate"], row["rest_rate"]) for row in rows if row["seed"] == "1"] == [("0.0003", "0.003")]
+
+
+def without_base(run):
+    return lambda self, cell, *settings: None if cell.method == "base" else run(self, cell, *settings)
+
+
+def test_parts_gives_linear_layers_and_adapters_the_first_rate(folder):
+    ratio = parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.003})
+    first = ("h.0.mlp.c_fc.weight", "h.0.attn.c_proj.weight", "base_model.h.0.mlp.c_fc.adapters.default.A")
+    assert [ratio(name) for name in first] == [1, 1, 1]
+    rest = ("wte.weight", "base_model.wpe.weight", "h.0.mlp.c_fc.bias", "h.1.ln_2.weight", "ln_f.bias")
+    assert [ratio(name) for name in rest] == pytest.approx([3] * 5)
+    assert parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.001}) is None
+
+
+def test_plateau_stores_facts_and_doubles_the_steps_until_they_add_nothing(folder, tmp_path, no_tuning):
+    options = "--ranks 2 --facts-per-rank 8 --steps 40 --doublings 3 --batch-size 8 --seeds 0 1"
+    plateau.main(["--model", str(folder), "--out", str(tmp_path / "p.csv"), *options.split()])
+    rows = read(tmp_path / "p.csv")
+    first = [row for row in rows if row["seed"] == "0"]
+    steps, bits = ([float(row[name]) for row in first] for name in ("steps", "bits"))
+    assert steps[:2] == [80, 160] and float(first[0]["exposures"]) == 40
+    gains = [after / before for before, after in itertools.pairwise(bits)]
+    assert all(gain >= plateau.GAIN for gain in gains[:-1]) and (gains[-1] < plateau.GAIN or len(steps) == 4)
+    assert float(first[-1]["bits_a_number"]) == pytest.approx(bits[-1] / (2 * 2 * 320), abs=1e-3)
+    assert [row["steps"] for row in rows if row["seed"] == "1"] == [first[-1]["steps"]]
+
+
+def test_the_cached_features_give_the_models_own_logits(folder):
+    model, keys = load_model(folder).eval(), torch.arange(12).view(4, 3)
+    with torch.no_grad():
+        found = plateau.Tail(model)(plateau.before_last_mlp(model, keys))
+        torch.testing.assert_close(found, model(keys)[:, -1])
+
+
+class Letters:
+    """A tokenizer with a token for each character."""
+
+    def __call__(self, text):
+        return {"input_ids": [ord(c) % 256 for c in text]}
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_a_real_models_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning):
+    torch.manual_seed(0)
+    size = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, pad_token_id=0))
+    monkeypatch.setattr(real_model, "load_smollm2", lambda: (model, Letters()))
+    prose = tmp_path / "prose.txt"
+    prose.write_text("It was a dark and stormy night. " * 100)
+    options = ["--prose", str(prose), "--out", str(tmp_path / "s.csv"), "--seeds", "0", "--steps", "2"]
+    real_model.main([*options, "--ranks", "0", "8"])
+    rows = read(tmp_path / "s.csv")
+    assert [(row["method"], row["rank"]) for row in rows] == [("base", "0"), ("full", "0"), ("lora", "8")]
+    assert all(float(row["exact"]) == 0 and 4 < float(row["prose_loss"]) < 7 for row in rows)
+    assert int(rows[1]["trainable"]) == sum(p.numel() for p in model.parameters())
+
+
+def test_an_order_is_scored_value_by_value():
+    (order,) = real_model.make_orders(1, ["Ada"], seed=0)
+    example = real_model.encode(order, Letters())
+    answer = Letters().decode([t for t in example[1].tolist() if t != -100])
+    assert answer.endswith("<|im_end|>") and '"name": "Ada"' in answer
+    told = [answer[span] for span in real_model.spans([ord(c) for c in answer], Letters())]
+    assert len(told) == 5 and all(str(v).lower() in t.lower() for v, t in zip(order.record.values(), told))
+
+    def model_that_misses(missed):
+        class Fake(torch.nn.Module):
+            def forward(self, ids):
+                logits = torch.nn.functional.one_hot(example[1][None].clamp(0), 256).float()
+                if missed:
+                    logits[0, missed] = 0
+                return type("Output", (), {"logits": logits})
+
+        return Fake()
+
+    start = len(example[0]) - len(answer)
+    assert real_model.scores(model_that_misses(None), [example], Letters())[1:] == (1, 1)
+    in_name = start + answer.index("Ada")
+    assert real_model.scores(model_that_misses(in_name), [example], Letters())[1:] == (0, 0.8)
+    assert real_model.scores(model_that_misses(start + 3), [example], Letters())[1:] == (0, 1)  # a key, not a value
+
+
+def test_orders_repeat_and_test_names_are_new():
+    assert real_model.make_orders(5, real_model.NAMES, 1) == real_model.make_orders(5, real_model.NAMES, 1)
+    assert len(set(real_model.codes().values())) == len(real_model.ARTICLES) == len(set(real_model.ARTICLES))
+    assert not set(real_model.NAMES[:80]) & set(real_model.NAMES[80:])
+
+
+def test_rows_of_another_process_are_seen(tmp_path):
+    ours, theirs = (common.Rows(tmp_path / "rows.csv") for _ in range(2))
+    theirs.run({"seed": 0}, lambda: {"loss": 1.5})
+    assert ours.run({"seed": 0}, lambda: pytest.fail("done already"))["loss"] == "1.5"
+    ours.run({"seed": 1}, lambda: {"loss": 2.5})
+    assert [row["loss"] for row in read(tmp_path / "rows.csv")] == ["1.5", "2.5"]
 
 
 def test_rows_refuse_another_set_of_columns(tmp_path):

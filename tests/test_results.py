@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scipy import stats
 
 from lora_lib import results
 
@@ -36,6 +37,55 @@ def test_the_best_rate_is_that_of_repeated_runs():
         results.at_best_rate(rows, "loss")
     with pytest.raises(ValueError, match="no run measured 'loss'"):
         results.mean([{"loss": None}], "loss")
+
+
+def test_the_best_of_two_rates_is_chosen_together():
+    pairs = (((0.1, 1), 3), ((0.1, 2), 1), ((0.2, 1), 2))
+    rows = [{"learning_rate": a, "rest_rate": b, "loss": loss, "seed": s} for (a, b), loss in pairs for s in (0, 1)]
+    assert results.at_best_rate(rows, "loss", 2, rates=("learning_rate", "rest_rate")) == rows[2:4]
+
+
+def runs(*losses, first=0):
+    return [{"seed": seed, "loss": loss} for seed, loss in enumerate(losses, first)]
+
+
+def test_differences_are_taken_seed_by_seed():
+    ours, theirs = runs(2.0, 5.0, 1.0, 9.0), runs(1.9, 4.7, 0.8)  # the seeds differ far more than the settings
+    found = results.paired(ours[::-1], theirs, "loss")
+    interval = stats.t.interval(0.95, df=2, loc=0.2, scale=0.1 / 3**0.5)
+    assert found.runs == 3 and found.mean == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx(interval, abs=1e-4)
+    assert found.verdict() == "not settled" and found.verdict(margin=0.5) == "level" and found.verdict(0.4) != "level"
+    assert str(found) == "+0.20 [-0.05, +0.45]"
+    clear = results.paired(theirs, runs(1.0, 3.8, 0.0), "loss")
+    assert clear.verdict() == clear.verdict(margin=9) == "more"
+    assert results.paired(runs(1.0, 3.8, 0.0), theirs, "loss").verdict() == "less"
+
+
+def test_two_seeds_settle_nothing():
+    found = results.paired(runs(2.0, 3.0), runs(1.0, 2.0), "loss")
+    assert found.mean == 1 and found.verdict(margin=100) == "not settled" and str(found) == "+1.00"
+
+
+def test_seeds_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="no seed that both sides have"):
+        results.paired(runs(1.0, first=5), runs(1.0), "loss")
+    with pytest.raises(ValueError, match="two runs have seed 0: select one setting"):
+        results.paired(runs(1.0) + runs(2.0), runs(1.0), "loss")
+    unmeasured = [{"seed": 0, "loss": None}]
+    assert results.by_seed(runs(1.0) + unmeasured, "loss") == {0: 1.0}
+
+
+def test_a_means_own_interval():
+    found = results.mean(runs(1.0, 2.0, 4.0), "loss")
+    low, high = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert found.half_interval == pytest.approx((high - low) / 2, rel=1e-3)
+    assert results.mean(runs(1.0), "loss").half_interval == float("inf")
+
+
+def test_the_table_of_t_is_students():
+    known = [stats.t(df=df).ppf(0.975) for df in range(1, len(results.T_975) + 1)]
+    assert list(results.T_975) == pytest.approx(known, abs=6e-4)
 
 
 def test_groups_are_in_order_and_what_is_missing_comes_first(kept):

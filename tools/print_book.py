@@ -27,11 +27,12 @@ from playwright.sync_api import sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
-WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint"""
+WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
+.lab"""
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"
-FOREWORD = "Code that the web pages fold away is left out; sliders stand where they start."
+FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
 STYLE = """
 @page { size: A4; margin: 18mm 17mm 20mm }
 html { font-size: 10.5pt; --pst-font-size-base: 10.5pt }

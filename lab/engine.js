@@ -1,0 +1,115 @@
+// The page's side of the worker: fetch the model, start the worker, ask it things.
+// The scripts that the book's build made call these. A page that was opened as a file may load scripts and no files.
+const delivered = { weights: [], adapters: {} };
+const Lab = {
+  weights(part, text) {
+    delivered.weights[part] = bytesOf(text);
+  },
+  tokens(text) {
+    delivered.tokens = text;
+  },
+  worker(parts) {
+    Object.assign(delivered, parts); // {source, kernels, prose}
+  },
+  adapter(name, files) {
+    delivered.adapters[name] = Object.fromEntries(
+      Object.entries(files).map(([file, text]) => [file, bytesOf(text).buffer]),
+    );
+  },
+};
+window.Lab = Lab;
+
+const WEIGHT_PARTS = 8;
+const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
+
+function script(name) {
+  return new Promise((resolve, reject) => {
+    const tag = document.createElement("script");
+    tag.src = new URL(name, HERE);
+    tag.onerror = () => reject(new Error(`${name} could not be loaded: try again when there is a network.`));
+    document.head.append(tag);
+    tag.onload = () => {
+      tag.remove();
+      resolve();
+    };
+  });
+}
+
+// Base64 to bytes.
+function bytesOf(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  return Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+}
+
+// What is missing in this browser, or "" where nothing is.
+function missing() {
+  if (typeof WebAssembly === "undefined") return "WebAssembly, which is switched off or not there";
+  if (typeof Worker === "undefined") return "web workers";
+  // The smallest module with a SIMD instruction: a function that gives four zeros.
+  const simd = [
+    0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98,
+    11,
+  ];
+  return WebAssembly.validate(Uint8Array.from(simd))
+    ? ""
+    : "WebAssembly SIMD, which browsers have since 2021 to 2023";
+}
+
+class Engine {
+  // Load the model; `progress` is told the share that is there. `relaxed: false` takes the plain kernels.
+  static async start(progress = () => {}, { relaxed = true } = {}) {
+    if (!delivered.source) await script("worker.js");
+    if (!delivered.tokens) await script("tokens.js");
+    for (let part = 0; part < WEIGHT_PARTS; part++) {
+      if (!delivered.weights[part]) await script(`weights-${part}.js`); // those that came are kept
+      progress((part + 1) / WEIGHT_PARTS);
+    }
+    const engine = new Engine(delivered.source);
+    await engine.load(relaxed);
+    return engine;
+  }
+
+  constructor(source) {
+    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+    this.worker = new Worker(url);
+    this.waiting = new Map();
+    this.asked = 0;
+    this.worker.onmessage = ({ data }) => this.hear(data);
+    this.worker.onerror = ({ message }) => this.fail(new Error(message));
+  }
+
+  async load(relaxed) {
+    const kernels = Object.fromEntries(
+      Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]),
+    );
+    this.relaxed = relaxed && WebAssembly.validate(kernels.relaxed);
+    const weights = await new Blob(delivered.weights).arrayBuffer();
+    const { tokens, prose } = delivered;
+    const wasm = this.relaxed ? kernels.relaxed : kernels.plain;
+    Object.assign(this, await this.ask("load", { wasm, weights, tokens, prose }, { move: [weights] }));
+    delivered.weights = []; // the worker has them now
+  }
+
+  // The worker's answer to a job; `news` hears what it tells on the way.
+  ask(job, what = {}, { news = () => {}, move = [] } = {}) {
+    const id = ++this.asked;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject, news });
+      this.worker.postMessage({ id, job, ...what }, move);
+    });
+  }
+
+  hear({ id, result, error, news }) {
+    const { resolve, reject, news: listener } = this.waiting.get(id);
+    if (news) return listener(news);
+    this.waiting.delete(id);
+    return error === undefined ? resolve(result) : reject(new Error(error));
+  }
+
+  fail(error) {
+    for (const { reject } of this.waiting.values()) reject(error);
+    this.waiting.clear();
+  }
+}
+
+Lab.Engine = Engine; // for the tests, and for readers who open the console

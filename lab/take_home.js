@@ -1,0 +1,104 @@
+// Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
+const ONE_FILE = {
+  "download-weights": "adapter_model.safetensors",
+  "download-config": "adapter_config.json",
+};
+const folderName = () => `${$("adapter").value}-adapter`;
+
+// Whether the sliders leave anything of the adapter.
+function anythingLeft() {
+  const { adapter, rank, strength, off } = view();
+  const kinds = lab.adapters.get(adapter)?.kinds ?? [];
+  return rank > 0 && strength > 0 && kinds.some(kind => !off.includes(kind));
+}
+
+function takingChanged() {
+  const { adapter, rank, strength } = view();
+  const some = anythingLeft();
+  for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
+  const name = $("adapter").selectedOptions[0].textContent;
+  if (lab.engine) {
+    const as = `as the sliders have it: rank ${rank}, strength ${strength} × s`;
+    $("taken").textContent = some
+      ? `${name}, ${as}.`
+      : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
+  }
+  $("python").textContent = libraryLines(folderName());
+  $("peft").textContent = peftLines(folderName());
+}
+
+function libraryLines(name) {
+  return `from zipfile import ZipFile
+
+import torch
+from lora_lib import PeftModel, load_pretrained
+
+ZipFile("${name}.zip").extractall("${name}")
+base, tokenizer = load_pretrained("gpt2-mini")
+model = PeftModel.from_pretrained(base, "${name}")
+
+ids = torch.tensor([tokenizer.encode(${JSON.stringify($("prompt").value)})])
+out = base.generate(ids, 60, temperature=0.8, top_k=50)
+print(tokenizer.decode(out[0].tolist()))
+`;
+}
+
+function peftLines(name) {
+  return `from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
+model = PeftModel.from_pretrained(base, "${name}")
+`;
+}
+
+// `hand` hands the adapter's files, {name: bytes}, to the reader.
+async function download(hand) {
+  try {
+    hand(await lab.engine.ask("files", { view: view() }));
+  } catch (error) {
+    $("taken").textContent = error.message;
+  }
+}
+
+// The chosen files: two, or a zip of them.
+async function bring(chosen) {
+  const files = {};
+  for (const file of chosen) {
+    const buffer = await file.arrayBuffer();
+    if (/\.zip$/i.test(file.name)) Object.assign(files, await unzip(buffer));
+    else files[standardName(file.name)] = buffer;
+  }
+  const title = chosen[0].name.replace(/\.\w+$/, "");
+  const name = `brought-${lab.adapters.size}`;
+  const adapter = await lab.engine.ask("keep", { name, files });
+  const { r, alpha, kinds } = adapter;
+  offerAdapter(adapter, `brought: ${title} (r ${r})`);
+  chooseAdapter(name);
+  return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
+}
+
+// Browsers number a second download: "adapter_config (1).json".
+function standardName(name) {
+  if (/\.json$/i.test(name)) return "adapter_config.json";
+  return /\.safetensors$/i.test(name) ? "adapter_model.safetensors" : name;
+}
+
+function prepareTaking() {
+  takingChanged();
+  $("download").addEventListener("click", () => download(files => save(`${folderName()}.zip`, zip(files))));
+  for (const [id, name] of Object.entries(ONE_FILE)) {
+    $(id).addEventListener("click", () => download(files => save(name, files[name])));
+  }
+  $("file").addEventListener("change", async () => {
+    const chosen = [...$("file").files];
+    if (!chosen.length) return;
+    try {
+      say("file-status", await bring(chosen));
+    } catch (error) {
+      say("file-status", `Not taken: ${error.message}`, true);
+    }
+    $("file").value = "";
+  });
+}

@@ -1,0 +1,96 @@
+// A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
+const WINDOW = 64; // tokens of one row
+const HELD_OUT = 0.1; // of the text, its end: never trained on
+const MOST_ROWS = 4; // that a loss beside the training is measured on
+const FEWEST_TOKENS = 40; // that a text must have
+const BURST = 2; // nats by which the loss may rise over its start before a run is given up
+
+// A loss that is not finite, or far above where it began.
+class Burst extends LabError {}
+
+class Trainer {
+  // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
+  constructor(model, tokenizer, settings, prose) {
+    Object.assign(this, { model, settings, step: 0 });
+    const ids = tokenizer.encode(settings.text);
+    if (ids.length < FEWEST_TOKENS) {
+      throw new LabError(
+        `The text has ${ids.length} tokens. At least ${FEWEST_TOKENS} are needed: paste some more.`,
+      );
+    }
+    const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
+    this.ids = ids.slice(0, ids.length - heldOut);
+    this.window = Math.min(WINDOW, this.ids.length - 1);
+    this.heldOut = windows(ids.slice(ids.length - heldOut));
+    this.prose = windows(tokenizer.encode(prose));
+    this.random = seeded(1); // always the same: two runs read the same windows in the same order
+    this.loaded = new LoadedAdapter(model.memory, newAdapter(settings, seeded(2)), true);
+    for (const what of ["g", "m", "v"]) model.kernels.zero(this.loaded[what], this.loaded.size);
+    this.good = this.loaded.read(); // the weights of the last step whose loss was sound
+  }
+
+  // One step; returns its loss, that of the weights before it. Throws Burst where the loss has burst: the weights
+  // are then the last good ones.
+  advance() {
+    const { rate, steps, batch } = this.settings;
+    const [rows, targets] = this.draw(batch);
+    this.model.use(this.loaded.bypasses());
+    const loss = this.model.loss(rows, targets, true);
+    this.first ??= loss;
+    if (!(loss <= this.first + BURST)) this.giveUp(loss);
+    this.good = this.loaded.read();
+    update(this.model, this.loaded, ++this.step, rate * rateFactor(this.step - 1, steps));
+    return loss;
+  }
+
+  giveUp(loss) {
+    this.loaded.write(this.good);
+    throw new Burst(
+      `The loss is ${loss.toFixed(2)} after ${this.step} steps: a rate of ${this.settings.rate} is too high. ` +
+        `The adapter is that of step ${Math.max(0, this.step - 1)}; try a tenth of the rate.`,
+    );
+  }
+
+  // `count` windows of the text, each from a place that chance decides, and for each token the one that follows it.
+  draw(count) {
+    const { ids, window, random } = this;
+    const starts = Array.from({ length: count }, () => Math.floor(random() * (ids.length - window)));
+    const cut = shift => starts.map(at => ids.slice(at + shift, at + shift + window));
+    return [cut(0), cut(1)];
+  }
+
+  // The losses on what is not trained on: the end of the same text, and other prose.
+  measure() {
+    this.model.use(this.loaded.bypasses());
+    const [heldOut, prose] = [this.heldOut, this.prose].map(rows => this.model.loss(...rows));
+    if (!Number.isFinite(heldOut + prose)) this.giveUp(heldOut);
+    return { heldOut, prose };
+  }
+
+  free() {
+    this.loaded.free();
+  }
+}
+
+// One step of AdamW along the gradients, which are clipped to norm 1 together and left at zero.
+function update({ kernels }, { w, g, m, v, size }, step, rate) {
+  const norm = Math.sqrt(kernels.sum_of_squares(g, size));
+  const clip = Math.min(1, 1 / (norm + 1e-6));
+  kernels.adamw(w, g, m, v, size, rate, 1 - 0.9 ** step, Math.sqrt(1 - 0.999 ** step), clip);
+  kernels.zero(g, size);
+}
+
+// The rate of a step as a share of its peak: it climbs over the first tenth, and falls along a cosine to zero.
+function rateFactor(step, steps) {
+  const climb = Math.max(1, Math.round(0.1 * steps));
+  if (step < climb) return (step + 1) / climb;
+  return 0.5 * (1 + Math.cos((Math.PI * (step - climb)) / Math.max(1, steps - climb)));
+}
+
+// Tokens cut into rows for `GPT2.loss`, one after the other, a few at most: [rows, targets].
+function windows(ids) {
+  const T = Math.min(WINDOW, ids.length - 1);
+  const count = Math.min(MOST_ROWS, Math.floor((ids.length - 1) / T));
+  const cut = shift => Array.from({ length: count }, (_, i) => ids.slice(i * T + shift, (i + 1) * T + shift));
+  return [cut(0), cut(1)];
+}

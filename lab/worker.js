@@ -1,0 +1,252 @@
+// The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
+//
+// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
+let model;
+let tokenizer;
+let prose; // what the base wrote before any training, in other words: its kind of text
+let run; // the training that goes on, or is paused
+const adapters = new Map(); // by name, as they are in files
+let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
+
+// ---- One thing at a time -----------------------------------------------------------------------------------------
+
+let last = Promise.resolve();
+
+// Do `work` when all that was asked for before is done. Training asks again for each step: others come in between.
+function inTurn(work) {
+  const done = last.then(work);
+  last = done.catch(() => {});
+  return done;
+}
+
+// Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
+function breathe() {
+  return new Promise(resolve => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
+
+// ---- Adapters ----------------------------------------------------------------------------------------------------
+
+// Make the model use the named adapter as the sliders have it, `view`: {adapter, rank, strength, off}. No name: none.
+function show(view) {
+  const adapter = adapters.get(view?.adapter);
+  if (shown && shown.adapter !== adapter) {
+    shown.whole.free();
+    shown.inOrder?.free();
+    shown = null;
+  }
+  if (!adapter) return model.use({});
+  shown ??= { adapter, whole: new LoadedAdapter(model.memory, adapter) };
+  const cut = view.rank < adapter.r;
+  if (cut) shown.inOrder ??= new LoadedAdapter(model.memory, ordered(adapter));
+  return model.use((cut ? shown.inOrder : shown.whole).bypasses(view));
+}
+
+function describe(name) {
+  const { r, alpha, layers } = adapters.get(name);
+  return { name, r, alpha, kinds: [...new Set(Object.keys(layers).map(kindOf))] };
+}
+
+// ---- Writing -----------------------------------------------------------------------------------------------------
+
+const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longer wanted stops
+
+// Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
+async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
+  const random = seeded(seed);
+  const ids = begin(prompt, model.context - count);
+  const written = [];
+  show(view);
+  model.read = 0;
+  let logits = model.next(ids);
+  while (written.length < count && wanted()) {
+    const id = pick(logits, temperature, random);
+    if (id === tokenizer.endOfText) break;
+    written.push(id);
+    news({ tokens: pieces(written), ids: written });
+    if (written.length % 4 === 0) await breathe();
+    logits = model.next([id]);
+  }
+  return { tokens: pieces(written), ids: written };
+}
+
+// A prompt's token ids, `most` of them at most. An empty one begins where a text begins.
+function begin(prompt, most) {
+  const ids = tokenizer.encode(prompt);
+  if (ids.length > most)
+    throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
+  return ids.length ? ids : [tokenizer.endOfText];
+}
+
+// The text of each token. Where a letter is made of several tokens, the last of them shows it.
+function pieces(ids) {
+  let before = "";
+  return ids.map((_, i) => {
+    const text = tokenizer.decode(ids.slice(0, i + 1)).replace(/\uFFFD+$/, "");
+    const piece = text.slice(before.length);
+    before = text;
+    return piece;
+  });
+}
+
+function wordOf(id) {
+  return id === tokenizer.endOfText ? "(end of text)" : tokenizer.decode([id]);
+}
+
+// ---- Training ----------------------------------------------------------------------------------------------------
+
+const EVERY = 10; // steps, between two measurements
+
+async function train(settings, news) {
+  const seen = { tokens: 0, ms: 0 };
+  const measure = async () => {
+    news({ at: run.trainer.step, ...(await inTurn(() => run.trainer.measure())) });
+    news({ at: run.trainer.step, sample: (await inTurn(() => sample(settings))).tokens.join("") });
+  };
+  await measure();
+  while (run.trainer.step < settings.steps && !run.stopped) {
+    const before = performance.now();
+    const loss = await inTurn(() => run.trainer.advance());
+    const { step, window } = run.trainer;
+    seen.ms += performance.now() - before;
+    seen.tokens += settings.batch * window;
+    news({
+      step,
+      loss,
+      perSecond: seen.tokens / (seen.ms / 1000),
+      left: ((settings.steps - step) * seen.ms) / step,
+    });
+    await breathe();
+    if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (run.paused) {
+      adapters.set(run.name, run.trainer.loaded.read());
+      news({ pausedAt: step });
+    }
+    while (run.paused && !run.stopped) await called(run);
+  }
+  return run.trainer.step;
+}
+
+// Until the page says go on, or stop.
+function called(sleeper) {
+  return new Promise(resolve => {
+    sleeper.wake = resolve;
+  });
+}
+
+// What the adapter in training writes by now; it can be chosen like any other from here on.
+function sample({ prompt }) {
+  adapters.set(run.name, run.trainer.loaded.read());
+  const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
+  return write(view, { prompt, count: 40, temperature: 0.8, seed: 1 }, () => {});
+}
+
+// ---- Jobs --------------------------------------------------------------------------------------------------------
+
+const jobs = {
+  // The model's files and this browser's kernels.
+  load({ wasm, weights, tokens, prose: text }) {
+    tokenizer = new Tokenizer(tokens);
+    model = new GPT2(wasm, readSafetensors(weights, true).tensors);
+    prose = text;
+    return { megabytes: model.memory.wasm.buffer.byteLength / 1e6 };
+  },
+
+  // Keep an adapter under a name: {file name: ArrayBuffer}.
+  keep({ name, files }) {
+    const sample = layers => model.baseSample(layers);
+    adapters.set(name, readAdapter(files, sample));
+    return describe(name);
+  },
+
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
+  async write({ view, base, ...settings }, news) {
+    const texts = {};
+    const one = async (which, shownAs) => {
+      const mine = ++asked[which];
+      const wanted = () => mine === asked[which];
+      const tell = text => news({ [which]: text });
+      texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
+    };
+    await breathe(); // a newer one may wait already
+    await Promise.all([base && one("base", null), one("adapted", view)]);
+    return texts;
+  },
+
+  // The likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with the
+  // adapter. `also`: more tokens that are wanted.
+  bars({ view, prompt, ids: written, count, also }) {
+    return inTurn(() => {
+      const context = [...begin(prompt, model.context), ...written];
+      const [base, adapted] = [null, view].map(which => {
+        show(which);
+        model.read = 0;
+        return probabilities(model.next(context));
+      });
+      const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
+      const most = id => Math.max(base[id], adapted[id]);
+      const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
+      return likelyFirst.map(id => ({ id, text: wordOf(id), base: base[id], adapted: adapted[id] }));
+    });
+  },
+
+  // How many tokens a text has.
+  count({ text }) {
+    return tokenizer.encode(text).length;
+  },
+
+  // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
+  async train({ name, settings }, news) {
+    if (run) throw new LabError("A training is going on: stop it first.");
+    run = { name, trainer: await inTurn(() => new Trainer(model, tokenizer, settings, prose)) };
+    const { trainer } = run;
+    let burst = null;
+    try {
+      await train(settings, news);
+    } catch (error) {
+      if (!(error instanceof Burst)) throw error;
+      burst = error.message;
+    } finally {
+      adapters.set(name, trainer.loaded.read());
+      trainer.free();
+      run = null;
+    }
+    return { ...describe(name), steps: trainer.step, burst };
+  },
+  pause() {
+    if (run) run.paused = true;
+  },
+  goOn() {
+    if (run) run.paused = false;
+    run?.wake?.();
+  },
+  stop() {
+    if (run) run.stopped = true;
+    run?.wake?.();
+  },
+
+  // The two files of an adapter as the sliders have it, {file name: bytes}.
+  files({ view }) {
+    return adapterFiles(chosen(view), view, names => model.baseSample(names));
+  },
+};
+
+// The adapter that a view shows: its own directions where all are used, else those in order of size.
+function chosen({ adapter: name, rank }) {
+  const adapter = adapters.get(name);
+  return rank < adapter.r ? ordered(adapter) : adapter;
+}
+
+self.onmessage = async ({ data: { id, job, ...what } }) => {
+  try {
+    postMessage({ id, result: await jobs[job](what, news => postMessage({ id, news })) });
+  } catch (error) {
+    postMessage({ id, error: error.message });
+  }
+};

@@ -1,0 +1,185 @@
+"""What the kept rows say to the questions of the findings page, by the one rule of `lora_lib.results`.
+
+A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of. Each side is
+taken at its best learning rate, of those that all its seeds have, unless its settings name one. `MARGIN` is what a
+measure may differ by and still be called level.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, load_results, means, paired, select
+
+# Nats a token, points of BLEU, shares.
+MARGIN = {
+    "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
+    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5,
+}  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """Two settings of one file's rows, and the `measure` that is compared: ours less theirs."""
+
+    file: str
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+    measure: str = "validation_loss"
+    tuned_by: str = "validation_loss"
+
+    def sides(self) -> tuple[list[Row], list[Row]]:
+        """The runs of both, at the best learning rate of each."""
+        rows = [row for row in load_results(self.file) if row["seed"] < 100]  # spam's rates have a seed of their own
+        rates = [name for name in ("learning_rate", "rest_rate") if name in rows[0]]
+        ours, theirs = (
+            at_best_rate(select(rows, **side), self.tuned_by, rates=rates) for side in (self.ours, self.theirs)
+        )
+        return ours, theirs
+
+    def difference(self) -> Difference:
+        """Ours less theirs, paired over the seeds."""
+        return paired(*self.sides(), self.measure)
+
+    def verdict(self) -> str:
+        """As `Difference.verdict`, with the measure's margin."""
+        return self.difference().verdict(MARGIN[self.measure])
+
+
+_E2E: dict[str, Any] = {
+    "steps": 120,
+    "targets": "all",
+    "alpha": 32,
+    "init": "default",
+    "lora_plus": 1,
+    "use_rslora": False,
+}
+_LORA, _LONG = {**_E2E, "method": "lora"}, {**_E2E, "steps": 480}
+_MATRICES = {**_E2E, "method": "full", "targets": "matrices"}
+_SIZED = {**_LORA, "targets": "mlp", "rank": 5}  # as many parameters as attention at r = 8
+_RESTAURANTS: dict[str, Any] = {"method": "lora", "base": "float32", "rank": 8, "alpha": 32, "lr_ratio": 1}
+_PARTS: dict[str, Any] = {"steps": 120, "alpha": 32, "use_rslora": False}
+_64 = {**_PARTS, "method": "lora", "rank": 64}
+_FULL = {**_PARTS, "method": "full", "rank": 0}
+_RELATIVES: dict[str, dict[str, Any]] = {
+    "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
+    "α = 512": {"alpha": 512}, "int8": {"base": "int8"}, "NF4": {"base": "nf4"},
+}  # fmt: skip
+_ON_E2E: dict[str, dict[str, Any]] = {
+    "LoRA+ 4": {"lora_plus": 4}, "LoRA+ 16": {"lora_plus": 16}, "PiSSA": {"init": "pissa", "alpha": 8},
+}  # fmt: skip
+_PLAYS: dict[str, Any] = {"steps": 120, "targets": "all"}
+_SPAM: dict[str, Any] = {"max_length": 160}
+
+COMPARISONS = {
+    # rank
+    "rank 8 against 1": Comparison("e2e", {**_LORA, "rank": 8}, {**_LORA, "rank": 1}),
+    "rank 16 against 8": Comparison("e2e", {**_LORA, "rank": 16}, {**_LORA, "rank": 8}),
+    "rank 64 against 8": Comparison("e2e", {**_LORA, "rank": 64}, {**_LORA, "rank": 8}),
+    "rank 64 against 16": Comparison("e2e", {**_LORA, "rank": 64}, {**_LORA, "rank": 16}),
+    "rank 64 against 8, longer": Comparison(
+        "e2e", {**_LONG, "method": "lora", "rank": 64}, {**_LONG, "method": "lora", "rank": 8}
+    ),
+    "rank 64 against 8, plays": Comparison("style", {**_PLAYS, "rank": 64}, {**_PLAYS, "rank": 8}),
+    "rank 64 against full, plays": Comparison(
+        "style", {**_PLAYS, "rank": 64}, {**_PLAYS, "method": "full"}
+    ),
+    # scale
+    "α/√r against α/r, rank 256": Comparison(
+        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}
+    ),
+    "α/√r against α/r, rank 256, forgetting": Comparison(
+        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}, "prose_loss"
+    ),
+    "α/√r against α/r, rank 64": Comparison(
+        "e2e", {**_LORA, "rank": 64, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 64}
+    ),
+    # which layers, at equal size
+    "MLP against all": Comparison("e2e", _SIZED, {**_LORA, "rank": 3}),
+    "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
+    "attention against MLP": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, _SIZED),
+    "head against all": Comparison("e2e", {**_LORA, "targets": "head", "rank": 21}, {**_LORA, "rank": 3}),
+    # LoRA's relatives
+    **{
+        f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
+        for name, how in _RELATIVES.items()
+    },
+    **{
+        f"{name}, E2E{of}": Comparison("e2e", {**_LORA, "rank": 8, **how}, {**_LORA, "rank": 8}, measure)
+        for name, how in _ON_E2E.items()
+        for of, measure in {"": "validation_loss", ", forgetting": "prose_loss"}.items()
+    },
+    # spam, ten seeds
+    "LoRA against word counts": Comparison(
+        "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "tf-idf, cut"}, "test_accuracy",
+        "test_accuracy",
+    ),
+    "full against word counts": Comparison(
+        "sms", {**_SPAM, "method": "full"}, {**_SPAM, "method": "tf-idf, cut"}, "test_accuracy", "test_accuracy"
+    ),
+    "LoRA against full, spam": Comparison(
+        "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "full"}, "test_accuracy", "test_accuracy"
+    ),
+}  # fmt: skip
+
+
+def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: str = "validation_loss") -> Difference:
+    """How much more of `measure` the runs `rows` have than `others` at the same `equal`, paired over the seeds.
+
+    `others` are runs at several learning rates: between two neighbours, by their `equal`, the measure is taken from the
+    straight line. A seed whose run lies outside of what the others reach is left out.
+    """
+    rows, others = list(rows), list(others)
+    found = []
+    for seed, at in by_seed(rows, equal).items():
+        line = sorted((row[equal], row[measure]) for row in select(others, seed=seed))
+        reached = _between(line, at)
+        if reached is not None:
+            found.append(by_seed(select(rows, seed=seed), measure)[seed] - reached)
+    return Difference.of(found)
+
+
+def _between(line: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The height of the line through these points at x, None outside of them."""
+    for (x1, y1), (x2, y2) in itertools.pairwise(line):
+        if x1 <= x <= x2:
+            return y1 if x1 == x2 else y1 + (x - x1) / (x2 - x1) * (y2 - y1)
+    return None
+
+
+def best_rates(rows: Iterable[Row], measure: str = "validation_loss") -> dict[int, float]:
+    """Each seed's best learning rate: the lowest point of the parabola through its losses, over the rate's logarithm.
+
+    The parabola goes through the rate with the least mean loss and its two neighbours, of the rates that three seeds
+    have. Raises ValueError when the best of them lies at the edge.
+    """
+    rows = list(rows)
+    losses = {rate: found.mean for rate, found in means(rows, "learning_rate", measure).items() if found.runs >= FEWEST}
+    rates = list(losses)
+    at = rates.index(min(rates, key=lambda rate: losses[rate]))
+    if not 0 < at < len(rates) - 1:
+        raise ValueError(f"the best of the rates {rates} lies at their edge: more are needed there")
+    near = rates[at - 1 : at + 2]
+    heights = [by_seed(select(rows, learning_rate=rate), measure) for rate in near]
+    x = [math.log(rate) for rate in near]
+    return {
+        seed: math.exp(_lowest(x, [h[seed] for h in heights])) for seed in heights[1] if all(seed in h for h in heights)
+    }
+
+
+def _lowest(x: Sequence[float], y: Sequence[float]) -> float:
+    """Where the parabola through three points, the middle one the lowest, has its lowest point."""
+    left, right = (y[0] - y[1]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    return x[1] + (left * (x[2] - x[1]) - right * (x[1] - x[0])) / (2 * (left + right))
+
+
+def rate_ratio(rows: Iterable[Row], others: Iterable[Row]) -> Difference:
+    """How many times as large the best learning rate of `rows` is as that of `others`: a mean and its interval.
+
+    It is `Difference.of` the logarithms, raised again, so "no difference" is a ratio of 1.
+    """
+    ours, theirs = best_rates(rows), best_rates(others)
+    found = Difference.of([math.log(ours[seed] / theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    return Difference(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.runs)

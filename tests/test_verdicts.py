@@ -1,0 +1,100 @@
+"""Each verdict of the findings page, computed once more from the rows with SciPy."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lora_lib import results
+from lora_lib.results import verdicts
+from lora_lib.results.verdicts import COMPARISONS, MARGIN
+
+
+def kept(name):
+    with (results.FOLDER / f"{name}.csv").open(newline="", encoding="utf8") as file:
+        return list(csv.DictReader(file))
+
+
+def best_runs(comparison, settings):
+    """seed -> row, at the learning rate with the least mean, of those that three seeds have."""
+    rates = defaultdict(dict)
+    for row in kept(comparison.file):
+        if all(row[key] == str(value) for key, value in settings.items()) and int(row["seed"]) < 100:
+            rates[row["learning_rate"], row.get("rest_rate")][int(row["seed"])] = row
+    repeated = [runs for runs in rates.values() if len(runs) >= 3]
+    return min(repeated, key=lambda runs: stats.tmean([float(row[comparison.tuned_by]) for row in runs.values()]))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_the_interval_is_that_of_a_paired_t_test(name):
+    comparison = COMPARISONS[name]
+    ours, theirs = (best_runs(comparison, side) for side in (comparison.ours, comparison.theirs))
+    seeds = sorted(ours.keys() & theirs.keys())
+    assert len(seeds) >= 3
+    a, b = ([float(side[seed][comparison.measure]) for seed in seeds] for side in (ours, theirs))
+    tested = stats.ttest_rel(a, b)
+    low, high = tested.confidence_interval(0.95)
+    found = comparison.difference()
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.runs == len(seeds)
+    margin = MARGIN[comparison.measure]
+    expected = "not settled" if max(abs(low), abs(high)) > margin else "level"
+    if tested.pvalue < 0.05:
+        expected = "more" if tested.statistic > 0 else "less"
+    assert comparison.verdict() == expected
+
+
+def test_at_equal_loss_the_measure_is_read_off_the_line_between_two_rates():
+    def run(seed, loss, prose):
+        return {"seed": seed, "validation_loss": loss, "prose_loss": prose}
+
+    others = [run(seed, loss, prose) for seed in range(3) for loss, prose in ((2.0, 4.0), (1.0, 6.0), (1.5, 4.5))]
+    rows = [run(0, 1.25, 5.0), run(1, 1.9, 4.0), run(2, 1.0, 6.0), run(3, 1.1, 9.0)]
+    found = verdicts.at_equal(rows, others, "prose_loss")
+    assert found.runs == 3 and found.mean == pytest.approx((5 - 5.25 + 4 - 4.1 + 0) / 3)
+    assert verdicts.at_equal([run(0, 1.5, 5.0), run(1, 3.0, 1.0)], others, "prose_loss")[0::3] == (0.5, 1)
+    with pytest.raises(ValueError, match="nothing can be compared"):
+        verdicts.at_equal([run(0, 0.5, 5.0)], others, "prose_loss")
+
+
+def rates_of(lowest, seed, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)):
+    """Losses on a parabola over the rate's logarithm, lowest at `lowest`."""
+    return [
+        {"seed": seed, "learning_rate": rate, "validation_loss": 2 + math.log(rate / lowest) ** 2} for rate in rates
+    ]
+
+
+def test_the_best_rate_is_where_the_parabola_is_lowest():
+    rows = [row for seed, lowest in enumerate((7e-4, 8e-4, 1.2e-3)) for row in rates_of(lowest, seed)]
+    assert verdicts.best_rates(rows) == pytest.approx({0: 7e-4, 1: 8e-4, 2: 1.2e-3})
+    others = [row for seed, lowest in enumerate((1.4e-3, 3.2e-3, 3.6e-3)) for row in rates_of(lowest, seed)]
+    ratio = verdicts.rate_ratio(others, rows)
+    logs = [math.log(2), math.log(4), math.log(3)]
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert ratio[:3] == pytest.approx((24 ** (1 / 3), math.exp(low), math.exp(high)), rel=1e-4) and ratio.runs == 3
+    with pytest.raises(ValueError, match="lies at their edge"):
+        verdicts.best_rates([row for seed in range(3) for row in rates_of(1e-2, seed)])
+
+
+@pytest.mark.parametrize(("steps", "rank"), [(120, 8), (120, 64), (480, 8), (480, 64)])
+def test_loras_rate_beside_full_fine_tunings(steps, rank):
+    plain = {"steps": steps, "targets": "all", "alpha": 32, "init": "default", "lora_plus": 1, "use_rslora": False}
+    rows = results.select(results.load_results("e2e"), **plain)
+    sides = [[row for row in rows if row["rank"] == r and row["method"] != "base"] for r in (rank, 0)]
+
+    def lowest(side, seed):  # with NumPy's own fit
+        means = results.means(side, "learning_rate", "validation_loss")
+        rates = [rate for rate, found in means.items() if found.runs == 3]
+        at = min(range(len(rates)), key=lambda i: means[rates[i]].mean)
+        x = np.log(rates[at - 1 : at + 2])
+        y = [results.select(side, learning_rate=r, seed=seed)[0]["validation_loss"] for r in rates[at - 1 : at + 2]]
+        a, b, _ = np.polyfit(x, y, 2)
+        return -b / (2 * a)
+
+    logs = [lowest(sides[0], seed) - lowest(sides[1], seed) for seed in range(3)]
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert verdicts.rate_ratio(*sides)[1:3] == pytest.approx((math.exp(low), math.exp(high)), rel=1e-3)

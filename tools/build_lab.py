@@ -1,0 +1,111 @@
+"""Build the lab, the page in which a reader trains an adapter: its kernels, and the scripts that the page loads.
+
+    python tools/build_lab.py kernels        # lab/kernels.c to WebAssembly; needs `pip install ziglang`
+    python tools/build_lab.py site FOLDER    # the page's scripts, and lab.html, the page without the book around it
+
+The book's own build calls `write_scripts`. A page opened from a disk may load scripts but fetch no files, so
+everything is a script: the model's files in base64, the worker as a string.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LAB = ROOT / "lab"
+MODEL = ROOT / "lora_lib" / "gpt2_mini"
+KERNELS = {"kernels.wasm": [], "kernels_relaxed.wasm": ["-mrelaxed-simd", "-DRELAXED"]}
+ZIG = "0.17.0"  # another version gives other bytes
+PARTS = 8  # the weights come in so many scripts: that many steps of the progress bar
+# In the order in which one needs the other: no page from a disk can load JavaScript's modules.
+WORKER = "tokenizer safetensors svd model adapter sampling trainer worker".split()
+PAGE = "examples engine files chart words write train take_home page".split()
+PIECES = "load write train take_home".split()  # of the page, in HTML; the book has its own words between them
+
+
+def build_kernels(folder: Path) -> None:
+    """Compile `lab/kernels.c` into `folder`, once for plain and once for relaxed SIMD. The same bytes each time."""
+    flags = """-target wasm32-freestanding -O3 -nostdlib -fno-math-errno -ffp-contract=off -fno-sanitize=all
+    -Wall -Wl,--no-entry -Wl,--import-memory -Wl,--strip-all -msimd128""".split()
+    for name, more in KERNELS.items():
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            *flags,
+            *more,
+            "kernels.c",
+            "-o",
+            str(folder.resolve() / name),
+        ]
+        subprocess.run(command, cwd=LAB, check=True)
+
+
+def write_scripts(folder: Path) -> None:
+    """Write into `folder` all that the page loads: its own script and style, and what it fetches on a click."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded = (LAB / "recorded.json").read_text(encoding="utf8")
+    page = f"(() => {{\n{source(PAGE)}\nstart({recorded});\n}})();\n"
+    (folder / "page.js").write_text(page, encoding="utf8")
+    shutil.copy(LAB / "lab.css", folder)
+    kernels = {"plain": base64_of(LAB / "kernels.wasm"), "relaxed": base64_of(LAB / "kernels_relaxed.wasm")}
+    parts = {"source": source(WORKER), "kernels": kernels, "prose": (LAB / "prose.txt").read_text(encoding="utf8")}
+    write_call(folder / "worker.js", "worker", parts)
+    write_call(folder / "tokens.js", "tokens", (MODEL / "bpe.tiktoken").read_text(encoding="ascii"))
+    weights = (MODEL / "model.safetensors").read_bytes()
+    size = -(-len(weights) // PARTS)
+    for part in range(PARTS):
+        data = weights[part * size : (part + 1) * size]
+        write_call(folder / f"weights-{part}.js", "weights", part, base64.b64encode(data).decode())
+    for adapter in sorted((LAB / "adapters").iterdir()):
+        files = {file.name: base64_of(file) for file in sorted(adapter.iterdir())}
+        write_call(folder / f"adapter-{adapter.name}.js", "adapter", adapter.name, files)
+
+
+def source(names: list[str]) -> str:
+    """The files of `lab/` as one script."""
+    return '"use strict";\n' + "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
+
+
+def base64_of(file: Path) -> str:
+    """A file as letters that a script can hold."""
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+def write_call(script: Path, function: str, *arguments: object) -> None:
+    """Write a script that hands these values to one of the functions of `Lab` (lab/engine.js)."""
+    script.write_text(f"Lab.{function}({', '.join(map(json.dumps, arguments))});\n", encoding="utf8")
+
+
+def write_site(folder: Path) -> None:
+    """Write the page into `folder` as it is in the book, without the book around it."""
+    write_scripts(folder)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>The lab</title>'
+    links = '<link rel="stylesheet" href="lab.css"><script src="page.js" defer></script>'
+    body = "\n".join((LAB / f"{piece}.html").read_text(encoding="utf8") for piece in PIECES)
+    page = f'<!doctype html><html lang="en" data-theme="light"><head>{head}{links}</head><body>{body}</body></html>\n'
+    (folder / "lab.html").write_text(page, encoding="utf8")
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    jobs.add_parser("kernels", help="compile lab/kernels.c")
+    jobs.add_parser("site", help="write the page").add_argument("folder", type=Path)
+    args = parser.parse_args()
+    if args.job == "kernels":
+        build_kernels(LAB)
+    else:
+        write_site(args.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Break the library's core on purpose, a little at a time, and count what the tests notice: `make mutants`.
+
+A mutant is one file with one small change: a comparison turned, a constant moved, a condition negated, an argument
+dropped, a statement taken out. The tests of that module run against it; a mutant that they pass has survived, and is
+printed. Which mutants are drawn follows from the seed. Nothing in the tree is written to: each runs in a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# module -> the test files that are to notice
+CORE = {
+    "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds",
+    "fused": "test_lora_linear",
+    "peft_wrapper": "test_peft_wrapper test_adapter_algebra test_peft_both_ways test_wrong_input",
+    "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds",
+    "targets": "test_peft_wrapper test_wrong_input",
+    "adapter_files": "test_adapter_files test_wrong_input test_peft_both_ways",
+    "training": "test_training test_checkpoints test_wrong_input",
+    "losses": "test_losses test_training",
+    "checkpoints": "test_checkpoints",
+    "examples": "test_examples test_files test_wrong_input",
+    "files": "test_files test_wrong_input",
+    "quantised": "test_quantised",
+}
+OTHER_COMPARISON = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+OTHER_OPERATION = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """What may stand in the place of a node."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in OTHER_COMPARISON:
+        yield ast.Compare(node.left, [OTHER_COMPARISON[type(node.ops[0])](), *node.ops[1:]], node.comparators)
+    if isinstance(node, ast.BinOp) and type(node.op) in OTHER_OPERATION:
+        yield ast.BinOp(node.left, OTHER_OPERATION[type(node.op)](), node.right)
+    if isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+        yield ast.Constant(not node.value if isinstance(node.value, bool) else node.value + 1)
+    if isinstance(node, (ast.If, ast.IfExp)):
+        turned = copy.copy(node)
+        turned.test = ast.UnaryOp(ast.Not(), node.test)
+        yield turned
+    if isinstance(node, ast.Call) and node.keywords:
+        yield ast.Call(node.func, node.args, node.keywords[:-1])
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+
+
+def mutants(source: str) -> list[tuple[int, str]]:
+    """Every mutant of a module: the line that differs, and the module's text."""
+    found = []
+    count = sum(1 for _ in ast.walk(ast.parse(source)))
+    for at in range(count):
+        options = list(changes(list(ast.walk(ast.parse(source)))[at]))
+        for i in range(len(options)):
+            tree = ast.parse(source)
+            node = list(ast.walk(tree))[at]
+            new = list(changes(node))[i]
+            for parent in ast.walk(tree):
+                for field, value in ast.iter_fields(parent):
+                    if value is node:
+                        setattr(parent, field, new)
+                    elif isinstance(value, list) and any(child is node for child in value):
+                        setattr(parent, field, [new if child is node else child for child in value])
+            text = ast.unparse(ast.fix_missing_locations(tree))
+            found.append((getattr(node, "lineno", 0), text))
+    return found
+
+
+def survives(module: str, text: str) -> bool:
+    """Whether the module's tests pass although its text is this."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder)
+        shutil.copytree(ROOT / "lora_lib", copied / "lora_lib", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "tools", "experiments", "book", "notebooks"):
+            (copied / name).symlink_to(ROOT / name)
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, copied)
+        (copied / "lora_lib" / f"{module}.py").write_text(text, encoding="utf8")
+        tests = [f"tests/{name}.py" for name in CORE[module].split()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        try:
+            run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=600, check=False)
+        except subprocess.TimeoutExpired:  # an endless loop is noticed, too
+            return False
+        return run.returncode == 0
+
+
+def main() -> None:
+    """Draw mutants of each module, and print those that survive and the share that does not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", default=list(CORE), help=f"of {', '.join(CORE)}")
+    parser.add_argument("--count", type=int, default=20, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for module in args.modules:
+        source = (ROOT / "lora_lib" / f"{module}.py").read_text(encoding="utf8")
+        made = mutants(source)
+        drawn = random.Random(f"{args.seed} {module}").sample(made, min(args.count, len(made)))
+        plain = ast.unparse(ast.parse(source)).splitlines()
+        with ThreadPoolExecutor(2) as pool:
+            alive = list(pool.map(survives, [module] * len(drawn), [text for _, text in drawn]))
+        for (line, text), survived in zip(drawn, alive):
+            if survived:
+                new = next((b for a, b in zip(plain, text.splitlines()) if a != b), "")
+                print(f"  {module}, line {line}: survived as {new.strip()}")
+        caught = len(drawn) - sum(alive)
+        print(f"{module}: {caught} of {len(drawn)} noticed ({caught / len(drawn):.0%})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
