@@ -47,7 +47,10 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _no_progress_bars():
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
+            AutoTokenizer.from_pretrained(folder),
+        )
     # What is saved from it names the model as others know it, not a folder of this machine.
     model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = NAME
     return model.eval(), tokenizer
