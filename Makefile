@@ -51,6 +51,8 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/biome ci --error-on-warnings lab
+	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests
 	@echo "Part 2 of 4: the library"

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ SWEEPS: dict[str, list[dict[str, int]]] = {
     "tokens": [{"tokens": n} for n in (64, 256, 1024, 4096)],
     "adapters": [{"adapters": n} for n in (1, 2, 4, 8)],
 }
+SIZES = ((576, 576), (768, 2304), (320, 1280))  # (d, k): SmolLM2's attention, GPT-2's, gpt2-mini's MLP
+ROWS = (32, 128, 512, 2048)
 # glibc gives large blocks back to the system when they are freed, and gets them anew, page by page. So it does not.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
@@ -73,6 +76,25 @@ def layer_rows(rounds: int, sweep: str, setting: dict[str, int]) -> list[Row]:
         }
         for name, one in made.items()
     ]  # fmt: skip
+
+
+def sizes(rounds: int) -> Iterator[Row]:
+    """One adapted layer at every size, in processor time of one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
+    for d, k in SIZES:
+        for rows in ROWS:
+            made = c.layers(d=d, k=k, tokens=rows)
+            shown = {name: made[name] for name in (c.FLOOR, c.PEFT, c.FORMULA, c.OURS)}
+            repeats = max(1, round(2e9 / (4 * rows * d * k)))  # about as long for each size
+            times = interleaved(shown, rounds, repeats=repeats, clock=clock)
+            floor = flops(made[c.FLOOR])
+            for name in shown:
+                ratios = summary(times, name, {"of_floor": c.FLOOR, "of_peft": c.PEFT})
+                more = round(flops(made[name]) / floor, 4)
+                yield {"d": d, "k": k, "rows": rows, "who": name, **ratios, "flops_of_floor": more}
+    torch.set_num_threads(threads)
 
 
 def step(rounds: int) -> Iterator[Row]:
@@ -198,7 +220,8 @@ def alone(function: str, *arguments: object, environment: Mapping[str, str] = {}
 
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "layer": layer, "step": step, "compiled": compiled, "loss": loss, "inference": inference, "adapters": adapters,
+    "layer": layer, "sizes": sizes, "step": step, "compiled": compiled, "loss": loss, "inference": inference,
+    "adapters": adapters,
 }  # fmt: skip
 ALONE: dict[str, Callable[..., Any]] = {run.__name__: run for run in (layer_rows, step_memory, loss_memory)}
 

@@ -21,20 +21,29 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Row = dict[str, Any]
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = 2,
+    *,
+    repeats: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each contestant in each round. All run once a round, in an order that chance decides anew.
 
-    So what disturbs the machine for a while disturbs all of them, and a ratio within one round is a fair one.
+    So what disturbs the machine for a while disturbs all of them, and a ratio within one round is a fair one. What is
+    over too soon for the `clock` runs `repeats` times.
     """
     order, times = random.Random(0), {name: list[float]() for name in contestants}
     for i in range(warm_up + rounds):
         for name in order.sample(list(contestants), len(contestants)):
             _wait()
-            start = time.perf_counter()
-            contestants[name]()
+            start = clock()
+            for _ in range(repeats):
+                contestants[name]()
             _wait()
             if i >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((clock() - start) / repeats)
     return times
 
 

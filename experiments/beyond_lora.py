@@ -1,12 +1,11 @@
 """Chapter 11's comparison: LoRA's relatives and a quantised base, each against LoRA at equal trainable parameters.
 
-    python experiments/beyond_lora.py [--seeds 0 1 2] [--model gpt2-mini] [--out lora_lib/results/beyond_lora.csv]
+    python experiments/beyond_lora.py [--seeds 0 1 2 3 4 5] [--model gpt2-mini] [--out lora_lib/results/beyond_lora.csv]
 
 Restaurants as in chapter 5, for few steps: what is compared is how fast they learn. Each method's learning rate is
 the best on the first seed's validation loss, of a grid a factor of about 3 apart; then all seeds run. A quantised
 base takes LoRA's. Rank 64 runs with and without rsLoRA, with alphas that give both the same scale at rank 8. Two more
-runs of plain LoRA, with other alphas, tell what of LoRA+ and of PiSSA is no more than that. What a method does is the
-chapter's own code: `from_chapter` reads it.
+runs of plain LoRA, with other alphas, tell what of LoRA+ and of PiSSA is no more than that.
 """
 
 from __future__ import annotations
@@ -18,26 +17,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import SLOTS, Row, Rows, arguments, device, from_chapter, tune, validation_loss
+from common import SLOTS, Row, Rows, arguments, device, tune, validation_loss
 from torch import nn
 
-from lora_lib import LoRA, PeftModel, get_peft_model, load_pretrained
+from lora_lib import PeftModel, get_peft_model, load_pretrained
 from lora_lib.examples import encode_examples
 from lora_lib.generation import generate_text
+from lora_lib.quantised import quantise_model
 from lora_lib.restaurants import restaurant_data, score_texts, to_examples
 from lora_lib.training import evaluate, fit
+from lora_lib.variants import lora_plus
 
 MAX_LENGTH = 64  # longer examples are left out
 
 
 def prepare(settings: Row) -> tuple[nn.Module, Any]:
     """A model and its tokenizer, with the adapter and the base that `settings` ask for."""
-    chapter = from_chapter()
     model, tokenizer = load_pretrained(settings["model"])
     model.to(device())
-    levels = {"int8": chapter.even_levels(8), "nf4": chapter.normal_levels(4)}
-    if settings["base"] in levels:
-        chapter.quantise_model(model, levels[settings["base"]], block=64)
+    bits = {"int8": 8, "nf4": 4}.get(settings["base"])
+    if bits:
+        quantise_model(model, bits)
     rank, alpha, method = settings["rank"], settings["alpha"], settings["method"]
     if method == "none":
         return model, tokenizer
@@ -51,10 +51,8 @@ def prepare(settings: Row) -> tuple[nn.Module, Any]:
         }
     model = get_peft_model(
         model, "all-linear", rank, alpha, use_rslora=method == "rslora",
-        kind=chapter.DoRA if method == "dora" else LoRA, **patterns,
+        use_dora=method == "dora", init_lora_weights="pissa" if method == "pissa" else True, **patterns,
     )  # fmt: skip
-    if method == "pissa":
-        chapter.pissa(model)
     return model.enable_lora_training(), tokenizer
 
 
@@ -70,7 +68,7 @@ def measure(settings: Row) -> Row:
     if isinstance(model, PeftModel):
         fit(
             model, train, steps=settings["steps"], batch_size=settings["batch_size"],
-            learning_rate=settings["learning_rate"], lr_ratio=lambda name: ratio if name.endswith(".B") else 1,
+            learning_rate=settings["learning_rate"], lr_ratio=lora_plus(ratio),
             seed=settings["seed"], progress=False,
         )  # fmt: skip
     cpu_seconds = time.process_time() - start
@@ -119,7 +117,7 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__, "beyond_lora.csv")
+    parser = arguments(__doc__, "beyond_lora.csv", seeds=range(6))
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args(argv)
     runs = Comparison(args)

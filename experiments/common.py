@@ -8,11 +8,9 @@ Several scripts write to `e2e.csv`, so a run that two questions need is done onc
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import functools
 import io
-import json
 import math
 import platform
 import random
@@ -20,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import sacrebleu
@@ -29,7 +26,6 @@ from torch import nn
 
 from lora_lib import (
     GPT2Model,
-    LoRA,
     PeftModel,
     Tokenizer,
     find_targets,
@@ -37,15 +33,15 @@ from lora_lib import (
     load_pretrained,
     save_pretrained_folder,
 )
-from lora_lib.analysis import low_rank_factors, text_windows
+from lora_lib.analysis import text_windows
 from lora_lib.downloads import load_e2e
 from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
 from lora_lib.generation import generate_text
 from lora_lib.restaurants import Restaurant, to_examples
 from lora_lib.results import FOLDER as RESULTS
 from lora_lib.training import PAD, History, evaluate, fit
+from lora_lib.variants import lora_plus
 
-CHAPTER = Path(__file__).parent.parent / "notebooks" / "11_beyond_lora.ipynb"
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
@@ -111,17 +107,6 @@ def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> ar
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def from_chapter(path: Path = CHAPTER) -> SimpleNamespace:
-    """The functions and classes that chapter 11 defines, without running the rest of it."""
-    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    parsed = [ast.parse(source) for source in sources if "%pip" not in source]
-    defined = [node for tree in parsed for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    names = {"torch": torch, "nn": nn, "LoRA": LoRA, "find_targets": find_targets, "low_rank_factors": low_rank_factors}
-    exec(compile(ast.Module(defined, []), str(path), "exec"), names)
-    return SimpleNamespace(**names)
 
 
 @torch.no_grad()
@@ -218,8 +203,7 @@ class E2E:
 
     def lr_ratio(self, settings: Row) -> Callable[[str], float] | None:
         """What `fit` is to multiply the learning rate of a parameter by."""
-        ratio = settings["lora_plus"]  # arXiv 2402.12354: B's learning rate as a multiple of A's
-        return (lambda name: ratio if name.endswith(".B") else 1) if ratio != 1 else None
+        return lora_plus(settings["lora_plus"]) if settings["lora_plus"] != 1 else None
 
     def save(self, model: nn.Module, settings: Row) -> int:
         return save(model, self.tokenizer, self.args.keep / slug(settings))
@@ -270,12 +254,11 @@ def prepare(model: GPT2Model, settings: Row) -> nn.Module:
         for name in find_targets(model, "all-linear"):
             cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
         return model
-    wrapped = get_peft_model(
-        model, TARGETS[settings["targets"]], settings["rank"], settings["alpha"], use_rslora=settings["use_rslora"]
-    )
-    if settings["init"] == "pissa":
-        from_chapter().pissa(wrapped)
-    return wrapped.enable_lora_training()
+    start = True if settings["init"] == "default" else settings["init"]
+    return get_peft_model(
+        model, TARGETS[settings["targets"]], settings["rank"], settings["alpha"], use_rslora=settings["use_rslora"],
+        init_lora_weights=start,
+    ).enable_lora_training()  # fmt: skip
 
 
 def values_told(texts: Sequence[str], meanings: Sequence[Restaurant]) -> float:

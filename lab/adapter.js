@@ -122,12 +122,8 @@ function adapterFiles(adapter, view, sample) {
     inference_mode: true,
     base_model_name_or_path: null,
   };
-  const metadata = {
-    format: "pt",
-    base_sample: sample(Object.keys(layers))
-      .map(w => w.toPrecision(4))
-      .join(" "),
-  };
+  const numbers = sample(Object.keys(layers)).map(w => w.toPrecision(4));
+  const metadata = { format: "pt", base_sample: numbers.join(" ") };
   return {
     [WEIGHTS_FILE]: writeSafetensors(tensors, metadata),
     [CONFIG_FILE]: new TextEncoder().encode(`${JSON.stringify(config, null, 2)}\n`),

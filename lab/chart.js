@@ -4,7 +4,7 @@ const MEASURES = {
   heldOut: { label: "held-out end" },
   prose: { label: "other prose" },
 };
-const MARGIN = { left: 34, right: 92, top: 14, bottom: 30 };
+const MARGIN = { left: 34, right: 104, top: 14, bottom: 30 };
 
 // An SVG element.
 function drawn(kind, attributes, text = "") {
@@ -49,7 +49,7 @@ function drawAxes(svg, { x, y, top, most, width, height }) {
   for (let step = 0; step <= most; step += every) {
     svg.append(drawn("text", { x: x(step), y: height - MARGIN.bottom + 18, "text-anchor": "middle" }, step));
   }
-  svg.append(drawn("text", { x: width - MARGIN.right + 10, y: height - MARGIN.bottom + 18 }, "steps"));
+  svg.append(drawn("text", { x: width - MARGIN.right + 16, y: height - MARGIN.bottom + 18 }, "steps"));
 }
 
 function drawRun(svg, run, latest, { x, y }) {
@@ -68,10 +68,11 @@ function drawRun(svg, run, latest, { x, y }) {
     ends.push({ at: y(loss), x: x(step), label, style });
   }
   if (!latest) return;
+  const right = Math.max(...ends.map(end => end.x)) + 8;
   ends.sort((a, b) => a.at - b.at);
   ends.forEach((end, i) => {
     if (i > 0) end.at = Math.max(end.at, ends[i - 1].at + 15); // names do not lie on each other
-    svg.append(drawn("text", { x: end.x + 8, y: end.at + 4, class: `lab-name ${end.style}` }, end.label));
+    svg.append(drawn("text", { x: right, y: end.at + 4, class: `lab-name ${end.style}` }, end.label));
   });
 }
 

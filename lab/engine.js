@@ -26,8 +26,7 @@ function script(name) {
   return new Promise((resolve, reject) => {
     const tag = document.createElement("script");
     tag.src = new URL(name, HERE);
-    tag.onerror = () =>
-      reject(new Error(`${name} could not be loaded. With the network back, press the button again.`));
+    tag.onerror = () => reject(new Error(`${name} could not be loaded: try again when there is a network.`));
     document.head.append(tag);
     tag.onload = () => {
       tag.remove();
@@ -100,11 +99,11 @@ class Engine {
     });
   }
 
-  hear({ id, result, error, expected, news }) {
+  hear({ id, result, error, news }) {
     const { resolve, reject, news: listener } = this.waiting.get(id);
     if (news) return listener(news);
     this.waiting.delete(id);
-    return error === undefined ? resolve(result) : reject(Object.assign(new Error(error), { expected }));
+    return error === undefined ? resolve(result) : reject(new Error(error));
   }
 
   fail(error) {

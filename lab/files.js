@@ -12,12 +12,13 @@ function crc32(bytes) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
-// Numbers one after the other, lowest byte first: [[2, 20], [4, 0]] is 20 in two bytes, then 0 in four.
-function littleEndian(fields) {
-  return Uint8Array.from(
-    fields.flatMap(([size, value]) => Array.from({ length: size }, (_, i) => (value >>> (8 * i)) & 255)),
-  );
-}
+// Numbers in two or in four bytes each, the lowest byte first.
+const inBytes =
+  size =>
+  (...numbers) =>
+    numbers.flatMap(number => Array.from({ length: size }, (_, i) => (number >>> (8 * i)) & 255));
+const two = inBytes(2);
+const four = inBytes(4);
 
 // The bytes of a zip with these files, {name: Uint8Array}, stored as they are: floats hardly shrink.
 function zip(files) {
@@ -26,44 +27,22 @@ function zip(files) {
   let at = 0;
   for (const [name, bytes] of Object.entries(files)) {
     const label = new TextEncoder().encode(name);
-    // version, flags, method, time, date (1 January 1980), checksum, size packed, size, length of the name, of extras
-    const about = [
-      [2, 20],
-      [2, 0],
-      [2, 0],
-      [2, 0],
-      [2, 33],
-      [4, crc32(bytes)],
-      [4, bytes.length],
-      [4, bytes.length],
-    ];
-    const lengths = [
-      [2, label.length],
-      [2, 0],
-    ];
-    parts.push(littleEndian([[4, 0x04034b50], ...about, ...lengths]), label, bytes);
-    // and in the directory: length of the comment, disk, attributes (2), where the file begins
-    const place = [
-      [2, 0],
-      [2, 0],
-      [2, 0],
-      [4, 0],
-      [4, at],
-    ];
-    directory.push(littleEndian([[4, 0x02014b50], [2, 20], ...about, ...lengths, ...place]), label);
+    const sizes = four(crc32(bytes), bytes.length, bytes.length); // checksum, packed, unpacked
+    // version, flags, method, time and date (1 January 1980); then the length of the name, and of what follows it
+    const about = [...two(20, 0, 0, 0, 33), ...sizes, ...two(label.length, 0)];
+    parts.push(Uint8Array.from([...four(0x04034b50), ...about]), label, bytes);
+    // the version once more; at the end the length of a comment, disk, two kinds of attributes, where the file begins
+    const entry = [...four(0x02014b50), ...two(20), ...about, ...two(0, 0, 0), ...four(0, at)];
+    directory.push(Uint8Array.from(entry), label);
     at += 30 + label.length + bytes.length;
   }
   const size = directory.reduce((total, part) => total + part.length, 0);
   const count = Object.keys(files).length;
-  const end = littleEndian([
-    [4, 0x06054b50],
-    [2, 0],
-    [2, 0],
-    [2, count],
-    [2, count],
-    [4, size],
-    [4, at],
-    [2, 0],
+  const end = Uint8Array.from([
+    ...four(0x06054b50),
+    ...two(0, 0, count, count),
+    ...four(size, at),
+    ...two(0),
   ]);
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }

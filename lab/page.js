@@ -3,8 +3,9 @@ const $ = id => document.getElementById(`lab-${id}`);
 
 const lab = {
   engine: null, // once the model is loaded
-  ranks: { restaurants: 8, plays: 8, cat: 8 }, // of the adapters that can be chosen
-  kept: new Set(), // those that the worker has
+  adapters: new Map(), // those that the worker has: {r, kinds}, by name
+  shown: {}, // texts and bars on the page
+  samples: [], // {at, prompt, text} of the last run
 };
 
 // Tell the reader; `wrong` in the colour of what went wrong.
@@ -29,15 +30,13 @@ async function load() {
     lab.engine = engine;
     const seconds = (performance.now() - before) / 1000;
     const kernels = engine.relaxed ? "with fused multiply and add" : "with plain SIMD";
-    say(
-      "status",
-      `gpt2-mini is ready, after ${seconds.toFixed(1)} s, ${kernels}. It stays in this tab; nothing you type leaves it.`,
-    );
+    const cost = `after ${seconds.toFixed(1)} s, ${kernels}, in ${Math.round(engine.megabytes)} MB of memory`;
+    say("status", `gpt2-mini is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
     $("progress").hidden = true;
     $("load").textContent = "Loaded";
     for (const id of ["write", "train", "file"]) $(id).disabled = false;
-    await startWriting();
-    await startTraining();
+    startWriting();
+    countTokens();
   } catch (error) {
     say("status", `That did not work: ${error.message}`, true);
     $("progress").hidden = true;
@@ -46,46 +45,40 @@ async function load() {
 }
 
 // ---- The address -------------------------------------------------------------------------------------------------
-// #adapter=plays&rank=2&strength=1.5&off=mlp.c_fc&prompt=…: what the sliders say, so that a link can say it.
+// #adapter=plays&rank=2&alpha=1.5&off=mlp.c_fc&prompt=…: what the sliders say, so that a link can say it.
 
-const IN_ADDRESS = {
-  adapter: "adapter",
-  rank: "rank",
-  strength: "alpha",
-  temperature: "temperature",
-  seed: "seed",
-  prompt: "prompt",
-};
+const IN_ADDRESS = ["adapter", "rank", "alpha", "temperature", "seed", "prompt"];
 
 function readAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
-  const adapter = asked.get("adapter");
-  if (adapter && [...$("adapter").options].some(option => option.value === adapter))
-    $("adapter").value = adapter;
+  const names = [...$("adapter").options].map(option => option.value);
+  if (names.includes(asked.get("adapter"))) $("adapter").value = asked.get("adapter");
   setRankLimit();
-  for (const [name, id] of Object.entries(IN_ADDRESS)) {
-    if (name !== "adapter" && asked.has(name)) $(id).value = asked.get(name);
-  }
+  for (const id of IN_ADDRESS.slice(1)) if (asked.has(id)) $(id).value = asked.get(id);
   const off = (asked.get("off") ?? "").split(",");
   for (const box of $("on").querySelectorAll("input")) box.checked = !off.includes(box.value);
   showSliders();
-  return [...asked.keys()].some(name => name in IN_ADDRESS || name === "off");
+}
+
+function addressOfSettings() {
+  const said = IN_ADDRESS.map(id => [id, $(id).value]);
+  const { off } = view();
+  if (off.length) said.push(["off", off.join(",")]);
+  return `${location.href.split("#")[0]}#${new URLSearchParams(said)}`;
 }
 
 function writeAddress() {
-  const said = Object.entries(IN_ADDRESS).map(([name, id]) => [name, $(id).value]);
-  const { off } = view();
-  if (off.length) said.push(["off", off.join(",")]);
   try {
-    history.replaceState(null, "", `#${new URLSearchParams(said)}`);
+    history.replaceState(null, "", addressOfSettings());
   } catch {
-    // Some browsers refuse it to a page opened as a file: the button still copies the link.
+    // A browser may refuse it, to a page opened as a file or after very many changes: the button below still works.
   }
 }
 
 // ---- Start -------------------------------------------------------------------------------------------------------
 
-function start() {
+// `recorded`: what tools/record_lab.py saw on an earlier visit. It stands here until the model is loaded.
+function start(recorded) {
   const lacking = missing();
   if (lacking) {
     say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
@@ -101,7 +94,15 @@ function start() {
   prepareTraining();
   prepareTaking();
   readAddress();
-  window.addEventListener("hashchange", () => readAddress() && changed());
+  showRecordedTexts(recorded.write);
+  showRecordedRun(recorded.train);
+  window.addEventListener("hashchange", () => {
+    if (!location.hash.includes("=")) return; // a heading of this page
+    readAddress();
+    changed();
+  });
 }
 
-start();
+Lab.page = lab; // for the tests, and for readers who open the console
+// What is on the page now, for tools/record_lab.py.
+Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), samples: lab.samples } });

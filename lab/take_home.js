@@ -1,16 +1,21 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
-const ZIP_NAME = () => `${$("adapter").value}-adapter`;
+const ONE_FILE = {
+  "download-weights": "adapter_model.safetensors",
+  "download-config": "adapter_config.json",
+};
+const folderName = () => `${$("adapter").value}-adapter`;
 
 // Whether the sliders leave anything of the adapter.
 function anythingLeft() {
   const { adapter, rank, strength, off } = view();
-  return lab.kept.has(adapter) && rank > 0 && strength > 0 && off.length < Object.keys(KIND_NAMES).length;
+  const kinds = lab.adapters.get(adapter)?.kinds ?? [];
+  return rank > 0 && strength > 0 && kinds.some(kind => !off.includes(kind));
 }
 
 function takingChanged() {
   const { adapter, rank, strength } = view();
-  const some = Boolean(lab.engine) && anythingLeft();
-  for (const id of ["download", "download-weights", "download-config"]) $(id).disabled = !some;
+  const some = anythingLeft();
+  for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
   const name = $("adapter").selectedOptions[0].textContent;
   if (lab.engine) {
     const as = `as the sliders have it: rank ${rank}, strength ${strength} × s`;
@@ -18,13 +23,8 @@ function takingChanged() {
       ? `${name}, ${as}.`
       : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
   }
-  $("python").textContent = libraryLines(ZIP_NAME());
-  $("peft").textContent = peftLines(ZIP_NAME());
-}
-
-// A string as Python writes it.
-function python(text) {
-  return JSON.stringify(text);
+  $("python").textContent = libraryLines(folderName());
+  $("peft").textContent = peftLines(folderName());
 }
 
 function libraryLines(name) {
@@ -37,7 +37,7 @@ ZipFile("${name}.zip").extractall("${name}")
 base, tokenizer = load_pretrained("gpt2-mini")
 model = PeftModel.from_pretrained(base, "${name}")
 
-ids = torch.tensor([tokenizer.encode(${python($("prompt").value)})])
+ids = torch.tensor([tokenizer.encode(${JSON.stringify($("prompt").value)})])
 out = base.generate(ids, 60, temperature=0.8, top_k=50)
 print(tokenizer.decode(out[0].tolist()))
 `;
@@ -48,14 +48,15 @@ function peftLines(name) {
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER)
+base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
 model = PeftModel.from_pretrained(base, "${name}")
 `;
 }
 
-async function download(save_) {
+// `hand` hands the adapter's files, {name: bytes}, to the reader.
+async function download(hand) {
   try {
-    save_(await lab.engine.ask("files", { view: view() }));
+    hand(await lab.engine.ask("files", { view: view() }));
   } catch (error) {
     $("taken").textContent = error.message;
   }
@@ -66,15 +67,15 @@ async function bring(chosen) {
   const files = {};
   for (const file of chosen) {
     const buffer = await file.arrayBuffer();
-    Object.assign(
-      files,
-      /\.zip$/i.test(file.name) ? await unzip(buffer) : { [standardName(file.name)]: buffer },
-    );
+    if (/\.zip$/i.test(file.name)) Object.assign(files, await unzip(buffer));
+    else files[standardName(file.name)] = buffer;
   }
   const title = chosen[0].name.replace(/\.\w+$/, "");
-  const name = `brought-${lab.kept.size}`;
-  const { r, alpha, kinds } = await lab.engine.ask("keep", { name, files });
-  addAdapter(name, r, `brought: ${title} (r ${r})`);
+  const name = `brought-${lab.adapters.size}`;
+  const adapter = await lab.engine.ask("keep", { name, files });
+  const { r, alpha, kinds } = adapter;
+  offerAdapter(adapter, `brought: ${title} (r ${r})`);
+  chooseAdapter(name);
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
 }
 
@@ -86,13 +87,9 @@ function standardName(name) {
 
 function prepareTaking() {
   takingChanged();
-  $("prompt").addEventListener("input", takingChanged);
-  $("download").addEventListener("click", () => download(files => save(`${ZIP_NAME()}.zip`, zip(files))));
-  for (const [id, name] of [
-    ["weights", "adapter_model.safetensors"],
-    ["config", "adapter_config.json"],
-  ]) {
-    $(`download-${id}`).addEventListener("click", () => download(files => save(name, files[name])));
+  $("download").addEventListener("click", () => download(files => save(`${folderName()}.zip`, zip(files))));
+  for (const [id, name] of Object.entries(ONE_FILE)) {
+    $(id).addEventListener("click", () => download(files => save(name, files[name])));
   }
   $("file").addEventListener("change", async () => {
     const chosen = [...$("file").files];

@@ -45,6 +45,6 @@ class Tokenizer {
   // A letter outside ASCII may be several tokens: decode all of a text's tokens together.
   decode(ids) {
     const bytes = ids.flatMap(id => (id === this.endOfText ? [] : [...this.bytes[id]]));
-    return new TextDecoder().decode(Uint8Array.from(bytes));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
   }
 }

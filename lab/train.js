@@ -9,73 +9,58 @@ let paused = false;
 
 const onPhone = () => window.innerWidth < 600;
 
-// What the form says. Throws an Error that names the number that will not do.
+const whole = (low, high) => value => Number.isInteger(value) && value >= low && value <= high;
+const positive = value => value > 0 && Number.isFinite(value);
+const NUMBERS = {
+  r: {
+    id: "train-rank",
+    name: "Rank r",
+    fits: whole(1, 320),
+    expected: "a whole number from 1 to 320, this model's width",
+  },
+  alpha: { id: "train-alpha", name: "Alpha", fits: positive, expected: "a number above 0" },
+  rate: { id: "rate", name: "The rate", fits: positive, expected: "a number above 0, such as 0.001" },
+  steps: { id: "steps", name: "Steps", fits: whole(1, 2000), expected: "a whole number from 1 to 2000" },
+};
+
+// What the form says. Throws an Error that names what will not do.
 function trainingSettings() {
-  const number = (id, name, fits, expected) => {
-    const value = $(id).value.trim() === "" ? Number.NaN : Number($(id).value);
-    if (!fits(value))
-      throw Object.assign(new Error(`${name} must be ${expected}; it is “${$(id).value}”.`), {
-        field: $(id),
-      });
-    return value;
-  };
-  const kinds = checkedKinds("train-on");
-  if (!kinds.length) throw new Error("Choose at least one kind of layer for LoRA.");
-  return {
-    text: $("text").value,
-    r: number(
-      "train-rank",
-      "Rank r",
-      r => Number.isInteger(r) && r >= 1 && r <= 320,
-      "a whole number from 1 to 320, the shorter side of this model's layers",
-    ),
-    alpha: number("train-alpha", "Alpha", alpha => alpha > 0 && Number.isFinite(alpha), "a number above 0"),
-    rate: number(
-      "rate",
-      "The rate",
-      rate => rate > 0 && Number.isFinite(rate),
-      "a number above 0, such as 0.001",
-    ),
-    steps: number(
-      "steps",
-      "Steps",
-      steps => Number.isInteger(steps) && steps >= 1 && steps <= 2000,
-      "a whole number from 1 to 2000",
-    ),
-    batch: onPhone() ? 2 : 4,
-    prompt: $("prompt").value,
-    kinds,
-  };
+  const settings = { text: $("text").value, prompt: $("prompt").value, batch: onPhone() ? 2 : 4 };
+  for (const [key, { id, name, fits, expected }] of Object.entries(NUMBERS)) {
+    const typed = $(id).value.trim();
+    settings[key] = typed === "" ? Number.NaN : Number(typed);
+    if (fits(settings[key])) continue;
+    $(id).focus();
+    throw new Error(`${name} must be ${expected}; it is “${typed}”.`);
+  }
+  settings.kinds = checkedKinds("train-on");
+  if (!settings.kinds.length) throw new Error("Choose at least one kind of layer for LoRA.");
+  return settings;
 }
 
 async function train() {
-  let settings;
+  const name = `run-${trained + 1}`;
+  const run = { name, losses: [], measured: [] };
   try {
-    settings = trainingSettings();
+    run.settings = trainingSettings();
+    run.steps = run.settings.steps;
   } catch (error) {
-    error.field?.focus();
     return say("train-status", error.message, true);
   }
-  const name = `run-${++trained}`;
-  const run = { name, settings, steps: settings.steps, losses: [], measured: [] };
-  $("recorded-train")?.remove();
+  trained += 1;
   runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
+  lab.samples = [];
   $("samples").replaceChildren();
   setTraining(true);
   say("train-status", `${label(run)} is in training.`);
   try {
-    const { steps, burst } = await lab.engine.ask(
-      "train",
-      { name, settings },
-      { news: news => heard(run, news) },
-    );
+    const news = what => heard(run, what);
+    const { steps, burst } = await lab.engine.ask("train", { name, settings: run.settings }, { news });
     run.steps = Math.max(1, run.losses.length);
-    say(
-      "train-status",
-      burst ?? `${label(run)} is trained: ${steps} steps. It is chosen above, and can be taken home below.`,
-      Boolean(burst),
-    );
-    addAdapter(name, settings.r, `yours: ${label(run)}`);
+    const done = `${label(run)} is trained: ${steps} steps. It is chosen above, and can be taken home below.`;
+    say("train-status", burst ?? done, Boolean(burst));
+    offerAdapter({ name, ...run.settings }, `yours: ${label(run)}`);
+    chooseAdapter(name);
   } catch (error) {
     runs = runs.filter(other => other !== run);
     say("train-status", error.message, true);
@@ -84,31 +69,39 @@ async function train() {
   drawTraining();
 }
 
-function label({ name, settings: { r, rate } }) {
-  return `${name.replace("-", " ")} (r ${r}, rate ${rate})`;
+function label({ name, recorded, settings: { r, rate } }) {
+  return `${recorded ? "a recorded run" : name.replace("-", " ")} (r ${r}, rate ${rate})`;
 }
 
 // What the worker tells on the way.
-function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample }) {
+function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample, pausedAt }) {
+  const { name, settings, losses, measured } = run;
   if (loss !== undefined) {
-    run.losses.push(loss);
-    $("speed").textContent =
-      `step ${step} of ${run.steps}, ${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
+    losses.push(loss);
+    const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
+    $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
   }
   if (heldOut !== undefined) {
-    run.measured.push({ at, heldOut, prose });
-    const loss = run.losses.at(-1);
-    if (loss !== undefined)
-      say(
-        "train-status",
-        `Step ${at}: training ${loss.toFixed(2)}, held-out end ${heldOut.toFixed(2)}, other prose ${prose.toFixed(2)}.`,
-      );
+    measured.push({ at, heldOut, prose });
+    const beside = `held-out end ${heldOut.toFixed(2)}, other prose ${prose.toFixed(2)}.`;
+    if (at > 0) say("train-status", `Step ${at}: training ${losses.at(-1).toFixed(2)}, ${beside}`);
   }
   if (sample !== undefined) {
-    const words = made("span", { className: "lab-given", textContent: run.settings.prompt });
-    $("samples").prepend(made("li", {}, made("b", { textContent: `step ${at} ` }), words, sample));
+    addSample({ at, prompt: settings.prompt, text: sample });
+    offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
+  }
+  if (pausedAt) {
+    say("train-status", `Paused after step ${pausedAt}. As it is now, the adapter can be chosen above.`);
+    offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }
   drawTraining();
+}
+
+function addSample(sample) {
+  const { at, prompt, text } = sample;
+  const words = made("span", { className: "lab-given", textContent: prompt });
+  $("samples").prepend(made("li", {}, made("b", { textContent: `step ${at} ` }), words, text));
+  lab.samples.push(sample);
 }
 
 function setTraining(on) {
@@ -126,9 +119,12 @@ function drawTraining() {
   drawRuns($("loss"), runs);
   $("loss").setAttribute("aria-label", `The loss, step by step. ${runs.map(inWords).join(" ")}`);
   const earlier = runs.slice(0, -1).map(label).join(" and ");
-  $("legend").textContent = current
-    ? `${current.recorded ? "A recorded run" : label(current)}${earlier ? `; dashed: ${earlier}` : ""}. Nats a token, lower is better.`
-    : "";
+  const lines = [
+    runs.length && label(current),
+    earlier && `dashed: ${earlier}`,
+    "nats a token, lower is better",
+  ];
+  $("legend").textContent = lines.filter(Boolean).join("; ");
   $("runs").hidden = !runs.length;
   $("runs").tBodies[0].replaceChildren(...runs.map(row));
 }
@@ -154,11 +150,16 @@ function row(run) {
   return made("tr", {}, head, ...ends(run).map(text => made("td", { textContent: text })));
 }
 
-// An adapter that the reader trained or brought: it can be chosen, and is.
-function addAdapter(name, rank, text) {
-  lab.kept.add(name);
-  lab.ranks[name] = rank;
-  $("adapter").append(made("option", { value: name, textContent: text }));
+// An adapter that the reader trained or brought can be chosen from now on. Where it is chosen already, it has changed.
+function offerAdapter({ name, r, kinds }, text) {
+  const known = [...$("adapter").options].find(option => option.value === name);
+  const option = known ?? $("adapter").appendChild(made("option", { value: name }));
+  option.textContent = text;
+  lab.adapters.set(name, { r, kinds });
+  if ($("adapter").value === name) changed();
+}
+
+function chooseAdapter(name) {
   $("adapter").value = name;
   setRankLimit();
   $("alpha").value = 1;
@@ -221,10 +222,13 @@ function prepareTraining() {
   window.addEventListener("beforeunload", event => {
     if (training) event.preventDefault(); // the browser asks whether to leave
   });
-  runs = [];
   new ResizeObserver(drawTraining).observe($("loss"));
 }
 
-async function startTraining() {
-  await countTokens();
+// A run of an earlier visit, until the reader's first takes its place.
+function showRecordedRun(recorded) {
+  if (!recorded) return;
+  runs = [{ ...recorded, recorded: true }];
+  for (const sample of recorded.samples) addSample(sample);
+  drawTraining();
 }

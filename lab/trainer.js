@@ -23,8 +23,8 @@ class Trainer {
     this.window = Math.min(WINDOW, this.ids.length - 1);
     this.heldOut = windows(ids.slice(ids.length - heldOut));
     this.prose = windows(tokenizer.encode(prose));
-    this.random = seeded(1); // always the same: two runs begin alike and read the same windows in the same order
-    this.loaded = new LoadedAdapter(model.memory, newAdapter(settings, this.random), true);
+    this.random = seeded(1); // always the same: two runs read the same windows in the same order
+    this.loaded = new LoadedAdapter(model.memory, newAdapter(settings, seeded(2)), true);
     for (const what of ["g", "m", "v"]) model.kernels.zero(this.loaded[what], this.loaded.size);
     this.good = this.loaded.read(); // the weights of the last step whose loss was sound
   }
@@ -37,16 +37,18 @@ class Trainer {
     this.model.use(this.loaded.bypasses());
     const loss = this.model.loss(rows, targets, true);
     this.first ??= loss;
-    if (!(loss <= this.first + BURST)) {
-      this.loaded.write(this.good);
-      throw new Burst(
-        `The loss is ${loss.toFixed(2)} at step ${this.step + 1}: a rate of ${rate} is too high. ` +
-          `The adapter is that of step ${Math.max(0, this.step - 1)}; try a tenth of the rate.`,
-      );
-    }
+    if (!(loss <= this.first + BURST)) this.giveUp(loss);
     this.good = this.loaded.read();
     update(this.model, this.loaded, ++this.step, rate * rateFactor(this.step - 1, steps));
     return loss;
+  }
+
+  giveUp(loss) {
+    this.loaded.write(this.good);
+    throw new Burst(
+      `The loss is ${loss.toFixed(2)} after ${this.step} steps: a rate of ${this.settings.rate} is too high. ` +
+        `The adapter is that of step ${Math.max(0, this.step - 1)}; try a tenth of the rate.`,
+    );
   }
 
   // `count` windows of the text, each from a place that chance decides, and for each token the one that follows it.
@@ -60,7 +62,9 @@ class Trainer {
   // The losses on what is not trained on: the end of the same text, and other prose.
   measure() {
     this.model.use(this.loaded.bypasses());
-    return { heldOut: this.model.loss(...this.heldOut), prose: this.model.loss(...this.prose) };
+    const [heldOut, prose] = [this.heldOut, this.prose].map(rows => this.model.loss(...rows));
+    if (!Number.isFinite(heldOut + prose)) this.giveUp(heldOut);
+    return { heldOut, prose };
   }
 
   free() {

@@ -6,7 +6,7 @@ let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
 let run; // the training that goes on, or is paused
 const adapters = new Map(); // by name, as they are in files
-let shown = null; // the one that the sliders turn: {name, whole, inOrder}
+let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
 // ---- One thing at a time -----------------------------------------------------------------------------------------
 
@@ -60,14 +60,14 @@ const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longe
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
-  const ids = begin(prompt);
+  const ids = begin(prompt, model.context - count);
   const written = [];
   show(view);
   model.read = 0;
   let logits = model.next(ids);
   while (written.length < count && wanted()) {
     const id = pick(logits, temperature, random);
-    if (id === tokenizer.endOfText || ids.length + written.length + 1 >= model.context) break;
+    if (id === tokenizer.endOfText) break;
     written.push(id);
     news({ tokens: pieces(written), ids: written });
     if (written.length % 4 === 0) await breathe();
@@ -76,10 +76,12 @@ async function write(view, { prompt, count, temperature, seed }, news, wanted = 
   return { tokens: pieces(written), ids: written };
 }
 
-// A prompt's token ids. An empty one begins where a text begins.
-function begin(prompt) {
+// A prompt's token ids, `most` of them at most. An empty one begins where a text begins.
+function begin(prompt, most) {
   const ids = tokenizer.encode(prompt);
-  return ids.length ? ids.slice(-model.context + 1) : [tokenizer.endOfText];
+  if (ids.length > most)
+    throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
+  return ids.length ? ids : [tokenizer.endOfText];
 }
 
 // The text of each token. Where a letter is made of several tokens, the last of them shows it.
@@ -122,6 +124,10 @@ async function train(settings, news) {
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (run.paused) {
+      adapters.set(run.name, run.trainer.loaded.read());
+      news({ pausedAt: step });
+    }
     while (run.paused && !run.stopped) await called(run);
   }
   return run.trainer.step;
@@ -154,10 +160,8 @@ const jobs = {
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
   keep({ name, files }) {
-    adapters.set(
-      name,
-      readAdapter(files, names => model.baseSample(names)),
-    );
+    const sample = layers => model.baseSample(layers);
+    adapters.set(name, readAdapter(files, sample));
     return describe(name);
   },
 
@@ -179,7 +183,7 @@ const jobs = {
   // adapter. `also`: more tokens that are wanted.
   bars({ view, prompt, ids: written, count, also }) {
     return inTurn(() => {
-      const context = [...begin(prompt), ...written];
+      const context = [...begin(prompt, model.context), ...written];
       const [base, adapted] = [null, view].map(which => {
         show(which);
         model.read = 0;
@@ -243,6 +247,6 @@ self.onmessage = async ({ data: { id, job, ...what } }) => {
   try {
     postMessage({ id, result: await jobs[job](what, news => postMessage({ id, news })) });
   } catch (error) {
-    postMessage({ id, error: error.message, expected: error instanceof LabError });
+    postMessage({ id, error: error.message });
   }
 };

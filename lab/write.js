@@ -6,6 +6,14 @@ let baseWords;
 let adaptedWords;
 let lookedAt = null; // the token that was clicked: {words, index}; null is the prompt's end
 
+const LAYER_KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
+const BOOKS_OWN = { r: 8, kinds: LAYER_KINDS }; // the adapters that come with the page
+
+// The chosen adapter's rank and kinds of layers.
+function chosenAdapter() {
+  return lab.adapters.get($("adapter").value) ?? BOOKS_OWN;
+}
+
 // What the sliders say.
 function view() {
   const on = checkedKinds("on");
@@ -13,54 +21,59 @@ function view() {
     adapter: $("adapter").value,
     rank: Number($("rank").value),
     strength: Number($("alpha").value),
-    off: Object.keys(KIND_NAMES).filter(kind => !on.includes(kind)),
+    off: LAYER_KINDS.filter(kind => !on.includes(kind)),
   };
 }
 
-const KIND_NAMES = {
-  "attn.c_attn": "queries, keys and values",
-  "attn.c_proj": "attention's output",
-  "mlp.c_fc": "the MLP's first layer",
-  "mlp.c_proj": "the MLP's second layer",
-};
-
-function setRankLimit(rank) {
-  const most = lab.ranks[$("adapter").value];
-  $("rank").max = most;
-  $("rank").value = rank ?? most;
+function setRankLimit() {
+  const { r } = chosenAdapter();
+  $("rank").max = r;
+  $("rank").value = r;
 }
 
 function showSliders() {
   $("rank-value").textContent = `${$("rank").value} of ${$("rank").max}`;
   $("alpha-value").textContent = `${Number($("alpha").value).toFixed(2)} × s`;
   $("temperature-value").textContent = $("temperature").value;
+  const { kinds } = chosenAdapter();
+  for (const box of $("on").querySelectorAll("input")) box.disabled = !kinds.includes(box.value);
 }
 
 // The worker gets an adapter of the book when it is first chosen.
-async function fetchAdapter(name) {
-  if (lab.kept.has(name)) return;
+const fetching = new Map(); // promises, by name
+
+function fetchAdapter(name) {
+  if (lab.adapters.has(name)) return undefined;
+  if (!fetching.has(name))
+    fetching.set(
+      name,
+      handOver(name).finally(() => fetching.delete(name)),
+    );
+  return fetching.get(name);
+}
+
+async function handOver(name) {
   if (!delivered.adapters[name]) await script(`adapter-${name}.js`);
-  const { r } = await lab.engine.ask("keep", { name, files: delivered.adapters[name] });
-  lab.ranks[name] = r;
-  lab.kept.add(name);
+  lab.adapters.set(name, await lab.engine.ask("keep", { name, files: delivered.adapters[name] }));
+  takingChanged();
 }
 
 // ---- What follows a change ---------------------------------------------------------------------------------------
-// A slider sends many events. Each kind of work runs once at a time, and once more if something has changed meanwhile.
 
+// A slider sends many events. `work` runs once at a time, and once more if it was asked for meanwhile.
 function latest(work) {
   let running = false;
   let again = false;
-  return async (...what) => {
+  return async () => {
     again = true;
     if (running) return;
     running = true;
     while (again) {
       again = false;
       try {
-        await work(...what);
+        await work();
       } catch (error) {
-        say("status", error.message, true);
+        say("write-status", error.message, true);
       }
     }
     running = false;
@@ -68,56 +81,53 @@ function latest(work) {
 }
 
 const showNext = latest(async () => {
+  await fetchAdapter($("adapter").value);
   const { words, index } = lookedAt ?? {};
   const ids = words ? words.ids.slice(0, index) : [];
   const prompt = words ? words.prompt : $("prompt").value;
   const chosen = words?.ids[index];
   const also = chosen === undefined ? [] : [chosen];
   const rows = await lab.engine.ask("bars", { view: view(), prompt, ids, count: BARS, also });
-  showBars($("next"), rows, chosen);
-  const before = prompt + (words ? words.tokens.slice(0, index).join("") : "");
-  $("next-after").textContent = `After “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
+  showNextAfter(prompt + (words ? words.tokens.slice(0, index).join("") : ""), rows, chosen);
   $("next-back").hidden = !words;
+  lab.shown.bars = rows;
 });
 
-const writeAdapted = latest(() => writeTexts(false));
+function showNextAfter(before, rows, chosen) {
+  showBars($("next"), rows, chosen);
+  $("next-after").textContent = `After “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
+}
 
-async function writeTexts(base) {
-  const settings = {
+// The adapted text, and the base's where it is not an answer to the same question already.
+const writeTexts = latest(async () => {
+  await fetchAdapter($("adapter").value);
+  const question = {
     prompt: $("prompt").value,
     temperature: Number($("temperature").value),
     seed: Number($("seed").value),
     count: SAMPLE_TOKENS,
   };
+  const base = Object.keys(question).some(name => question[name] !== lab.shown[name]);
+  const shown = { view: view(), ...question };
   const show = texts => {
-    if (texts.base) baseWords.show(settings.prompt, texts.base);
-    if (texts.adapted) adaptedWords.show(settings.prompt, texts.adapted);
+    if (texts.base) baseWords.show(question.prompt, texts.base);
+    if (texts.adapted) adaptedWords.show(question.prompt, texts.adapted);
   };
-  show(await lab.engine.ask("write", { view: view(), base, ...settings }, { news: show }));
-}
+  const texts = await lab.engine.ask("write", { base, ...shown }, { news: show });
+  show(texts);
+  Object.assign(lab.shown, shown, texts);
+  say("write-status", "");
+});
 
 // The sliders have moved: bars and text follow at once.
-async function changed() {
+function changed() {
   showSliders();
   writeAddress();
   takingChanged();
   if (!lab.engine) return;
-  await fetchAdapter($("adapter").value);
+  if (lookedAt?.words === adaptedWords) lookedAt = null; // that text is about to change
   showNext();
-  writeAdapted();
-}
-
-async function write() {
-  lookAt(null);
-  writeAddress();
-  $("recorded-write").hidden = true;
-  try {
-    await fetchAdapter($("adapter").value);
-    showNext();
-    await writeTexts(true);
-  } catch (error) {
-    say("status", error.message, true);
-  }
+  writeTexts();
 }
 
 function lookAt(place) {
@@ -132,31 +142,41 @@ function prepareWriting() {
   $("next-back").addEventListener("click", () => lookAt(null));
   $("form").addEventListener("submit", event => {
     event.preventDefault();
-    if (lab.engine) write();
+    lookedAt = null;
+    changed();
   });
-  $("adapter").addEventListener("input", () => setRankLimit());
-  for (const id of ["adapter", "rank", "alpha", "on"]) $(id).addEventListener("input", () => changed());
-  for (const id of ["temperature", "seed", "prompt"]) {
-    $(id).addEventListener("input", () => {
-      showSliders();
-      if (lab.engine) lookAt(null);
-    });
+  $("adapter").addEventListener("input", setRankLimit);
+  for (const id of ["adapter", "rank", "alpha", "on", "temperature", "seed"]) {
+    $(id).addEventListener("input", changed);
   }
+  $("prompt").addEventListener("input", () => {
+    takingChanged(); // the lines in Python begin with the prompt
+    lookAt(null);
+  });
   $("share").addEventListener("click", async () => {
-    writeAddress();
-    const link = new URL(location.href);
+    const link = addressOfSettings();
     try {
-      await navigator.clipboard.writeText(link.href);
+      await navigator.clipboard.writeText(link);
       say("shared", "Copied.");
     } catch {
-      say("shared", "This browser does not let the page copy: the link is in the address bar.");
+      say("shared", `This browser does not let the page copy it: ${link}`);
     }
   });
 }
 
 // The model has come: what was recorded gives way to the real thing.
-async function startWriting() {
-  await fetchAdapter($("adapter").value);
-  takingChanged();
-  await write();
+function startWriting() {
+  $("recorded-write").hidden = true;
+  changed();
+}
+
+// Texts and bars of an earlier visit, until the reader's own take their place.
+function showRecordedTexts(recorded) {
+  if (!recorded) return;
+  const { prompt, base, adapted, bars, view: turnedTo } = recorded;
+  baseWords.show(prompt, base);
+  adaptedWords.show(prompt, adapted);
+  showNextAfter(prompt, bars);
+  $("recorded-write").textContent =
+    `Recorded earlier, with the adapter “${turnedTo.adapter}” at rank ${turnedTo.rank}. Load the model, and it is yours to change.`;
 }

@@ -1,23 +1,22 @@
 """Checkpoints of a training run: a run that was killed goes on from the last one.
 
-What is random in `fit` follows from its seed and the number of the step, so little has to be kept: the trained
-weights, the optimizer's averages, and the history. They are one safetensors file, which holds tensors and text. A
-pickle, as `torch.save` writes, would also hold code, and loading it would run that.
+What is random in `fit` follows from its seed and the number of the step. So a checkpoint needs only the trained
+weights, the optimizer's averages, and the history. It is one file of tensors and text: see `lora_lib.tensor_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
+from errno import ENOTDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
 
 Weights = Mapping[str, Tensor]
 
@@ -25,17 +24,27 @@ Weights = Mapping[str, Tensor]
 def save_checkpoint(
     path: Path, weights: Weights, optimizer: torch.optim.Optimizer, settings: dict[str, Any], history: dict[str, Any]
 ) -> None:
-    """Write the state of a run. Whoever is killed meanwhile keeps the checkpoint before: the new one is whole first."""
+    """Write the state of a run to the file `path`. A process that is killed while it writes keeps the old file.
+
+    Raises OSError when the disk will not take the new file; the old one is then still there.
+    """
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[weight].items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {"settings": json.dumps(settings), "history": json.dumps(history)})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())  # on the disk, before it takes the old one's name
-    os.replace(part, path)
+    with replaced(path) as (part,):
+        write_tensors(part, tensors, {"settings": json.dumps(settings), "history": json.dumps(history)})
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, naming `folder`, where it could not be made or written to; nothing is made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        if not there.is_dir():
+            raise OSError(ENOTDIR, f"{there} is no folder")
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to: {error.strerror}; choose another place") from error
 
 
 def load_checkpoint(
@@ -46,11 +55,9 @@ def load_checkpoint(
     Raises ValueError when the file is no checkpoint, or that of a run with other `settings`; nothing is changed then.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors, texts = read_tensors(path)
         saved, history = json.loads(texts["settings"]), json.loads(texts["history"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error!r}") from error
     for name, value in settings.items():
         if saved.get(name) != value:
@@ -68,9 +75,5 @@ def load_checkpoint(
 
 
 def fingerprint(tensors: Iterable[Tensor], text: str = "") -> str:
-    """A short name for these very numbers: equal for equal tensors, and different for any others."""
-    found = hashlib.sha256(text.encode())
-    for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:12]
+    """Twelve hexadecimal digits that are equal for equal tensors and `text`, and differ for others (by SHA-256)."""
+    return digest({str(i): tensor for i, tensor in enumerate(tensors)}, text)[:12]

@@ -1,4 +1,4 @@
-"""The same training over several processes: each reads its share of every batch, and gradients are summed."""
+"""The same training in several processes: each reads its share of every batch, and the gradients are summed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """Where this process stands: (0, 1) without a process group."""
+    """Which of the processes this one is: (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return Place(dist.get_rank(), dist.get_world_size())
     return Place(0, 1)
 
 
 class Objective(nn.Module):
-    """The loss as a module, summed over this process's share of a batch: what DistributedDataParallel wraps."""
+    """The loss as a module, for DistributedDataParallel to wrap: summed over this process's share of a batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Objective(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         process, processes = place()
-        if process >= len(ids):  # fewer rows than processes: one that is not counted keeps this one in step
+        if process >= len(ids):  # fewer rows than processes: this one reads a row that is not counted
             return loss_sum(self.model, ids[:1], torch.full_like(targets[:1], IGNORE))
         return loss_sum(self.model, ids[process::processes], targets[process::processes])
 
 
 def averaged(objective: Objective, count_bytes: Callable[[int], None]) -> DistributedDataParallel:
-    """The same module, its gradients averaged over all processes; `count_bytes` is told what each exchange takes."""
+    """The same module, its gradients averaged over all processes; `count_bytes` gets the bytes of each exchange."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
 
     def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation that is a text

@@ -2,8 +2,8 @@
 
 `load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.restaurants`;
 `load_sms_spam` is for classification. With the environment variable `LORA_DATA_DIR` set, files are read from that
-folder instead (`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is never asked. Whatever the way, a file is
-opened only if its SHA-256 is that of the published one.
+folder instead (`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is not used. In both cases a file is used
+only if its SHA-256 is that of the published one.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Message(NamedTuple):
 def load_e2e() -> Splits[Restaurant]:
     """The E2E NLG Challenge data, v1.0.0: 4,862 / 547 / 630 meanings with 42,061 / 4,672 / 4,693 references.
 
-    Crowd workers wrote the references: some leave slots out, or add some, so `slot_report` does not apply to them.
+    Crowd workers wrote the references. Some leave slots out or add some, so `slot_report` does not apply to them.
     About 12 MB from https://github.com/tuetschek/e2e-dataset. By Novikova, Dušek and Rieser (2017, arXiv:1706.09254),
-    licensed CC BY-SA 4.0: what you publish of it, or make from it, carries that licence.
+    licensed CC BY-SA 4.0: what you publish of it, or make from it, must have that licence too.
 
     Raises ConnectionError when it cannot be downloaded, FileNotFoundError when `LORA_DATA_DIR` lacks a file, and
     ValueError when a file is not the published one.
@@ -73,7 +73,7 @@ def load_sms_spam() -> list[Message]:
     About 0.2 MB from the UCI Machine Learning Repository (doi:10.24432/C5CC84), which lists it under CC BY 4.0. Its
     own readme leaves the copyright with Almeida and Gómez Hidalgo, lets it be used freely and without warranty, and
     asks for a citation: Almeida, Gómez Hidalgo and Yamakami, "Contributions to the study of SMS spam filtering: new
-    collection and results", ACM DocEng 2011. The messages are people's own: some are rude, some come twice.
+    collection and results", ACM DocEng 2011. The messages are real ones: some are rude, some come twice.
 
     Raises as `load_e2e` does.
     """
@@ -84,8 +84,8 @@ def load_sms_spam() -> list[Message]:
 def balanced_splits(messages: Sequence[Message], seed: int = 0) -> Splits[Message]:
     """As many ham as spam, drawn and shuffled by `seed`, cut 70 % / 10 % / 20 %: 1,045 / 149 / 300 of the whole set.
 
-    The split of Raschka's *Build a Large Language Model (From Scratch)*, chapter 6, with another random generator: as
-    many messages, but not the same ones. Raises ValueError when there are no messages of one of the two labels.
+    The sizes are those of Raschka's *Build a Large Language Model (From Scratch)*, chapter 6; the random generator is
+    another one, so the messages are not the same. Raises ValueError when one of the two labels has no message.
     """
     rng = random.Random(seed)
     by_label = [[m for m in messages if m.label == label] for label in ("ham", "spam")]
@@ -108,7 +108,7 @@ def _read_e2e(name: str) -> list[Restaurant]:
 
 
 def _fetch(name: str) -> Path:
-    """The path of a published file, from `LORA_DATA_DIR`, the cache, or its publisher; its hash has been checked."""
+    """The path of a published file, from `LORA_DATA_DIR`, the cache, or its publisher, after its hash is checked."""
     import pooch  # here and below, so that readers of the built-in data never pay for these imports
     import requests
 
@@ -144,10 +144,10 @@ def _check_local(path: Path, source: _Source) -> Path:
 
 
 def _download(url: str, output_file: str, _pooch: object, *, part: Path, member: str) -> None:
-    """Download `url` into `output_file`, going on where an earlier try broke off; unpack `member` if it is a zip.
+    """Download `url` into `output_file`, from where an earlier try stopped; unpack `member` if it is a zip.
 
-    This is a downloader for pooch, whose own starts from nothing each time. What has come so far is in `part`, which
-    stays after a broken connection and goes after a whole download, whether or not the hash then fits.
+    This is a downloader for pooch, whose own starts from the beginning each time. `part` holds what has come so far:
+    it is kept after a broken connection and removed after a whole download, whether or not the hash then fits.
     """
     import requests
     from tqdm import tqdm
@@ -156,7 +156,7 @@ def _download(url: str, output_file: str, _pooch: object, *, part: Path, member:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
         if have and response.status_code == requests.codes.requested_range_not_satisfiable:
-            part.unlink()  # longer than the file itself, so no beginning of it
+            part.unlink()  # longer than the file itself, so not its beginning
             _download(url, output_file, _pooch, part=part, member=member)
             return
         response.raise_for_status()

@@ -1,7 +1,7 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; what leaves here are token ids and
-next-token targets, with -100 where nothing is to be learned.
+Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; this module makes token ids and
+next-token targets of them, with -100 where nothing is to be learned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64
 
 
 class Example(NamedTuple):
-    """One pair to train on: the model reads `prompt`, and learns to continue it with `completion`."""
+    """A pair to train on: the model is given `prompt` and learns to continue it with `completion`."""
 
     prompt: str
     completion: str
@@ -35,9 +35,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a file: what was said before each answer, that answer, and where it stands ("chats.jsonl, line 3").
+    """One line of a file: each answer with what was said before it, and where the line is ("chats.jsonl, line 3").
 
-    A pair is one exchange. In a chat each exchange's prompt goes on where the answer before it ended.
+    A pair is one exchange. In a chat the prompt of an exchange continues where the answer before it ended.
     """
 
     exchanges: tuple[Example, ...]
@@ -68,13 +68,19 @@ class Splits(Generic[Item]):
 
 
 def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
-    """Deal documents or records out to three parts by chance, which `seed` decides.
+    """Divide documents or records into three parts at random; `seed` decides how.
 
-    What is alike stays together: documents with the same text, and records with the same prompts, whatever their
-    answers; capitals and spacing do not count. The shares `validation` and `test` are of the *different* items.
+    What is alike goes into the same part: documents with the same text, and records with the same prompts, whatever
+    their answers; capitals and spacing do not count. `validation` and `test` are shares of the *different* items.
 
-    Raises ValueError for shares that are below 0 or leave nothing to train on, and for too few different items.
+    Raises ValueError for shares that are below 0 or leave nothing to train on, for too few different items, and for
+    items that are no list of documents or records.
     """
+    if isinstance(items, str):
+        raise ValueError("expected a list of documents or records, got one text; read_text makes a list of it")
+    for index, item in enumerate(items):
+        if not isinstance(item, (str, Record)):
+            raise ValueError(f"item {index} is neither a text nor a Record, but of type {type(item).__name__}")
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
     alike: dict[str, list[Text]] = {}
@@ -101,8 +107,8 @@ def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, 
 def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
     """Examples as token ids (T,) and next-token targets (T,), both int64.
 
-    `targets[t]` is the token that should follow `ids[t]`, ready for cross-entropy with the logits at t: the shift is
-    made here. It is -100 inside the prompt, so only the completion, and the `<|endoftext|>` that closes it, is learned.
+    `targets[t]` is the token that should follow `ids[t]`, so that cross-entropy compares it with the logits at t.
+    It is -100 inside the prompt: only the completion is learned, and the `<|endoftext|>` that ends it.
 
     Raises ValueError, naming the example, when its ids are more than `max_length` (the model's context at most), or
     when its completion is empty.
@@ -126,8 +132,8 @@ def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_lengt
 def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> list[Encoded]:
     """Documents, one after the other, cut into blocks of `block_length` tokens: ids (T,) and next-token targets (T,).
 
-    `<|endoftext|>` stands before, between and after them, and every token is learned. No token is lost: the last
-    block may be shorter. A block may begin in the middle of a document, and hold several.
+    `<|endoftext|>` is put before, between and after them, and every token is learned. No token is lost: the last
+    block may be shorter. A block may begin in the middle of a document, and may hold several.
 
     Raises ValueError when there is no document, or `block_length` is below 1.
     """
@@ -148,7 +154,7 @@ def encode_records(
     """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
 
     The targets are -100 elsewhere, as in `encode_examples`. A record of more than `max_length` tokens
-    (the model's context, at most) is an error, or with `too_long="drop"` left out, with a warning that names it.
+    (the model's context, at most) is an error; with `too_long="drop"` it is left out, and a warning names it.
 
     Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
     """
@@ -171,7 +177,7 @@ def encode_records(
 
 
 def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
-    """The exchanges one after the other. What follows an answer's end is given, so nothing is learned there."""
+    """The exchanges one after the other. The token after an answer's end belongs to a prompt and is not learned."""
     ids: list[torch.Tensor] = []
     targets: list[torch.Tensor] = []
     for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):
@@ -186,7 +192,7 @@ def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
 
 
 def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
-    """Stack sequences into ids (B, T) and targets (B, T), filled up on the right with `pad_id` and -100.
+    """Stack sequences into ids (B, T) and targets (B, T), padded on the right with `pad_id` and -100.
 
     Causal attention never looks to the right, so the padding needs no mask.
     """
@@ -197,6 +203,6 @@ def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
 def batches(
     encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
 ) -> DataLoader[Encoded]:
-    """A DataLoader of padded (ids, targets) batches, in an order of its own that `seed` decides."""
+    """A DataLoader of padded (ids, targets) batches; `seed` alone decides their order, not PyTorch's global state."""
     order = torch.Generator().manual_seed(seed)
     return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]

@@ -4,8 +4,9 @@
     CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
     JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
 
-`split` stands between reading and the tokens. A file that cannot be used gives FileNotFoundError, or a ValueError
-that names the file, the line and what was expected there; nothing is cut short or left out without being asked for.
+`read_records` chooses among the last three by the file's name and its first line. `split` comes between reading and
+encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that names the file, the line and what
+was expected there; nothing is shortened or left out unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_lib.examples import Example, Record
 from lora_lib.tokenizer import END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant")
+MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -32,22 +34,43 @@ ROLES = ("system", "user", "assistant")
 def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str]:
     r"""The documents of a UTF-8 text file, which `separator` divides; those that are blank are left out.
 
-    `separator="\n\n"` makes each paragraph a document, None the whole file. What divides them is not part of them.
+    `separator="\n\n"` makes each paragraph a document, None the whole file. The separator belongs to no document.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is empty or not UTF-8.
+    Raises FileNotFoundError for a missing file, ValueError for one that is empty, not UTF-8, or has a byte-order mark
+    in its middle.
     """
     text = _read(path).replace("\r\n", "\n")
     documents = [part.strip("\n") for part in (text.split(separator) if separator else [text]) if part.strip()]
     return _not_empty(path, documents)
 
 
-def read_csv(path: str | Path, *, delimiter: str = ",") -> list[Record]:
+def read_records(path: str | Path) -> list[Record]:
+    """The examples of a file of any kind: .csv and .tsv by `read_csv`, .jsonl by `read_jsonl` or `read_chats`.
+
+    A .jsonl file holds chats when the object in its first line has "messages", else pairs.
+
+    Raises as those functions do, and ValueError for a name that ends in anything else.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in (".csv", ".tsv"):
+        return read_csv(path, delimiter="," if ending == ".csv" else "\t")
+    if ending != ".jsonl":
+        raise ValueError(
+            f"{path}: its name must end in .jsonl (pairs or chats), .csv or .tsv (pairs), to say what it holds"
+        )
+    _, first = next(_json_objects(path), ("", {}))
+    return read_chats(path) if "messages" in first else read_jsonl(path)
+
+
+def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
     """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
 
-    Both are taken letter for letter: nothing is put between them, in training or later. Other columns are ignored.
+    Both are taken exactly as they are: nothing is put between them, in training or later. Other columns are ignored.
+    A field that is one of `missing` is an error; with `missing=()` it is text like any other.
 
     Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    missing or doubled column, a row with more or fewer fields than the header, broken quotes, and an empty field.
+    column that is missing or named twice, a header that comes again, a row with more or fewer fields than the header,
+    broken quotes, and a field that is empty or `missing`.
     """
     rows = _csv_rows(path, delimiter)
     line, header = next(rows)
@@ -60,33 +83,49 @@ def read_csv(path: str | Path, *, delimiter: str = ",") -> list[Record]:
     records = []
     for line, row in rows:
         where = f"{path}, line {line}"
+        if row == header:
+            raise ValueError(f"{where}: the header again, as where two files were joined; take this line out")
         if len(row) != len(header):
             raise ValueError(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
                 f'text that holds a {delimiter!r} stands between double quotes: "like this"'
             )
-        records.append(_pair(dict(zip(header, row)), where))
+        fields = dict(zip(header, row))
+        for name in Example._fields:
+            if fields[name].strip() in missing:
+                raise ValueError(
+                    f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
+                    "take the row out, or pass missing=() if it is meant as text"
+                )
+        records.append(_pair(fields, where))
     return _not_empty(path, records)
 
 
 def read_jsonl(path: str | Path) -> list[Record]:
     """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
 
-    Both are taken letter for letter, as in `read_csv`; other keys are ignored, and so are blank lines.
+    Both are taken exactly as they are, as in `read_csv`; other keys are ignored, and so are blank lines.
 
     Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    line that is not a JSON object, and a field that is missing, empty, or not a string.
+    line that is not a JSON object or has a key twice, and a field that is missing, empty, or not a string.
     """
     return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The one JSON object that a UTF-8 file is. Raises FileNotFoundError, or ValueError for anything else."""
+    return _object(_read(path), str(path))
 
 
 def read_chats(path: str | Path) -> list[Record]:
     """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
 
-    Roles are system, user and assistant, and the assistant has the last word: what follows it could teach nothing.
+    Roles are system, user and assistant. The last turn is the assistant's: nothing is learned from what follows it.
+    Every turn of the assistant is learned, and its content is all of it.
 
     Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
-    unknown role, and a conversation without an assistant's turn or with a turn after the last of them.
+    unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
+    `weight` other than 1, and a turn with `tool_calls`.
     """
     return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
 
@@ -102,6 +141,12 @@ def _read(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to learn from it")
+    if "\ufeff" in text:
+        line = text.count("\n", 0, text.index("\ufeff")) + 1
+        raise ValueError(
+            f"{path}, line {line}: a byte-order mark (U+FEFF) inside the file, as where two files were joined; "
+            "take it out, and a header that comes again with it"
+        )
     return text
 
 
@@ -135,13 +180,32 @@ def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON ({error}); each line holds one whole object, {{…}}") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected one JSON object, {{…}}, found {_kind(value)}")
-        yield where, value
+        yield where, _object(line, where)
+
+
+def _object(text: str, where: str) -> dict[str, object]:
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+    except _DoubledKey as error:
+        raise ValueError(f"{where}: the key {error} comes twice in one object; take one of the two out") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); expected one whole object, {{…}}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected one JSON object, {{…}}, found {_kind(value)}")
+    return value
+
+
+class _DoubledKey(Exception):
+    pass
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DoubledKey(repr(key))
+        found[key] = value
+    return found
 
 
 def _pair(fields: Mapping[str, object], where: str) -> Record:
@@ -166,6 +230,13 @@ def _check_messages(messages: object, where: str) -> list[dict[str, str]]:
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
             raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
+        if message.get("tool_calls") or message.get("function_call"):
+            raise ValueError(f"{place}: it calls a tool, and only its content would be learned; take the chat out")
+        if message.get("weight", 1) not in (1, None):
+            raise ValueError(
+                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant is learned alike; "
+                "take the weight out, or end the chat before this turn"
+            )
         _text(message, "content", place)
         if _text(message, "role", place) not in ROLES:
             raise ValueError(f"{place}: unknown role {message['role']!r}: expected one of {', '.join(ROLES)}")
@@ -205,9 +276,9 @@ def _kind(value: object) -> str:
 def chat_prompt(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
     """The token ids after which the assistant speaks next, for `lora_lib.generation.generate_text`.
 
-    `messages` are {"role": …, "content": …}, as in the file. Training on these turns reads the same ids: each of the
-    assistant's turns ends with `<|endoftext|>`, which no text that somebody types can contain (`Tokenizer.encode`).
-    The names of the roles are plain text, though: a user can type what looks like another's turn.
+    `messages` are {"role": …, "content": …}, as in the file. The ids are those that training reads: each turn of the
+    assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
+    The names of the roles are plain text, however: a user can type what looks like another's turn.
 
     Raises ValueError for a message that `read_chats` would not take.
     """

@@ -1,4 +1,4 @@
-"""The LoRA layer's product in one autograd function: what it computes, and when it may be taken."""
+"""The LoRA layer's product, cheaper than `base(x) + bypass(x)`: two ways to compute it, and when they may be taken."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from lora_lib.lora_linear import LoRA
+
+# With fewer rows, what it costs to start an operation counts for more than another pass over memory: there `_Fused` was
+# measured to be up to a seventh slower than PEFT, and `_few_rows` never slower (`python -m benchmarks --only sizes`).
+FEW = 1024
 
 
 class _Fused(torch.autograd.Function):
@@ -57,19 +62,27 @@ class _Fused(torch.autograd.Function):
 
 
 def fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
-    """`base(x)` plus the bypasses' outputs through `_Fused`, for x (…, d)."""
+    """`base(x)` plus the bypasses' outputs, for x (…, d), where `can_fuse` allows it."""
     first = bypasses[0]
     x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is the one that is kept
-    A: Tensor = first.A
-    B: Tensor = first.B
+    A, B = first.factors()
     s, p = first.scale, _dropout(first)
     if len(bypasses) > 1:  # several bypasses are one, of the sum of their ranks
-        A, B, s = torch.cat([b.A for b in bypasses], 1), torch.cat([b.scale * b.B for b in bypasses]), 1
+        pairs = [(b.factors(), b.scale) for b in bypasses]
+        A, B, s = torch.cat([A for (A, _), _ in pairs], 1), torch.cat([s * B for (_, B), s in pairs]), 1
     rows = x.reshape(-1, x.shape[-1])
-    keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
     weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
+    if len(rows) < FEW and rows.dtype == A.dtype and not p:  # a narrower copy of A and B would be kept, or a mask
+        return _few_rows(rows, weight, base.bias, A, B, s).reshape(*x.shape[:-1], len(weight))
+    keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
     y: Tensor = _Fused.apply(rows, weight, base.bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _few_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """The same sum in three operations whose gradients are autograd's; x·A (N, r) is kept for the backward pass."""
+    y = F.linear(rows, weight, bias)  # (N, k)
+    return torch.addmm(y, rows @ A, B, alpha=s)
 
 
 def can_fuse(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> bool:

@@ -21,17 +21,17 @@ def generate_text(
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[str]:
-    """What `model` (a `GPT2Model`, or a `PeftModel` around one) writes after each prompt, prompt not included.
+    """What `model` (a `GPT2Model`, or a `PeftModel` around one) writes after each prompt, without the prompt.
 
     Each answer ends where the model writes `<|endoftext|>`, or after `max_new_tokens`. `temperature` 0
     is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `lora_lib.files`
-    makes them. Returns one string a prompt, in their order.
+    makes them. Returns one string for each prompt, in the same order.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     encoded = [prompt if isinstance(prompt, list) else tokenizer.encode(prompt) for prompt in prompts]
-    # Neighbours in length share a batch, so that short prompts do not wait for long ones.
+    # Prompts of similar length share a batch, so that short ones do not wait for long ones.
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):

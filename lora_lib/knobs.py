@@ -43,6 +43,7 @@ STYLE = """
 :where(.knob-ticks span) { display: flex; justify-content: center; width: 0; white-space: nowrap }
 :where(.knob-line) { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25em 1em; margin: .5em 0 }
 :where(.knob-line p) { flex: 1; margin: 0 }
+.knob-line:not(:has(button)):has(> p:empty) { display: none }
 :where(.knob-frames) { display: grid; overflow-x: auto }
 :where(.knob-frames > *) { grid-area: 1 / 1; min-width: 0 }
 :where(.knob-frames pre) { white-space: pre-wrap; overflow-wrap: anywhere }
@@ -125,6 +126,8 @@ document.querySelectorAll("#ID:not(.knob-alive)").forEach(knob => {
   const area = knob.closest(".jp-OutputArea");
   still.hidden = !(any && area);
   if (any && area) still.textContent = any;
+  // JupyterLab would take the arrow keys for itself.
+  if (area) knob.addEventListener("keydown", event => { if (event.key.startsWith("Arrow")) event.stopPropagation(); });
   // ipywidgets' sliders have no name, and their texts are not announced.
   if (area) new MutationObserver(() => {
     area.querySelectorAll(".live-ID .widget-slider").forEach(slider => {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lora_lib.fused import FEW
 from lora_lib.gpt2 import GPT2Config
 from lora_lib.losses import LOGITS
 
@@ -55,7 +56,7 @@ def _gpt2_step_bytes(
     base = V * C + config.n_positions * C + L * block + 2 * C
     lora = L * sum((rank or 0) * (d + k) for d, k in linear)
     trained = lora if rank else base
-    inside = block_bytes(config, N, bf16)
+    inside = block_bytes(config, N, bf16) + len(linear) * adapter_bytes(N, rank, bf16)
     kept = 4 * N * C if checkpointing else inside  # by each block
     ends = N * (4 * C + 8) + 4 * N * C  # what the last layer norm reads, two numbers a token, and what the head reads
     # A chunk's logits, their logarithms, and the gradient of either; and the gradient of what the head reads.
@@ -81,6 +82,11 @@ def block_bytes(config: GPT2Config, tokens: int, bf16: bool = False) -> int:
     return tokens * (4 * (2 * C + 4 + H) + narrow * (C + C + 3 * C + C + 4 * C + 4 * C))
 
 
+def adapter_bytes(tokens: int, rank: int | None, narrow: bool = False) -> int:
+    """What one LoRA layer keeps beside its input: nothing, or x·A where `tokens` are few and float32 (`fused.FEW`)."""
+    return 4 * tokens * rank if rank and tokens < FEW and not narrow else 0
+
+
 def hf_step_bytes(
     config: Any, tokens: int, rank: int | None, checkpointing: bool, narrow: bool, bits: int
 ) -> dict[str, int]:
@@ -100,8 +106,9 @@ def hf_step_bytes(
     inside = sum(d * k for d, k in found.linear)
     held = round(inside * NF4_BITS / 8) + 2 * (found.weights - inside) if bits == 4 else found.weights * bits // 8
     trained, each = (lora, 4) if rank else (found.weights, bits // 8)
-    in_block = tokens * hf_block_bytes(found.config, narrow, trained_whole=rank is None)
     C, V, L = (_size(found.config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers"))
+    in_block = tokens * hf_block_bytes(found.config, narrow, trained_whole=rank is None)
+    in_block += len(found.linear) // L * adapter_bytes(tokens, rank, narrow)
     # Logits, a float32 copy where they are narrower, their logarithms, and the gradient.
     loss = tokens * V * (width + (4 if narrow else 0) + 4 + 4)
     wide = width * max(d * k for d, k in found.linear) if bits == 4 else 0

@@ -5,11 +5,14 @@ Where a method exists in PEFT it has PEFT's name and meaning.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,45 +22,55 @@ from torch import Tensor, nn
 from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter, write_adapter
 from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model
-from lora_lib.lora_linear import BASE, LoRA, LoRALinear
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear, check_rank, refuse_merged
+from lora_lib.pretrained import TRANSPOSED
 from lora_lib.targets import (
+    config_copies,
+    config_targets,
     exact_targets,
     file_name,
-    find_targets,
     fits_name,
     pattern_of,
+    plain_model,
     rank_and_alpha,
     saved_targets,
 )
+from lora_lib.trained_copy import TrainedCopy
+from lora_lib.variants import PiSSA
 
 DEFAULT = "default"
 
 
 def get_peft_model(
     model: nn.Module,
-    target_modules: Sequence[str] | str = "all-linear",
+    target_modules: LoRAConfig | Sequence[str] | str = "all-linear",
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     *,
-    use_rslora: bool = False,
-    rank_pattern: dict[str, int] | None = None,
-    alpha_pattern: dict[str, float] | None = None,
     adapter_name: str = DEFAULT,
-    kind: type[LoRA] = LoRA,
+    **settings: Any,
 ) -> PeftModel:
     """Wrap the chosen linear layers of `model` (in place) with LoRA; freeze everything else.
 
     `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), one
     string that is a regular expression for whole dotted names, or `"all-linear"`: every linear layer
     but the head that the model's `get_output_embeddings` names, if it has one. The output does not
-    change: B starts at zero. `kind` is a subclass of `LoRA` to use instead of it.
+    change: B starts at zero. `settings` are further fields of `LoRAConfig`, by name. All of them may also come as
+    one `LoRAConfig`, in the place of `target_modules`.
 
-    Raises ValueError when a target matches nothing, or matches something that is not a linear layer.
+    Raises ValueError when a target matches nothing, or matches something that is not a linear layer, and TypeError
+    for a setting that `LoRAConfig` does not have, or one given beside a `LoRAConfig`.
     """
-    targets: Any = list(target_modules) if isinstance(target_modules, (tuple, set)) else target_modules
-    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
-    config = LoRAConfig(targets, lora_rank, lora_alpha, lora_dropout, use_rslora, ranks, alphas, kind=kind)
+    if isinstance(target_modules, LoRAConfig):
+        if settings or (lora_rank, lora_alpha, lora_dropout) != (8, 16, 0.0):
+            raise TypeError("the settings come in the LoRAConfig or as keywords, not both")
+        config = target_modules
+    elif type(target_modules).__name__ == "LoraConfig":
+        raise TypeError("this is PEFT's LoraConfig: give lora_lib's LoRAConfig, which takes the same names")
+    else:
+        targets: Any = list(target_modules) if isinstance(target_modules, (tuple, set)) else target_modules
+        config = LoRAConfig(targets, lora_rank, lora_alpha, lora_dropout, **settings)
     wrapped = PeftModel(model, config, adapter_name)
     wrapped._freeze_all_but_active()
     return wrapped
@@ -67,17 +80,28 @@ class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not
-    have itself (`config`, …), go to the model inside, `base_model`.
+    have itself (`config`, …), go to the model inside, `base_model`. To `inspect`, its `forward` has that one's
+    arguments: by them Hugging Face's Trainer finds a data set's columns.
     """
+
+    def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
+        """An object of the class that shows the signature of `model`; of `cls` itself where that is one already."""
+        return super().__new__(
+            _class_for(cast(Any, type(model))) if cls is PeftModel and isinstance(model, nn.Module) else cls
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self.base_model),), self.__dict__
 
     def __init__(
         self,
         model: nn.Module,
         config: LoRAConfig,
         adapter_name: str = DEFAULT,
-        adapters: dict[str, LoRA] | None = None,
+        adapters: dict[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        self._disabled = False
         if not isinstance(model, nn.Module):
             hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
             raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
@@ -107,13 +131,31 @@ class PeftModel(nn.Module):
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As any module's, but of two tensors in one memory (a tied head) one is a copy: safetensors needs it."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        seen: set[int] = set()
+        for name, tensor in found.items():
+            place = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) and not tensor.is_meta else 0
+            if place and place in seen and not tensor.requires_grad:
+                found[name] = tensor.clone()
+            seen.add(place)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As any module's. Raises ValueError, before anything is loaded, where the weights or the model are merged."""
+        merged = any(layer.merged for layer in self.lora_layers().values())
+        if merged or any(f"base_model.{name}.merged" in state_dict for name in self.lora_layers()):
+            refuse_merged(merged)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     @contextmanager
     def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
         if isinstance(adapter_names, str) or not adapter_names:
             raise ValueError(f"adapter_names is a list, one name a row, got {adapter_names!r}")
         for name in set(adapter_names) - {BASE}:
             self._check_known(name)
-        layers = self.lora_layers().values()
+        layers = [] if self._disabled else self._adapted().values()
         if self.base_model.training:
             raise ValueError("adapter_names is for inference: call model.eval() first")
         if any(layer.merged for layer in layers):
@@ -125,6 +167,10 @@ class PeftModel(nn.Module):
         finally:
             for layer in layers:
                 layer.rows = ()
+
+    def get_base_model(self) -> nn.Module:
+        """The model inside, with the adapters in it."""
+        return self.base_model
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -146,7 +192,7 @@ class PeftModel(nn.Module):
 
     def _freeze_all_but_active(self) -> None:
         self.requires_grad_(False)
-        for layer in self.lora_layers().values():
+        for layer in self._adapted().values():
             for name in layer.active:
                 layer.adapters[name].requires_grad_(True)
 
@@ -166,26 +212,50 @@ class PeftModel(nn.Module):
         """The LoRA layers by their dotted name in the model."""
         return {name: m for name, m in self.base_model.named_modules() if isinstance(m, LoRALinear)}
 
+    def _adapted(self) -> dict[str, LoRALinear | TrainedCopy]:
+        """The LoRA layers, and the modules that are trained in full."""
+        named = self.base_model.named_modules()
+        return {name: m for name, m in named if isinstance(m, (LoRALinear, TrainedCopy))}
+
     @property
     def active_adapters(self) -> list[str]:
         """The names of the adapters in use; empty where all are disabled."""
-        return list(dict.fromkeys(name for layer in self.lora_layers().values() for name in layer.active))
+        return list(dict.fromkeys(name for layer in self._adapted().values() for name in layer.active))
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[list[LoRALinear | TrainedCopy]]:
+        """Change the layers; if one refuses, all are as they were before."""
+        layers = list(self._adapted().values())
+        before = [(layer, layer.active, layer.merged) for layer in layers]
+        try:
+            yield layers
+        except BaseException:
+            for layer, active, merged in before:
+                if isinstance(layer, LoRALinear):
+                    layer.unmerge()
+                layer.activate(active)
+                if isinstance(layer, LoRALinear) and merged:
+                    layer.merge()
+            raise
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
         """Add a new adapter, random A and zero B; `set_adapter` makes it the one in use."""
         self._attach(adapter_name, config)
 
-    def _attach(self, adapter_name: str, config: LoRAConfig, adapters: dict[str, LoRA] | None = None) -> None:
-        """Put in these bypasses, or new ones, under a name."""
+    def _attach(self, adapter_name: str, config: LoRAConfig, adapters: Mapping[str, nn.Module] | None = None) -> None:
+        """Put in these bypasses and trained copies, or new ones, under a name."""
         if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name):
             raise ValueError(f"an adapter's name is letters, digits, '_' and '-', got {adapter_name!r}")
+        if adapter_name == BASE or hasattr(nn.ModuleDict(), adapter_name):
+            raise ValueError(f"an adapter cannot be called {adapter_name!r}: that name has a meaning here already")
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All bypasses are made before the first is put in: a bad rank leaves the model as it was.
         for name, adapter in (adapters or _new_adapters(self.base_model, config)).items():
-            layer = self.base_model.get_submodule(name)
-            if not isinstance(layer, LoRALinear):
-                layer = LoRALinear(cast(nn.Linear, layer), kind=config.kind)
+            layer: Any = self.base_model.get_submodule(name)
+            if not isinstance(layer, (LoRALinear, TrainedCopy)):
+                wrap = partial(LoRALinear, kind=config.adapter_class) if isinstance(adapter, LoRA) else TrainedCopy
+                layer = wrap(layer)
                 _replace(self.base_model, layer.base, layer)
             layer.adapters[adapter_name] = adapter.requires_grad_(False)
             layer.train(layer.base.training)
@@ -200,16 +270,19 @@ class PeftModel(nn.Module):
         for name in names:
             self._check_known(name)
         training = any(p.requires_grad for p in self.parameters())
-        for layer in self.lora_layers().values():
-            layer.activate([name for name in names if name in layer.adapters])
+        with self._all_or_none() as layers:
+            for layer in layers:
+                layer.activate([name for name in names if name in layer.adapters])
         if training:
             self._freeze_all_but_active()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if it was in use, the model runs on the others that were, or on the base alone."""
         self._check_known(adapter_name)
-        for layer in self.lora_layers().values():
-            layer.activate([name for name in layer.active if name != adapter_name])
+        with self._all_or_none() as layers:
+            for layer in layers:
+                layer.activate([name for name in layer.active if name != adapter_name])
+        for layer in layers:
             if adapter_name in layer.adapters:
                 del layer.adapters[adapter_name]
         del self.peft_config[adapter_name]
@@ -230,8 +303,11 @@ class PeftModel(nn.Module):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
         for name in adapters:
             self._check_known(name)
-            if self.peft_config[name].kind is not LoRA:
-                raise ValueError(f"{name!r} is {self.peft_config[name].kind.__name__}, and only LoRA's changes add up")
+            kind, copies = self.peft_config[name].adapter_class, config_copies(self.base_model, self.peft_config[name])
+            if copies:
+                raise ValueError(f"{name!r} trains {copies[0]} in full, and whole modules do not add up")
+            if not vars(kind).get("fusible"):
+                raise ValueError(f"{name!r} is {kind.__name__}, and only LoRA's changes add up")
         made = {}
         for layer_name, layer in self.lora_layers().items():
             parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
@@ -249,16 +325,21 @@ class PeftModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Within this context the model is the base alone; afterwards everything is as it was, merged or not."""
-        layers = self.lora_layers().values()
-        before = [layer.active for layer in layers]
+        """Within this context the model is the base alone; afterwards everything is as it was, merged or not.
+
+        It is the base for rows named by `adapter_names` too. Merging raises ValueError in here.
+        """
+        before, self._disabled = (self._disabled, list(self._adapted().values())), True
+        was_disabled, layers = before
+        active = [layer.active for layer in layers]
         for layer in layers:
             layer.activate([])
         try:
             yield
         finally:
-            for layer, active in zip(layers, before, strict=True):
-                layer.activate(active)
+            self._disabled = was_disabled
+            for layer, names in zip(layers, active, strict=True):
+                layer.activate([name for name in names if name in layer.adapters])  # one may be deleted by now
 
     def _check_known(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
@@ -267,28 +348,43 @@ class PeftModel(nn.Module):
     # --- merging ----------------------------------------------------------------------------------
 
     def merge_adapter(self) -> None:
-        """Fold the active adapters into the weights: inference at the base's speed. `unmerge_adapter` is exact."""
-        for layer in self.lora_layers().values():
-            layer.merge()
+        """Fold the active adapters into the weights: inference at the base's speed. `unmerge_adapter` is exact.
+
+        Raises TypeError where a weight is no float, ValueError where a sum is not finite, and within
+        `disable_adapter`; nothing is merged then.
+        """
+        if self._disabled:
+            raise ValueError("the adapters are switched off here: merge outside of disable_adapter")
+        with self._all_or_none():
+            for name, layer in self.lora_layers().items():
+                try:
+                    layer.merge()
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
 
     def unmerge_adapter(self) -> None:
         """Take the adapters out of the weights again, bit for bit."""
         for layer in self.lora_layers().values():
             layer.unmerge()
 
-    def merge_and_unload(self) -> nn.Module:
-        """The plain model, frozen, with the active adapters folded in; this wrapper is spent."""
+    def merge_and_unload(self, safe_merge: bool = True) -> nn.Module:
+        """The plain model, frozen, with the active adapters folded in; this wrapper is spent.
+
+        Raises as `merge_adapter` does. Every merge is checked, so PEFT's `safe_merge` changes nothing.
+        """
         self.merge_adapter()
         return self._take_out()
 
     def unload(self) -> nn.Module:
         """The plain base model, bit for bit as before `get_peft_model`, but frozen; this wrapper is spent."""
         self.unmerge_adapter()
+        for layer in self._adapted().values():
+            layer.activate([])
         return self._take_out()
 
     def _take_out(self) -> nn.Module:
-        for layer in self.lora_layers().values():
-            _replace(self.base_model, layer, layer.base)
+        for layer in self._adapted().values():
+            _replace(self.base_model, layer, layer.in_use if isinstance(layer, TrainedCopy) else layer.base)
         self.peft_config.clear()
         return self.base_model
 
@@ -309,16 +405,24 @@ class PeftModel(nn.Module):
         own = {name: layer for name, layer in self.lora_layers().items() if adapter_name in layer.adapters}
         layers = {file_name(model, n): dict(layer.adapters[adapter_name].state_dict()) for n, layer in own.items()}
         settings = {file_name(model, name): rank_and_alpha(config, model, name) for name in own}
+        if config.adapter_class is PiSSA:  # its change, A·B - A₀·B₀, is a plain LoRA's of twice the rank
+            layers = {n: dict(zip("AB", la.adapters[adapter_name].factors())) for n, la in zip(layers, own.values())}
+            more = math.sqrt(2) if config.use_rslora else 2
+            settings = {name: (2 * rank, more * alpha) for name, (rank, alpha) in settings.items()}
+            config = replace(config, r=2 * config.r, lora_alpha=more * config.lora_alpha, init_lora_weights=True)
         saved = replace(
             config,
             target_modules=saved_targets(model, config, list(own)),
             rank_pattern=pattern_of({name: rank for name, (rank, _) in settings.items()}, config.r),
             alpha_pattern=pattern_of({name: alpha for name, (_, alpha) in settings.items()}, config.lora_alpha),
         )
-        transposed = isinstance(model, GPT2Model) or any(
-            not isinstance(layer.base, nn.Linear) for layer in own.values()
-        )
-        write_adapter(folder, saved, layers, _base_sample(model, list(own)), fan_in_fan_out=transposed)
+        copies = _copies(model, adapter_name, self._adapted())
+        write_adapter(
+            folder, saved, layers, _base_sample(model, list(own)), copies,
+            task_type=config.task_type or ("CAUSAL_LM" if _is_causal(plain_model(model)) else None),
+            fan_in_fan_out=isinstance(plain_model(model), GPT2Model)
+            or any(not isinstance(layer.base, nn.Linear) for layer in own.values()),
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -328,7 +432,7 @@ class PeftModel(nn.Module):
         adapter_name: str = DEFAULT,
         *,
         check_base: bool = True,
-        kind: type[LoRA] = LoRA,
+        kind: type[LoRA] | None = None,
     ) -> PeftModel:
         """Put a saved adapter into `model`, ready for inference; `enable_lora_training` trains it on.
 
@@ -339,11 +443,32 @@ class PeftModel(nn.Module):
         return cls(model, config, adapter_name, adapters).requires_grad_(False).eval()
 
     def load_adapter(
-        self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] = LoRA
+        self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] | None = None
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it the one in use. As `from_pretrained` otherwise."""
         config, adapters = _load(self.base_model, folder, check_base, kind)
         self._attach(adapter_name, config, adapters)
+
+
+@cache
+def _class_for(base: Any) -> type[PeftModel]:
+    """PeftModel for a model of this class, with the signature of its forward, and `adapter_names`."""
+
+    def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return PeftModel.forward(self, *args, **kwargs)
+
+    own = inspect.signature(base.forward)
+    more = inspect.signature(PeftModel.forward).parameters["adapter_names"]
+    parameters = [p for p in own.parameters.values() if p.name != more.name]
+    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+    shown = own.replace(parameters=[*parameters[:at], more, *parameters[at:]])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
+    return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
+
+
+def _blank(base: type[nn.Module]) -> PeftModel:
+    """An object for `copy` and `pickle` to fill."""
+    return object.__new__(_class_for(base))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -354,32 +479,82 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, child, new)
 
 
+def _is_causal(model: nn.Module) -> bool:
+    """Whether a model is a language model of one causal stack: what PEFT takes as CAUSAL_LM."""
+    two_stacks = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return isinstance(model, GPT2Model) or (hasattr(model, "prepare_inputs_for_generation") and not two_stacks)
+
+
 # --- one adapter's layers -------------------------------------------------------------------------
 
 
-def _new_adapters(model: nn.Module, config: LoRAConfig) -> dict[str, LoRA]:
-    """A fresh bypass for each layer that the config chooses, by the layer's name; `model` is not touched."""
-    names = find_targets(model, config.target_modules, config.kind)
+def _new_adapters(model: nn.Module, config: LoRAConfig, any_rank: bool = False) -> dict[str, nn.Module]:
+    """A fresh bypass for each layer that the config chooses, by the layer's name; `model` stays as it is.
+
+    Where the config has modules trained in full, their copies. A rank above min(d, k) is of no use, and refused but
+    where a file has it (`any_rank`).
+    """
+    kind = config.adapter_class
+    names = config_targets(model, config)
     for pattern in {**config.rank_pattern, **config.alpha_pattern}:
         if not any(fits_name(pattern, model, name) for name in names):
             raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
-    adapters = {}
+    adapters: dict[str, nn.Module] = {}
     for name in names:
         layer = model.get_submodule(name)
-        base = layer.base if isinstance(layer, LoRALinear) else cast(nn.Linear, layer)
         rank, alpha = rank_and_alpha(config, model, name)
-        try:
-            adapters[name] = config.kind.around(base, rank, alpha, config.lora_dropout, config.use_rslora)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        with _own_base(layer) as base:
+            try:
+                if not any_rank:
+                    check_rank(rank, *kind.shape_of(base))
+                adapters[name] = kind.around(
+                    base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    for name in config_copies(model, config):
+        module = model.get_submodule(name)
+        whole = module.base if isinstance(module, TrainedCopy) else module
+        if any(isinstance(m, LoRALinear) for m in whole.modules()):
+            raise ValueError(f"modules_to_save names {name}, and another adapter has LoRA layers in it")
+        adapters[name] = copy.deepcopy(whole)
     return adapters
+
+
+@contextmanager
+def _own_base(layer: nn.Module) -> Iterator[nn.Linear]:
+    """A linear layer, wrapped or not, with its own weight in it; a merged one is merged again afterwards."""
+    merged = isinstance(layer, LoRALinear) and layer.merged
+    if isinstance(layer, LoRALinear) and merged:
+        layer.unmerge()
+    try:
+        yield layer.base if isinstance(layer, LoRALinear) else cast(nn.Linear, layer)
+    finally:
+        if isinstance(layer, LoRALinear) and merged:
+            layer.merge()
+
+
+def _copies(model: nn.Module, adapter_name: str, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of an adapter's trained copies, as a file has them, by their dotted names."""
+    found: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, TrainedCopy) and adapter_name in layer.adapters:
+            found |= _as_stored(model, name, layer.adapters[adapter_name])
+    return found
+
+
+def _as_stored(model: nn.Module, name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors by their names in a file, turned as Hugging Face keeps them where it is of our GPT-2."""
+    turned = isinstance(plain_model(model), GPT2Model)
+    stored = {file_name(model, f"{name}.{key}"): tensor for key, tensor in module.state_dict().items()}
+    return {key: tensor.T if turned and key.endswith(TRANSPOSED) else tensor for key, tensor in stored.items()}
 
 
 def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
     """One bypass whose change is the weighted sum of theirs, with the scale s of the first."""
     first, (d, k) = parts[0][0], (parts[0][0].A.shape[0], parts[0][0].B.shape[1])
-    a = torch.cat([part.A for part, _ in parts], dim=1)
-    b = torch.cat([weight * part.scale / first.scale * part.B for part, weight in parts])
+    a = torch.cat([part.factors()[0] for part, _ in parts], dim=1)
+    b = torch.cat([weight * part.scale / first.scale * part.factors()[1] for part, weight in parts])
     if a.shape[1] > min(d, k):  # the layer takes no higher rank, and at this one either factor can be the identity
         identity = torch.eye(min(d, k), device=a.device, dtype=a.dtype)
         a, b = (identity, a @ b) if d <= k else (a @ b, identity)
@@ -394,20 +569,50 @@ def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
 
 
 def _load(
-    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA]
-) -> tuple[LoRAConfig, dict[str, LoRA]]:
-    """The config and the filled bypasses of a saved adapter, once all of it has been found to fit `model`."""
-    saved = read_adapter(folder, kind)
+    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA] | None
+) -> tuple[LoRAConfig, dict[str, nn.Module]]:
+    """The config of a saved adapter, and its bypasses and copies, filled, once all of it has been found to fit."""
+    saved = _without_module(model, read_adapter(folder, kind))
     try:
-        adapters = _new_adapters(model, saved.config)
-        _check_fit({file_name(model, name): adapter for name, adapter in adapters.items()}, saved.layers)
+        adapters = _new_adapters(model, saved.config, any_rank=True)
+        bypasses = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoRA)}
+        copies = {n: _as_stored(model, n, module) for n, module in adapters.items() if n not in bypasses}
+        _check_fit({file_name(model, name): bypass for name, bypass in bypasses.items()}, saved.layers)
+        _check_copies({key: tensor for stored in copies.values() for key, tensor in stored.items()}, saved.copies)
         if check_base:
-            _check_base(model, list(adapters), saved)
+            _check_base(model, list(bypasses), saved)
     except ValueError as error:
         raise AdapterError(f"{folder} does not fit this model: {error}") from error
-    for name, adapter in adapters.items():
-        adapter.load_state_dict(saved.layers[file_name(model, name)])
+    for name, bypass in bypasses.items():
+        bypass.load_state_dict({**bypass.state_dict(), **saved.layers[file_name(model, name)]})
+    for stored in copies.values():  # state_dict's tensors, turned or not, are the modules' own
+        for key, tensor in stored.items():
+            tensor.copy_(saved.copies[key])
     return saved.config, adapters
+
+
+def _without_module(model: nn.Module, saved: AdapterFile) -> AdapterFile:
+    """The file of a DataParallel model, whose names begin with `module.`, as one of the model inside."""
+    if hasattr(plain_model(model), "module") or not all(name.startswith("module.") for name in saved.layers):
+        return saved
+    targets = saved.config.target_modules
+    if isinstance(targets, list):
+        targets = [target.removeprefix("module.") for target in targets]
+    return saved._replace(
+        config=replace(saved.config, target_modules=targets),
+        layers={name.removeprefix("module."): parts for name, parts in saved.layers.items()},
+        copies={name.removeprefix("module."): tensor for name, tensor in saved.copies.items()},
+    )
+
+
+def _check_copies(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the file's modules trained in full are this model's, shape by shape."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        raise ValueError(f"of the modules trained in full it lacks {missing[:3]}, and has {extra[:3]} too many")
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{name} is {tuple(found[name].shape)}, this model needs {tuple(tensor.shape)}")
 
 
 def _check_fit(wanted: dict[str, LoRA], layers: Layers) -> None:
@@ -419,8 +624,10 @@ def _check_fit(wanted: dict[str, LoRA], layers: Layers) -> None:
             f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
         )
     for name, adapter in wanted.items():
-        for part, want in adapter.named_parameters():
-            if layers[name][part].shape != want.shape:
+        if adapter.A.is_meta:
+            raise ValueError("the model is on the meta device, where tensors have no numbers: load its weights first")
+        for part, want in adapter.state_dict().items():
+            if part in adapter.file_names and layers[name][part].shape != want.shape:
                 raise ValueError(
                     f"{part} of {name} is {tuple(layers[name][part].shape)}, "
                     f"this model and the config's rank need {tuple(want.shape)}"
@@ -451,10 +658,11 @@ def _own_weight(model: nn.Module, name: str) -> Tensor:
 def _base_sample(model: nn.Module, names: Sequence[str], count: int = 64) -> list[float]:
     """`count` numbers out of the weights of these layers: the base's fingerprint, whatever its precision.
 
-    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight is no float.
+    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight has no such numbers:
+    quantised, or on the meta device.
     """
     weights = [_own_weight(model, names[i * len(names) // count]) for i in range(count)]
-    if not all(weight.is_floating_point() for weight in weights):  # quantised
+    if not all(weight.is_floating_point() and not weight.is_meta for weight in weights):
         return []
     places = [int(i * 0.6180339887498949 % 1 * weight.numel()) for i, weight in enumerate(weights)]
     return [w[torch.unravel_index(torch.tensor(at), w.shape)].item() for w, at in zip(weights, places)]

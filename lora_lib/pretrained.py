@@ -7,11 +7,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_lib.gpt2 import GPT2Config, GPT2Model, hf_name
+from lora_lib.tensor_files import read_tensors, replaced, write_tensors
 from lora_lib.tokenizer import MissingTokenizer, Tokenizer
 
 MINI_FOLDER = Path(__file__).parent / "gpt2_mini"
@@ -105,36 +104,35 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no .safetensors file (pickled .bin weights are never opened)")
     found: dict[str, Tensor] = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():
-                    name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
-                    if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, not a weight
-                        found[name] = file.get_tensor(key)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        for key, tensor in read_tensors(path)[0].items():
+            name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, not a weight
+                found[name] = tensor
     return found
 
 
 def save_pretrained_folder(
     model: GPT2Model, tokenizer: Tokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open."""
+    """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open.
+
+    Raises OSError when the disk will not take it; a model that was there is then unharmed.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tied = model.out_head.weight is model.wte.weight  # a merged adapter of the head unties it
     tensors = {}
     for name, tensor in model.state_dict().items():
         if not (tied and name == "out_head.weight"):
             stored = tensor.T if name.endswith(TRANSPOSED) else tensor
-            tensors[hf_name(name)] = stored.to("cpu", dtype).contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            tensors[hf_name(name)] = stored.to("cpu", dtype)
     eot = tokenizer.eot_token
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
               "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": str(dtype).removeprefix("torch."),
               **asdict(model.config), "tie_word_embeddings": tied}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
-    tokenizer.save(folder / "bpe.tiktoken")
+    with replaced(*(folder / name for name in ("model.safetensors", "config.json", "bpe.tiktoken"))) as parts:
+        write_tensors(parts[0], tensors, {"format": "pt"})
+        parts[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
+        tokenizer.save(parts[2])
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

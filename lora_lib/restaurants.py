@@ -1,9 +1,9 @@
 """The book's task: a restaurant's meaning in, a sentence or two about it out.
 
-Meanings have the form of the E2E NLG Challenge (Novikova et al., 2017, arXiv:1706.09254), `name[…], eatType[…], …`;
-names, values and sentences are made here, by chance and without a download. Because every sentence is put together
-from known phrases, `slot_report` can say exactly which facts a text states. `lora_lib.downloads` loads the real E2E
-set in the same types.
+Meanings have the form of the E2E NLG Challenge (Novikova et al., 2017, arXiv:1706.09254), `name[…], eatType[…], …`.
+Names, values and sentences are generated here at random; nothing is downloaded. Every sentence is made of known
+phrases, so `slot_report` can say exactly which facts a text states. `lora_lib.downloads` loads the real E2E set in
+the same types.
 """
 
 from __future__ import annotations
@@ -161,11 +161,11 @@ class Restaurant:
 def restaurant_data(
     seed: int = 0, *, train: int = 1500, validation: int = 100, test: int = 100, slots: Sequence[str] = SLOTS
 ) -> Splits[Restaurant]:
-    """Invent restaurants, each with 3 to 8 of the `slots` and 2 to 4 references that open differently.
+    """Invent restaurants, each with 3 to 8 of the `slots` and 2 to 4 references that begin differently.
 
-    The numbers are meanings in each split. Fewer `slots` (the name and at least two more) make an easier task with
-    shorter texts. No name is given twice, in `near` neither: a model that tells of the test set's restaurants has
-    learned to copy names, not remembered them. The same `seed` gives the same restaurants on every machine.
+    The numbers count the meanings in each split. Fewer `slots` (the name and at least two more) make an easier task
+    with shorter texts. No name comes twice, not in `near` either: a model that writes about the test set's restaurants
+    must copy names, and cannot have memorised them. The same `seed` gives the same restaurants on every machine.
 
     Raises ValueError for slots that are not E2E's, and when more restaurants are asked for than there are names.
     """
@@ -330,10 +330,10 @@ _OPENERS = {"An", *re.findall(_CAPITALISED, " ".join([*OPENINGS, *FOLLOW_UPS]))}
 def slot_report(text: str, meaning: Mapping[str, str]) -> dict[str, bool]:
     """Whether `text` tells rightly each slot of `meaning`, and each further slot that it speaks of.
 
-    Rightly means that the text tells this slot's value by one of the generator's own phrases (`PHRASES`, `PROXIMITY`)
-    and no other value of it. A name counts only letter for letter, and a capitalised word that is neither part of
-    the two names, nor a cuisine, nor the beginning of a known sentence, is taken for a wrong name. A slot that the
-    meaning lacks and the text tells is False. Other wordings are not recognised: the measure is exact for texts in
+    "Rightly" means that the text states this slot's value in one of the generator's phrases (`PHRASES`, `PROXIMITY`)
+    and states no other value of it. A name must be exactly the same, and a capitalised word that is neither part of
+    the two names, nor a cuisine, nor the beginning of a known sentence, counts as a wrong name. A slot that the
+    text states and the meaning lacks is False. Other wordings are not recognised: the measure is exact for texts in
     the generator's phrases, and only for them.
 
     Raises ValueError for a meaning without a name, or with a slot or value that the generator does not know.
@@ -383,7 +383,7 @@ def _check_meaning(meaning: Mapping[str, str]) -> None:
 
 
 def _mark_names(text: str, meaning: Mapping[str, str]) -> str:
-    """Put the marks in the place of the meaning's names, wherever they stand whole."""
+    """Replace the meaning's names by the marks, wherever they stand as whole words."""
     marks = {meaning["name"]: _NAME_MARK} | ({meaning["near"]: _NEAR_MARK} if "near" in meaning else {})
     names = "|".join(re.escape(name) for name in sorted(marks, key=len, reverse=True))
     return re.sub(rf"(?<![\w'’&-])(?:{names})(?![\w&-]|['’]\w)", lambda match: marks[match[0]], text)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.config import LoRAConfig
+from lora_lib.config import HEADS, LoRAConfig
 from lora_lib.gpt2 import GPT2Model, hf_name
 from lora_lib.lora_linear import LoRA, LoRALinear
+from lora_lib.trained_copy import TrainedCopy
 
 Value = TypeVar("Value", int, float)
 
@@ -27,7 +29,7 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str, kind: ty
     if not linear:
         raise ValueError(f"there is no linear layer in this {type(model).__name__} (LoRALinear wraps a single layer)")
     if target_modules == "all-linear":
-        head_of: Any = getattr(model, "get_output_embeddings", lambda: None)
+        head_of: Any = getattr(plain_model(model), "get_output_embeddings", lambda: None)
         head = head_of()
         found = [name for name in linear if modules[name] is not head]
     elif isinstance(target_modules, str):
@@ -43,6 +45,55 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str, kind: ty
         found = [name for target in target_modules for name in _find_target(model, modules, linear, target)]
     chosen = {id(modules[name]): name for name in reversed(modules) if name in found}  # a shared layer counts once
     return [name for name in modules if name in chosen.values()]
+
+
+def config_targets(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """The layers that get a bypass: those of `target_modules` without what the config's other fields leave out.
+
+    Raises ValueError as `find_targets`, and where nothing is left.
+    """
+    saved = config_copies(model, config)
+    found = find_targets(model, config.target_modules, config.adapter_class)
+    names = [n for n in found if not n.startswith(tuple(s + "." for s in saved)) and n not in saved]
+    names = [n for n in names if _in_layers(config, file_name(model, n)) and not _excluded(config, model, n)]
+    if not names:
+        raise ValueError(
+            "exclude_modules, layers_to_transform and modules_to_save leave none of the targets: "
+            f"{', '.join(found[:5])}{', …' if len(found) > 5 else ''}"
+        )
+    return names
+
+
+def _excluded(config: LoRAConfig, model: nn.Module, name: str) -> bool:
+    out = config.exclude_modules
+    if isinstance(out, str):
+        return any(_regex(out, n) for n in _names(model, name))
+    return any(("." + n).endswith("." + end) for n in _names(model, name) for end in out or [])
+
+
+def _in_layers(config: LoRAConfig, name: str) -> bool:
+    """Whether the first number in a layer's name (behind one of `layers_pattern`) is among `layers_to_transform`."""
+    wanted, patterns = config.layers_to_transform, config.layers_pattern or [r"[^.]*"]
+    if wanted is None or wanted == []:
+        return True
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = next(filter(None, (re.match(rf"(?:.*?\.)??{p}\.(\d+)\.", name) for p in patterns)), None)
+    return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+
+
+def config_copies(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """The modules that are trained in full: those whose name ends as one of `modules_to_save`, as PEFT reads it.
+
+    Raises ValueError for a name that no module has, but for the heads that a task type adds by itself.
+    """
+    modules, chosen = _modules(model), []
+    by_itself = HEADS.get(config.task_type or "", ())
+    for end in dict.fromkeys([*(config.modules_to_save or []), *by_itself]):
+        hits = [name for name in modules if any(n.endswith(end) for n in _names(model, name))]
+        if not hits and end not in by_itself:
+            raise ValueError(f"modules_to_save names {end!r}, which is no module of this {type(model).__name__}")
+        chosen += hits
+    return [name for name in modules if name in chosen and not name.startswith(tuple(n + "." for n in chosen))]
 
 
 def _find_target(model: nn.Module, modules: dict[str, nn.Module], linear: Sequence[str], target: str) -> list[str]:
@@ -61,9 +112,9 @@ def _find_target(model: nn.Module, modules: dict[str, nn.Module], linear: Sequen
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by dotted name, but for what is inside a LoRA layer."""
+    """All modules by dotted name, but for what is inside a LoRA layer or beside a trained copy."""
     named = dict(model.named_modules(remove_duplicate=False))
-    wrapped = tuple(name + "." for name, module in named.items() if isinstance(module, LoRALinear))
+    wrapped = tuple(name + "." for name, module in named.items() if isinstance(module, (LoRALinear, TrainedCopy)))
     return {name: module for name, module in named.items() if name and not name.startswith(wrapped)}
 
 
@@ -75,14 +126,32 @@ def _fits_kind(module: nn.Module, kind: type[LoRA]) -> bool:
     return True
 
 
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model itself, without what torch.compile, DataParallel or DistributedDataParallel put around it."""
+    return _unwrapped(model, "")[0]
+
+
+def _unwrapped(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The model inside its wrappers, and the name that a layer has in there."""
+    name = name.replace("_orig_mod.", "")  # torch.compile's, of the model or of a part
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model, name = model.module, name.removeprefix("module.")
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model, name
+
+
 def file_name(model: nn.Module, name: str) -> str:
-    """A layer's name in an adapter file: Hugging Face's for our GPT-2, else its own."""
+    """A layer's name in an adapter file: that in the plain model, and Hugging Face's for our GPT-2."""
+    model, name = _unwrapped(model, name)
     return hf_name(name) if isinstance(model, GPT2Model) else name
 
 
 def _names(model: nn.Module, name: str) -> set[str]:
     """The names that a layer answers to."""
-    return {name, file_name(model, name)}
+    return {name, file_name(model, name), _unwrapped(model, name)[1]}
 
 
 def _regex(pattern: str, name: str) -> bool:
@@ -129,7 +198,9 @@ def exact_targets(model: nn.Module, names: Sequence[str]) -> list[str] | str:
 
 
 def saved_targets(model: nn.Module, config: LoRAConfig, names: Sequence[str]) -> list[str] | str:
-    """Targets as PEFT will understand them: a pattern or "all-linear" is written out, layer by layer."""
-    if isinstance(config.target_modules, str):
+    """Targets as PEFT will understand them: what is not a plain list of names is written out, layer by layer."""
+    less = config.exclude_modules or config.layers_to_transform is not None
+    if less or isinstance(config.target_modules, str) or any("_orig_mod" in t for t in config.target_modules):
         return exact_targets(model, names)
-    return [hf_name(t) if t == "out_head" and isinstance(model, GPT2Model) else t for t in config.target_modules]
+    ours = isinstance(plain_model(model), GPT2Model)
+    return [hf_name(t) if t == "out_head" and ours else t for t in config.target_modules]

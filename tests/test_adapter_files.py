@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_lib import AdapterError, LoRAConfig
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, _digest, read_adapter, write_adapter
+from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+from lora_lib.tensor_files import digest
 
 A_KEY = "base_model.model.layer.lora_A.weight"
 B_KEY = "base_model.model.layer.lora_B.weight"
@@ -26,8 +27,8 @@ def pair(fill=1.5):
 
 
 def test_round_trip(folder):
-    config, layers, sample, base_weights = read_adapter(folder)
-    assert config == LoRAConfig(["layer"], r=2) and sample == [] and base_weights == {}
+    config, layers, sample, base_weights, copies = read_adapter(folder)
+    assert config == LoRAConfig(["layer"], r=2) and sample == [] and base_weights == copies == {}
     assert layers.keys() == {"layer"} and all(torch.equal(layers["layer"][part], pair()[part]) for part in "AB")
     assert {k: tuple(v.shape) for k, v in load_file(folder / WEIGHTS_FILE).items()} == {A_KEY: (2, 5), B_KEY: (3, 2)}
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
@@ -46,10 +47,15 @@ def test_round_trip(folder):
         ({"lora_dropout": 1}, "lora_dropout = 1 is not a value"),
         ({"target_modules": [1]}, "target_modules = .1. is not a value"),
         ({"rank_pattern": {"a": 0}}, "rank_pattern"),
-        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_bias": True}, "lora_bias = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"modules_to_save": ["wte"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"modules_to_save": "wte"}, "modules_to_save = 'wte' is not a value"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices is not supported: train the whole embedding"),
+        ({"task_type": "CHESS"}, "task_type = 'CHESS' is not a value"),
+        ({"layers_to_transform": [-1]}, "layers_to_transform"),
+        ({"layers_pattern": ["h"]}, "layers_pattern says where"),
+        ({"exclude_modules": [1]}, "exclude_modules = .1. is not a value"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' is not a value"),
         ({"use_new_thing": True}, "use_new_thing = True is not supported"),
     ],
 )
@@ -99,7 +105,7 @@ def test_an_interrupted_save_leaves_the_old_adapter(folder, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lora_lib.adapter_files.save_file", dies)
+    monkeypatch.setattr("lora_lib.tensor_files.save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         write_adapter(folder, LoRAConfig(["layer"], r=2), {"layer": pair(0.0)})
     assert (folder / WEIGHTS_FILE).read_bytes() == before
@@ -145,5 +151,5 @@ def test_nothing_that_a_reader_downloads_is_unpickled(root):
 def test_the_checksum_covers_names_types_shapes_and_values():
     x = torch.arange(6.0).view(2, 3)
     files = [{"a": x}, {"b": x}, {"a": x.view(3, 2)}, {"a": x.view(torch.int32)}, {"a": x + 1}, {"a": x, "b": x}]
-    assert len({_digest(file) for file in files}) == len(files)
-    assert _digest({"a": x, "b": x + 1}) == _digest({"b": x + 1, "a": x})
+    assert len({digest(file) for file in files}) == len(files)
+    assert digest({"a": x, "b": x + 1}) == digest({"b": x + 1, "a": x})

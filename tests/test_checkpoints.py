@@ -1,15 +1,17 @@
 """A run that is killed goes on from its checkpoint, to the weights that it would have had anyway."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib import GPT2Config, GPT2Model, checkpoints, get_peft_model, training
+from lora_lib.checkpoints import check_writable, fingerprint
 from lora_lib.training import fit
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
@@ -25,62 +27,102 @@ def make(alpha: float = 8):
     return model.enable_lora_training(), data
 
 
-# One process that starts others: each trains until it is killed, and the next goes on. A fork needs no new import.
-DRIVER = """
-import json, os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from safetensors.torch import save_file
-from lora_lib import checkpoints, training
-from test_checkpoints import SETTINGS, make
-
-def train(folder, name, kill_at_call=0, kill_in_save=0):
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
+def train(folder: Path, kill_at_call: int = 0, kill_in_save: int = 0) -> None:
+    """Train, until this process kills itself at a step or while it saves."""
     calls, saves, accumulate, replace = [], [], training._accumulate, os.replace
+
     def counted(*args):
         calls.append(1)
         if len(calls) == kill_at_call:
             os.kill(os.getpid(), signal.SIGKILL)
         return accumulate(*args)
+
     def killed(*args):
         saves.append(1)
         if len(saves) == kill_in_save:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*args)
+
     training._accumulate, os.replace = counted, killed
     model, data = make()
-    history = training.fit(
-        model, data, checkpoint=folder / "run.safetensors", validation=data, validate_every=2, **SETTINGS
-    )
-    save_file({{n: p.detach() for n, p in model.named_parameters()}}, folder / name)
+    history = fit(model, data, checkpoint=folder / "run.safetensors", validation=data, validate_every=2, **SETTINGS)
+    save_file({n: p.detach() for n, p in model.named_parameters()}, folder / "weights")
     told = [history.loss, history.learning_rate, history.validation, len(calls)]
-    (folder / (name + ".json")).write_text(json.dumps(told))
-    os._exit(0)
-
-whole, killed = Path({folder!r}) / "whole", Path({folder!r}) / "killed"
-whole.mkdir(), killed.mkdir()
-ends = [train(whole, "weights")]
-kills = [dict(kill_at_call=2), dict(kill_at_call=5), dict(kill_in_save=1), dict(kill_at_call=2), dict(kill_in_save=2)]
-for kill in [*kills, dict(kill_at_call=3), dict(), dict()]:
-    ends.append(train(killed, "weights", **kill))
-print(json.dumps(ends))
-"""
+    (folder / "told.json").write_text(json.dumps(told))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path):
-    script = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [0, 9, 9, 9, 9, 9, 9, 0, 0]  # 9: SIGKILL
-    whole, killed = (load_file(tmp_path / run / "weights") for run in ("whole", "killed"))
-    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
-    fresh = dict(make()[0].named_parameters())
-    assert any(not torch.equal(fresh[name], whole[name]) for name in whole)  # it did train
-    a, b = (json.loads((tmp_path / run / "weights.json").read_text()) for run in ("whole", "killed"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    ends = [fresh.run(train, whole, folder=tmp_path)]
+    for kill in ((2, 0), (5, 0), (0, 1), (2, 0), (0, 2), (3, 0), (), ()):
+        ends.append(fresh.run(train, killed, *kill, folder=tmp_path))
+    assert [end.status for end in ends] == [0, -9, -9, -9, -9, -9, -9, 0, 0], ends[-1].stderr  # -9: SIGKILL
+    ours, theirs = (load_file(folder / "weights") for folder in (whole, killed))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    unlearned = dict(make()[0].named_parameters())
+    assert any(not torch.equal(unlearned[name], ours[name]) for name in ours)  # it did train
+    a, b = (json.loads((folder / "told.json").read_text()) for folder in (whole, killed))
     assert a[:3] == b[:3] and len(a[0]) == 12
     assert (a[3], b[3]) == (12, 0)  # a run that is done is not done again
+
+
+def test_a_checkpoint_is_written_now_and_then_and_after_the_last_step(tmp_path: Path, monkeypatch):
+    path, done = tmp_path / "run.safetensors", []
+    save = checkpoints.save_checkpoint
+    monkeypatch.setattr(training, "save_checkpoint", lambda *args: (done.append(len(args[-1]["loss"])), save(*args)))
+    model, data = make()
+    history = fit(model, data, checkpoint=path, **{**SETTINGS, "steps": 7})
+    assert done == [3, 6, 7]
+    again = make()[0]
+    resumed = fit(again, data, checkpoint=path, **{**SETTINGS, "steps": 7})
+    assert done == [3, 6, 7] and resumed.loss == history.loss and resumed.tokens == history.tokens > 0
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not any(p.suffix == ".part" for p in tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path: Path, monkeypatch):
+    seen, sync, replace = [], os.fsync, os.replace
+
+    def synced(number):
+        seen.append(("sync", os.fstat(number).st_size))
+        sync(number)
+
+    def replaced(source, target):
+        seen.append(("replace", Path(source).stat().st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    model, data = make()
+    fit(model, data, checkpoint=tmp_path / "run.safetensors", **{**SETTINGS, "steps": 1})
+    files = [(what, size) for what, size in seen if size == (tmp_path / "run.safetensors").stat().st_size]
+    assert [what for what, _ in files] == ["sync", "replace"]
+
+
+def test_a_fingerprint_tells_numbers_shapes_and_types_apart():
+    numbers = torch.arange(6, dtype=torch.int32)
+    alike = [numbers, numbers.clone(), numbers.repeat_interleave(2)[::2]]
+    assert len({fingerprint([tensor], "a") for tensor in alike}) == 1
+    others = [
+        (numbers.view(2, 3),), (numbers.view(3, 2),), (numbers.view(torch.float32),), (numbers.flip(0),),
+        (numbers[:3], numbers[3:]), (numbers, numbers), (),
+    ]  # fmt: skip
+    found = {fingerprint(tensors, "a") for tensors in ([numbers], *others)} | {fingerprint([numbers], "b")}
+    assert len(found) == len(others) + 2 and {len(name) for name in found} == {12}
+
+
+def test_a_place_that_cannot_be_written_to_is_noticed_before_the_training(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    model, data = make()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(OSError, match=r"file.* cannot be written to: .* is no folder; choose another place"):
+            fit(model, data, checkpoint=folder / "run.safetensors", **SETTINGS)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    check_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is made
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):
@@ -91,7 +133,8 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):
     for name, kwargs in {
         "learning_rate is 0.01, this run's is 0.02": {"learning_rate": 0.02}, "steps is 12": {"steps": 13},
         "seed": {"seed": 6}, "accumulate": {"accumulate": 1}, "bf16": {"bf16": True},
-        "lr_ratio": {"lr_ratio": lambda name: 2},
+        "lr_ratio": {"lr_ratio": lambda name: 2}, "batch_size": {"batch_size": 4}, "warmup": {"warmup": 0.2},
+        "clip": {"clip": 2.0}, "weight_decay": {"weight_decay": 0.1},
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"belongs to another run: its {name}.*another file to start anew"):
             fit(model, data, checkpoint=path, **{**SETTINGS, **kwargs})

@@ -4,18 +4,7 @@ import pytest
 import torch
 
 from lora_lib.examples import Example, batches, collate, encode_examples
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
-from lora_lib.restaurants import restaurant_data, to_examples
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return restaurant_data(seed=0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return read_tokenizer(MINI_FOLDER)
+from lora_lib.restaurants import to_examples
 
 
 def test_prompt_and_completion_are_cut_at_a_token_boundary_and_fit_the_context(splits, tokenizer):

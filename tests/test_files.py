@@ -8,9 +8,8 @@ import torch
 
 from lora_lib import load_pretrained
 from lora_lib.examples import IGNORE, Example, Record, encode_records, pack, split
-from lora_lib.files import chat_prompt, read_chats, read_csv, read_jsonl, read_text
+from lora_lib.files import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
 from lora_lib.generation import generate_text
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
 from lora_lib.training import evaluate
 
 CHAT = [
@@ -22,11 +21,6 @@ CHAT = [
 ]
 PAIR = {"prompt": "Say hi:", "completion": " hi"}
 READERS = {"a.txt": read_text, "a.csv": read_csv, "pairs.jsonl": read_jsonl, "chats.jsonl": read_chats}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return read_tokenizer(MINI_FOLDER)
 
 
 @pytest.fixture
@@ -72,6 +66,29 @@ def test_csv_with_quotes_line_breaks_and_other_columns(write):
         Record((Example("Q,", " d"),), f"{path}, line 5"),
     ]
     assert read_csv(write("prompt;completion\nP, p;c\n"), delimiter=";")[0].exchanges == (Example("P, p", "c"),)
+
+
+def test_lines_may_end_as_on_an_old_mac(write):
+    path = write('prompt,completion\rP,"two\rlines"\r\rQ, c\r')
+    assert read_csv(path) == [
+        Record((Example("P", "two\rlines"),), f"{path}, line 2"),
+        Record((Example("Q", " c"),), f"{path}, line 5"),
+    ]
+    assert read_text(write("One\rline.\r")) == ["One\rline.\r"]
+
+
+def test_the_kind_of_a_file_is_read_from_its_name_and_first_line(write):
+    pair = (Example(**PAIR),)
+    assert read_records(write("prompt,completion\nSay hi:, hi\n", "a.csv"))[0].exchanges == pair
+    assert read_records(write("prompt\tcompletion\nSay hi:\t hi\n", "a.TSV"))[0].exchanges == pair
+    assert read_records(write(["", PAIR, PAIR], "a.jsonl"))[1].exchanges == pair
+    chats = read_records(write([{"id": 1, "messages": CHAT}], "b.jsonl"))
+    assert chats == read_chats(write([{"id": 1, "messages": CHAT}], "b.jsonl"))
+    for name in ("a.json", "a.txt", "a"):
+        fails(lambda name=name: read_records(write([PAIR], name)), name, "must end in .jsonl (pairs or chats), .csv or")
+    fails(lambda: read_records(write([PAIR, {"messages": CHAT}], "a.jsonl")), "line 2: no 'prompt', found 'messages'")
+    with pytest.raises(FileNotFoundError, match="there is no file none.jsonl"):
+        read_records("none.jsonl")
 
 
 def test_jsonl_pairs(write):
@@ -123,16 +140,33 @@ def test_files_that_hold_no_example(write):
         ('prompt,completion\na,b\n"c"d,e\n', ("line 3", "not CSV")),
         ("prompt,completion\na,b\nc, \n", ("line 3", "'completion' is empty")),
         ('prompt,completion\n"",b\n', ("line 2", "'prompt' is empty")),
+        (
+            "prompt,completion\na,b\nprompt,completion\nc,d\n",
+            ("line 3", "the header again", "take this"),
+        ),
+        ("prompt,completion\na,b\n\ufeffprompt,completion\n", ("line 3", "a byte-order mark", "joined", "a header")),
+        ("prompt,completion\na,b\ufeffprompt,completion\n", ("line 2", "a byte-order mark")),
+        ("prompt,completion\nnan,b\n", ("line 2", "'prompt' is 'nan', which is how programs write a missing value")),
+        ("prompt,completion\na,b\nc, None\n", ("line 3", "'completion' is ' None'", "missing=()")),
     ],
 )
 def test_bad_csv(content, message, write):
     fails(lambda: read_csv(write(content)), *message)
 
 
+def test_what_looks_like_a_missing_value_may_be_meant(write):
+    path = write("prompt,completion,other\n" + "".join(f"a,{cell},nan\n" for cell in MISSING))
+    assert [record.exchanges[0].completion for record in read_csv(path, missing=())] == list(MISSING)
+    fails(lambda: read_csv(path, missing=("<NA>",)), f"line {len(MISSING) + 1}", "<NA>")
+    assert read_csv(write("prompt,completion,other\na,nancy,nan\n"))[0].exchanges[0].completion == "nancy"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{'prompt': 'a'}", "not JSON"),
+        ('{"prompt": "a", "completion": "b", "prompt": "c"}', "the key 'prompt' comes twice in one object"),
+        ('{"prompt": "a", "completion": "b", "more": {"x": 1, "x": 1}}', "the key 'x' comes twice in one object"),
         ('{"prompt": "a", ', "not JSON"),
         ("[" * 100_000, "not JSON"),
         ([PAIR], "expected one JSON object, {…}, found a list"),
@@ -172,10 +206,28 @@ def turn(role="user", content="a"):
         ({"messages": [turn("system"), turn()]}, "no turn of the assistant"),
         ({"messages": []}, "no turn of the assistant"),
         ({"messages": [*CHAT, turn()]}, "the last turn is the user's"),
+        (
+            {"messages": [turn(), turn("assistant") | {"weight": 0}]},
+            "message 2: its weight is 0, and every turn",
+        ),
+        ({"messages": [turn(), turn("assistant") | {"weight": 0.5}]}, "message 2: its weight is 0.5"),
+        ({"messages": [turn(), turn("assistant", None) | {"tool_calls": [{}]}]}, "message 2: it calls a tool"),
+        ({"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]}, "message 2: it calls a tool"),
     ],
 )
 def test_bad_chats_name_their_line(line, message, write):
     fails(lambda: read_chats(write([{"messages": CHAT}, line])), "file, line 2", message)
+
+
+def test_a_chats_own_keys_that_change_nothing_are_let_through(write):
+    plain = [turn() | {"name": "Ann"}, turn("assistant") | {"weight": 1, "tool_calls": [], "function_call": None}]
+    (record,) = read_chats(write([{"messages": plain, "id": 3}]))
+    assert record.exchanges == (Example("user: a\nassistant:", " a"),)
+
+
+def test_a_byte_order_mark_inside_a_text_is_refused_by_its_line(write):
+    fails(lambda: read_text(write("\ufeffOne.\nTwo.\n\ufeffThree.")), "file, line 3: a byte-order mark (U+FEFF) inside")
+    assert read_jsonl(write('{"prompt": "a\\ufeff", "completion": "b"}'))[0].prompts == "a\ufeff"  # written out: meant
 
 
 # --- splitting ------------------------------------------------------------------------------------------------
@@ -203,6 +255,8 @@ def test_split_shares():
     assert split(["a", "b", "c"]).train and split(["a", "b"], test=0).test == []
     fails(lambda: split(["a", "A ", "b"]), "3 items, 2 of them different, are too few")
     fails(lambda: split([]), "too few")
+    fails(lambda: split("abcdefghijklmnop"), "expected a list of documents or records, got one text")
+    fails(lambda: split(["a", "b", Example("c", "d")]), "item 2 is neither a text nor a Record, but of type Example")
     for validation, test in ((0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1)):
         fails(lambda v=validation, t=test: split(["a"] * 9, validation=v, test=t), "shares of 0 or more")
 

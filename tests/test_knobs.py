@@ -1,14 +1,30 @@
 """Knobs: what the reader turns is what is drawn, in HTML without a kernel and in the live widget."""
 
+import json
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from time import sleep
 
+import IPython.display
+import nbformat
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from lora_lib.knobs import knob
+import lora_lib
+from lora_lib.knobs import WIDGET_VIEW, knob
+
+NUMBERS = """from lora_lib.knobs import knob
+def draw(rank):
+    return f"rank {rank} stores {rank * 3072:,} numbers", f"r = {rank}"
+knob(draw, rank=[1, 2, 4, 8, 64], labels={"rank": "rank r"}, start={"rank": 8}, caption="Size by rank")"""
 
 
 def draw_text(rank, target="q"):
@@ -31,38 +47,77 @@ def two_axes():
     )  # fmt: skip
 
 
+def data(html):
+    """What the script of a knob brings to life."""
+    return json.loads(re.search(r'<script type="application/json" class="knob-data">(.*?)</script>', html, re.S)[1])
+
+
+def outputs(made, monkeypatch):
+    """What a cell that ends in a knob leaves in its notebook."""
+    shown = []
+    monkeypatch.setattr(IPython.display, "publish_display_data", shown.append)
+    made._ipython_display_()
+    return [nbformat.v4.new_output("display_data", data=output) for output in shown]
+
+
 def test_frames_follow_the_axes_and_the_start():
     made = two_axes()
     assert repr(made) == "Knob(rank: 1, 2, 4; target: query, all)"
-    assert [f.readout for f in made.frames] == [f"r = {r}, {t}" for r in (1, 2, 4) for t in ("q", "all-linear")]
-    frames = re.search(r'<div class="knob-frames">\n(.*?)\n</div>\n', made.html(), re.S)[1].splitlines()
-    assert [i for i, line in enumerate(frames) if "hidden" not in line] == [3]
-    assert frames[3] == "<div><pre>&lt;rank 2 on all-linear&gt;</pre></div>"
+    packed = data(made.html())
+    assert packed["readouts"] == [f"r = {r}, {t}" for r in (1, 2, 4) for t in ("q", "all-linear")]
+    assert [i for i, body in enumerate(packed["bodies"]) if not body] == [3], "the first frame stands in the page"
+    assert packed["bodies"][0] == "<pre>&lt;rank 1 on q&gt;</pre>"
+
+
+def test_what_a_viewer_leaves_without_scripts_is_the_first_frame_alone():
+    html = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", two_axes().html(), flags=re.S)
+    words = re.sub(r"<[^>]*>", "", html).split("\n")
+    assert [line for line in words if line] == [
+        "Rank r 2, target all To turn it, run this cell (Shift + Enter), or allow this page to run scripts.",
+        "r = 2, all-linear", "&lt;rank 2 on all-linear&gt;", "Rank &amp; target",
+    ]  # fmt: skip
+    assert not re.search("<input|<button|hidden", html)
 
 
 def test_html_is_self_contained_and_the_same_every_time():
     first, second, other = (
-        knob(draw_line, rank=values, caption="Loss", alt="Three lines")._repr_mimebundle_()["text/html"]
-        for values in ([1, 2], [1, 2], [1, 3])
+        knob(draw_line, rank=values, caption="Loss", alt="Three lines").html() for values in ([1, 2], [1, 2], [1, 3])
     )
     assert first == second
     ids, other_ids = (set(re.findall(r'\bid="([^"]+)"', html)) for html in (first, other))
-    assert len(ids) == 2 and not ids & other_ids
-    assert re.findall(r'alt="([^"]+)" width="(\d+)" height="(\d+)"', first) == [
+    assert len(ids) == 1 and not ids & other_ids
+    pictures = re.search(r"<div><img.*?</div>", first)[0] + "".join(data(first)["bodies"])
+    assert re.findall(r'alt="([^"]+)" class="knob-lines" width="(\d+)" height="(\d+)"', pictures) == [
         ("Three lines (rank 1)", "700", "300"), ("Three lines (rank 2)", "700", "300"),
     ]  # fmt: skip
-    assert all(source.startswith("data:image/webp;base64,") for source in re.findall(r'(?:src|href)="([^"]*)', first))
+    sources = re.findall(r'(?:src|href)="([^"]*)', pictures)
+    assert len(sources) == 2 and all(source.startswith("data:image/webp;base64,") for source in sources)
     assert not plt.get_fignums(), "a figure left open would be shown twice in a notebook"
 
 
+def test_a_picture_asks_for_the_width_at_which_its_letters_can_be_read():
+    def draw(rank, size):
+        fig, ax = plt.subplots(figsize=(7, 2))
+        ax.set_axis_off()
+        ax.imshow([[rank]])
+        ax.text(0, 0, "x" if size else "", fontsize=size)
+        return fig
+
+    made = knob(draw, rank=[1, 2], size={"none": 0, "small": 7.2, "large": 14.4}, caption="c")
+    widths = [re.search(r"min-width: (\d+)px", made.frame(("1", size)).body)[1] for size in ("none", "small", "large")]
+    assert widths == ["0", "630", "315"]  # 9 pixels of 10, and of 20
+    assert "knob-lines" not in made.html(), "an image keeps its colours in the dark"
+
+
 def test_named_numbers_are_choices():
-    html = knob(draw_text, rank={"low": 1, "high": 8}, caption="c").html()
+    html = data(knob(draw_text, rank={"low": 1, "high": 8}, caption="c").html())["controls"]
     assert html.count('type="radio"') == 2 and 'type="range"' not in html
 
 
 def test_alt_can_be_computed():
-    html = knob(draw_line, rank=[1, 2], caption="Loss", alt=lambda rank: f'slope "1/{rank}"').html()
-    assert re.findall(r'alt="([^"]+)"', html) == ["slope &quot;1/1&quot;", "slope &quot;1/2&quot;"]
+    made = knob(draw_line, rank=[1, 2], caption="Loss", alt=lambda rank: f'slope "1/{rank}"')
+    bodies = "".join(frame.body for frame in made.frames.values())
+    assert re.findall(r'alt="([^"]+)"', bodies) == ["slope &quot;1/1&quot;", "slope &quot;1/2&quot;"]
 
 
 def test_twelve_frames_weigh_little():
@@ -70,16 +125,64 @@ def test_twelve_frames_weigh_little():
 
 
 def test_live_widget_shows_the_chosen_frame_alone():
-    widget = two_axes().widget
-    rank, target, view = widget.children
-    seen = [view.value]
-    rank.value = 0
-    seen.append(view.value)
-    target.value = 0
-    seen.append(view.value)
-    assert [re.findall("&lt;rank . on .*?&gt;", value) for value in seen] == [
-        ["&lt;rank 2 on all-linear&gt;"], ["&lt;rank 1 on all-linear&gt;"], ["&lt;rank 1 on q&gt;"],
+    rank, target, readout, body, _ = two_axes().widget.children
+    seen = [(readout.value, body.value)]
+    rank.value = 1
+    seen.append((readout.value, body.value))
+    target.value = "query"
+    seen.append((readout.value, body.value))
+    assert seen == [
+        ("r = 2, all-linear", "<pre>&lt;rank 2 on all-linear&gt;</pre>"),
+        ("r = 1, all-linear", "<pre>&lt;rank 1 on all-linear&gt;</pre>"),
+        ("r = 1, q", "<pre>&lt;rank 1 on q&gt;</pre>"),
     ]  # fmt: skip
+
+
+def test_with_a_kernel_a_slider_takes_any_value_and_draws_it_once():
+    drawn = []
+
+    def draw(rank, rate):
+        drawn.append((rank, rate))
+        return f"{rank} {rate:g}"
+
+    made = knob(draw, rank=[1, 8, 64], rate=[0.5, 1.0, 2.0], caption="c")
+    rank, rate, _, body, _ = made.widget.children
+    assert made.between == ["rank", "rate"]
+    assert (rank.min, rank.max, rank.step, rank.value) == (1, 64, 1, 1)
+    rank.value = 5
+    rate.value = 1.25
+    assert body.value == "<pre>5 1.25</pre>" and drawn[-2:] == [(5, 0.5), (5, 1.25)]
+    count = len(drawn)
+    rank.value, rate.value = 8, 1.0
+    rank.value, rate.value = 5, 1.25
+    new = drawn[count:]
+    assert (8, 1.0) not in new and (5, 1.25) not in new, "a value that was drawn before is not drawn again"
+    assert "set rank and rate to any value" in data(made.html())["any"]
+
+
+def test_a_slider_keeps_to_the_list_where_draw_knows_no_other_value():
+    table = {1: "one", 4: "four", 64: "many"}
+    made = knob(lambda rank, layer: table[rank] + str(layer), rank=list(table), layer=range(3), caption="c")
+    rank, layer, *_ = made.widget.children
+    assert made.between == [] and data(made.html())["any"] == ""
+    assert list(rank.options) == ["1", "4", "64"], "a row of labels: a slider would tell a screen reader an index"
+    assert (layer.min, layer.max, layer.step) == (0, 2, 1)
+
+
+def test_a_draw_that_fails_between_its_values_says_so():
+    def draw(rank):
+        figure = plt.figure()
+        if rank == 7:
+            raise ValueError("seven <is> odd")
+        plt.close(figure)
+        return str(rank)
+
+    rank, _, body, _ = knob(draw, rank=[1, 64], caption="c").widget.children
+    rank.value = 7
+    assert body.value == "<pre>draw raised ValueError at rank 7: seven &lt;is&gt; odd</pre>"
+    assert not plt.get_fignums()
+    rank.value = 8
+    assert body.value == "<pre>8</pre>"
 
 
 @pytest.mark.parametrize(
@@ -119,26 +222,156 @@ def browser():
 
 def shown(page):
     """The texts that can be seen: read-out, then frame."""
-    return [page.locator(f"{stack} > :visible").all_inner_texts() for stack in (".knob-readouts", ".knob-frames")]
+    return [page.locator(f"{where}:visible").all_inner_texts() for where in (".knob-line > p", ".knob-frames > div")]
 
 
-def test_keyboard_turns_a_knob_in_a_bare_page(browser):
+def test_keyboard_turns_a_knob_in_a_bare_page_and_leads_back(browser):
     page = browser.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.set_content(two_axes().html())
     rank, output = page.get_by_label("Rank r", exact=True), page.locator("output")
-    assert shown(page) == [["r = 2, all-linear"], ["<rank 2 on all-linear>"]]
+    start, back = (
+        [["r = 2, all-linear"], ["<rank 2 on all-linear>"]],
+        page.get_by_role("button", name="Back to the start"),
+    )
+    assert shown(page) == start and not page.locator(".knob-still").is_visible() and not back.is_visible()
     rank.press("ArrowRight")
     assert shown(page) == [["r = 4, all-linear"], ["<rank 4 on all-linear>"]]
     assert output.inner_text() == rank.get_attribute("aria-valuetext") == "4"
     page.get_by_role("radiogroup", name="target").get_by_label("all").press("ArrowLeft")
     assert shown(page) == [["r = 4, q"], ["<rank 4 on q>"]]
+    back.press("Enter")
+    assert shown(page) == start and output.inner_text() == "2" and rank.evaluate("r => r === document.activeElement")
     assert not errors
+    page.close()
 
 
 def test_first_frame_is_there_without_scripts(browser):
-    page = browser.new_context(java_script_enabled=False).new_page()
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
     page.set_content(two_axes().html())
     assert shown(page) == [["r = 2, all-linear"], ["<rank 2 on all-linear>"]]
-    assert not page.locator(".knob-controls").is_visible()
+    assert page.locator(".knob-hint").is_visible()
+    context.close()
+
+
+def notebook(path, monkeypatch):
+    """A notebook of one knob, with the outputs that running it leaves and no widget's state."""
+    scope = {}
+    exec(NUMBERS.replace("\nknob(", "\nmade = knob("), scope)
+    cell = nbformat.v4.new_code_cell(NUMBERS, outputs=outputs(scope["made"], monkeypatch), execution_count=1)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), path)
+    return path
+
+
+def test_the_widget_is_an_output_of_its_own(monkeypatch):
+    first, second = outputs(two_axes(), monkeypatch)
+    assert set(first.data) == {"text/plain", "text/html"}
+    assert second.data["text/plain"] == second.data["text/html"] == "" and WIDGET_VIEW in second.data
+
+
+def test_knob_in_a_notebook_made_into_a_page(browser, tmp_path, monkeypatch):
+    nbconvert = pytest.importorskip("nbconvert")
+    path = notebook(tmp_path / "knob.ipynb", monkeypatch)
+    (tmp_path / "knob.html").write_text(nbconvert.HTMLExporter().from_filename(path)[0], encoding="utf8")
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((tmp_path / "knob.html").as_uri())
+    page.get_by_label("rank r", exact=True).press("ArrowRight")
+    assert shown(page) == [["r = 64"], ["rank 64 stores 196,608 numbers"]]
+    context.close()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab on a folder of its own, with nothing of the reader's: the folder, its address and its notary."""
+    pytest.importorskip("jupyterlab", reason="pip install jupyterlab, to test knobs where readers turn them")
+    places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("DATA", "CONFIG", "RUNTIME")}
+    places |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name) for name in ("SETTINGS", "WORKSPACES")}
+    places |= {"JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    places |= {"PYTHONPATH": str(Path(lora_lib.__file__).parent.parent)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    options = {
+        "ServerApp.port": port, "ServerApp.root_dir": folder, "ServerApp.open_browser": False, "ServerApp.token": "",
+        "ServerApp.password": "", "ServerApp.allow_root": True, "LabApp.news_url": None,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "jupyterlab", *(f"--{key}={value}" for key, value in options.items())]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, env=os.environ | places, stdout=log, stderr=log)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        while server.poll() is None:
+            try:
+                urllib.request.urlopen(f"{address}/api")
+                break
+            except urllib.error.URLError:
+                sleep(0.1)
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        yield folder, address, nbformat.sign.NotebookNotary(data_dir=places["JUPYTER_DATA_DIR"])
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=10)  # it ends its kernels first
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def test_knob_in_every_state_of_jupyterlab(browser, lab, monkeypatch, tmp_path):
+    folder, address, notary = lab
+    path = notebook(folder / "knob.ipynb", monkeypatch)
+    page = browser.new_page(viewport={"width": 1100, "height": 800})
+    still, live = page.locator("figure.knob"), page.locator(".knob-live")
+    html_slider, widget_slider = still.locator("[type=range]"), live.get_by_role("slider", name="rank r")
+
+    def open_notebook():
+        page.goto(f"{address}/doc/tree/{path.name}?reset")
+        still.wait_for()
+        page.wait_for_function("!document.body.innerText.includes('Loading widget')")
+
+    def looks(state, figure, widget, text):
+        page.screenshot(path=tmp_path / f"{state}.png")
+        assert (still.is_visible(), live.is_visible()) == (figure, widget), state
+        assert (live if widget else still).locator("pre:visible").all_inner_texts() == [text], state
+        assert "rror displaying widget" not in page.locator(".jp-Notebook").inner_text(), state
+
+    eight, any_64 = "rank 8 stores 24,576 numbers", "rank 64 stores 196,608 numbers"
+    open_notebook()
+    looks("not trusted", True, False, eight)
+    assert page.get_by_text("To turn it, run this cell").is_visible() and html_slider.count() == 0
+
+    notary.sign(nbformat.read(path, as_version=4))
+    open_notebook()
+    looks("trusted, not run", True, False, eight)
+    assert page.get_by_text("Run this cell (Shift + Enter) to set rank r to any value").is_visible()
+    html_slider.press("ArrowRight")
+    looks("trusted, not run, turned", True, False, any_64)
+
+    page.locator(".jp-InputArea-editor").first.click()
+    page.keyboard.press("Shift+Enter")
+    widget_slider.wait_for()
+    looks("run", False, True, eight)
+    for _ in range(3):
+        widget_slider.press("ArrowLeft")
+    live.get_by_text("rank 5 stores").wait_for()
+    looks("run and turned", False, True, "rank 5 stores 15,360 numbers")
+    assert widget_slider.get_attribute("aria-valuetext") == "5"
+
+    with page.expect_response(lambda response: response.request.method == "PUT"):
+        page.keyboard.press("Control+s")
+    page.locator(".jp-InputPrompt").first.click()
+    page.keyboard.press("0")
+    page.keyboard.press("0")
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    still.wait_for()
+    looks("kernel restarted", True, False, eight)
+    open_notebook()
+    looks("saved and reopened", True, False, eight)
+    html_slider.press("ArrowRight")
+    looks("saved, reopened and turned", True, False, any_64)
+    page.close()

@@ -1,33 +1,43 @@
-"""The lab, the page in which a reader trains an adapter: its arithmetic against PyTorch's, and the page in browsers."""
+"""The lab, the page in which a reader trains an adapter: its arithmetic against PyTorch's, and the page in browsers.
+
+The page is opened as a file, with the network cut, and without the book around it; tests/test_book.py reads it within.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
+import io
 import json
 import math
 import random
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import build_lab
+import firefox
+import measure_lab
 import print_book
 import pytest
+import safetensors.torch
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from measure_lab import Engine
+from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from test_book import skip_or_fail
 from torch import Tensor
 
 from lora_lib import PeftModel, get_peft_model, load_model, load_pretrained
-from lora_lib.training import lr_factor
+from lora_lib.analysis import low_rank_factors
+from lora_lib.training import fit
 
 LAB = build_lab.LAB
-PROBE = (Path(__file__).parent / "lab_probe.js").read_text(encoding="utf8")
-START_ENGINE = """async ([probe, relaxed]) => {
-  const { worker } = Lab;
-  Lab.worker = parts => worker({ ...parts, source: parts.source + probe });
-  window.engine = await Lab.Engine.start(undefined, { relaxed });
-  if (window.engine.relaxed !== relaxed) throw new Error("the other kernels were taken");
-}"""
+PROBE = (LAB / "probe.js").read_text(encoding="utf8")
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
@@ -48,20 +58,6 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
         yield chromium
         chromium.close()
-
-
-class Engine:
-    """The lab's worker in a page of its own, with the tests' jobs in it."""
-
-    def __init__(self, browser: Browser, site: Path, relaxed: bool) -> None:
-        self.tab: Page = browser.new_page()
-        self.tab.goto(site.as_uri())
-        self.tab.evaluate(START_ENGINE, [PROBE, relaxed])
-
-    def ask(self, job: str, **what: Any) -> Any:
-        """A job's answer. JSON both ways: playwright is slow with long lists."""
-        script = "async ([job, what]) => JSON.stringify(await engine.ask(job, JSON.parse(what)))"
-        return json.loads(self.tab.evaluate(script, [job, json.dumps(what)]))
 
 
 @pytest.fixture(scope="module", params=["relaxed", "plain"])
@@ -101,7 +97,22 @@ def mean_loss(model: torch.nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 # r, B, T, kinds: odd ranks and lengths, and choices of layers
-CASES = [(8, 4, 64, KINDS), (5, 3, 37, ["attn.c_attn", "mlp.c_proj"]), (1, 1, 2, ["mlp.c_fc"]), (3, 2, 9, ["attn.c_proj"])]
+CASES = [
+    (8, 4, 64, KINDS),
+    (5, 3, 37, ["attn.c_attn", "mlp.c_proj"]),
+    (1, 1, 2, ["mlp.c_fc"]),
+    (3, 2, 9, ["attn.c_proj"]),
+]
+
+
+# ---- The arithmetic ----------------------------------------------------------------------------------------------
+
+
+def test_kernels_are_those_of_their_source(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang", reason="kernels.c is compiled by ziglang")
+    build_lab.build_kernels(tmp_path)
+    for name in build_lab.KERNELS:
+        assert (tmp_path / name).read_bytes() == (LAB / name).read_bytes(), "run `python tools/build_lab.py kernels`"
 
 
 @pytest.mark.parametrize(("r", "B", "T", "kinds"), CASES)
@@ -112,7 +123,7 @@ def test_loss_and_gradients_are_pytorchs(engine: Engine, r: int, B: int, T: int,
     expected.backward()
     rows, targets = ids[:, :-1].tolist(), ids[:, 1:].tolist()
     found = engine.ask("gradients", adapter=for_the_lab(model, r, 12), rows=rows, targets=targets)
-    assert math.isclose(found["loss"], expected.item(), abs_tol=1e-4)
+    assert found["loss"] == pytest.approx(expected.item(), abs=1e-4)
     assert set(found["gradients"]) == set(model.lora_layers())
     for name, layer in model.lora_layers().items():
         adapter = layer.adapters["default"]
@@ -123,20 +134,550 @@ def test_loss_and_gradients_are_pytorchs(engine: Engine, r: int, B: int, T: int,
 
 def test_twenty_steps_are_those_of_fit(engine: Engine) -> None:
     r, alpha, steps, rate = 8, 16, 20, 2e-3
+    examples = [(ids[:-1], ids[1:]) for ids in some_ids(1, 33, seed=1)[0].expand(steps, -1) % 500]
+    examples = [(ids + i, targets + i) for i, (ids, targets) in enumerate(examples)]  # each step reads another one
     model = adapted(r, alpha, KINDS)
-    batches = [(ids[:, :-1], ids[:, 1:]) for ids in (some_ids(2, 33, seed=i) % 500 for i in range(steps))]
     start = for_the_lab(model, r, alpha)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer, expected = torch.optim.AdamW(weights, weight_decay=0.0), []
-    for step, (ids, targets) in enumerate(batches):
-        loss = mean_loss(model, ids, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.param_groups[0]["lr"] = rate * lr_factor(step, steps, 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        expected.append(loss.item())
-    lists = [(ids.tolist(), targets.tolist()) for ids, targets in batches]
-    losses = engine.ask("steps", adapter=start, batches=lists, rate=rate)["losses"]
+    order: list[Tensor] = []
+    watch = model.base_model.wte.register_forward_pre_hook(lambda _, inputs: order.append(inputs[0]))
+    expected = fit(model, examples, steps=steps, batch_size=1, learning_rate=rate, bf16=False, progress=False).loss
+    watch.remove()
+    targets = {tuple(ids.tolist()): targets.tolist() for ids, targets in examples}
+    batches = [(ids.tolist(), [targets[tuple(row)] for row in ids.tolist()]) for ids in order]
+    losses = engine.ask("steps", adapter=start, batches=batches, rate=rate)
     assert expected[0] - expected[-1] > 0.5, "nothing was learned, so nothing was compared"
     assert losses == pytest.approx(expected, abs=1e-4)
+
+
+def logits_of(model: torch.nn.Module, ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([ids]))[0, -1]
+
+
+def files_of(model: PeftModel, folder: Path) -> dict[str, str]:
+    model.save_pretrained(folder)
+    return {file.name: base64.b64encode(file.read_bytes()).decode() for file in folder.iterdir()}
+
+
+KEEP = """async ([name, files]) => {
+  for (const file in files) files[file] = Uint8Array.from(atob(files[file]), letter => letter.charCodeAt(0)).buffer;
+  return await engine.ask("keep", { name, files });
+}"""
+
+
+def test_a_saved_adapter_is_read_cut_and_turned(engine: Engine, tmp_path: Path) -> None:
+    model = adapted(8, 16, KINDS)
+    kept = engine.tab.evaluate(KEEP, ["saved", files_of(model, tmp_path / "saved")])
+    assert kept == {"name": "saved", "r": 8, "alpha": 16, "kinds": KINDS}
+    ids = some_ids(1, 50, seed=3)[0].tolist()
+
+    def logits(**view: Any) -> Tensor:
+        turned = {"adapter": "saved", "rank": 8, "strength": 1, "off": [], **view}
+        return torch.tensor(engine.ask("logits", view=turned, ids=ids, first=20))
+
+    own = logits_of(model, ids)
+    assert (logits() - own).abs().max() < 1e-4
+    base = logits_of(load_model("gpt2-mini"), ids)
+    assert (base - own).abs().max() > 0.1, "the adapter does nothing, so nothing was compared"
+    assert (logits(rank=0) - base).abs().max() < 1e-4
+    assert (logits(strength=0) - base).abs().max() < 1e-4
+    assert (logits(off=KINDS) - base).abs().max() < 1e-4
+    for name, layer in model.lora_layers().items():
+        adapter = layer.adapters["default"]
+        A, B = low_rank_factors(adapter.A @ adapter.B, 3)
+        off = name.endswith("mlp.c_fc")
+        padding = (0, 5)  # back to rank 8
+        adapter.A.data.copy_(torch.nn.functional.pad(A, padding))
+        adapter.B.data.copy_(torch.nn.functional.pad(B.T, padding).T * (0 if off else 1.5))
+    assert (logits(rank=3, strength=1.5, off=["mlp.c_fc"]) - logits_of(model, ids)).abs().max() < 1e-4
+
+
+def test_sixty_greedy_tokens_are_the_same(engine: Engine, base: Any) -> None:
+    model, tokenizer = base
+    prompt = "The old man looked at the sea and said"
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    expected = model.generate(ids, 60)[0, ids.shape[1] :].tolist()
+    settings = {"prompt": prompt, "count": 60, "temperature": 0, "seed": 1}
+    assert engine.ask("write", view=None, base=True, **settings)["base"]["ids"] == expected
+
+
+def hard_strings() -> list[str]:
+    """Strings of letters, marks, spaces and signs of many scripts, at random."""
+    rng = random.Random(0)
+    alphabets = [
+        "abcdefgh THE the ing 0123456789 '",
+        "  \t\n\r\x0b\x0c\x1c\x1d\x85\xa0\u1680\u2003\u2028\u3000\ufeff\u200b",
+        "'s 't 'll 've 're 'S don't it's",
+        "äöüßéñçøåÆŒ ΑΒΓαβγ АБВабв",
+        "中文日本語かなカナ한국어 עברית العربية हिन्दी ไทย",
+        "😀👩\u200d👧🏳️🇩🇪✊🏽 ½²①Ⅷ٣੩",
+        "…–—“”‘’«»()[]{}<|endoftext|>£$€%&*#@!?;:,._-",
+        "e\u0301a\u0308\u200d\ufe0f\U000e0067",
+    ]
+    everything = "".join(alphabets)
+    strings = ["", " ", "\n\n", "a" * 400, " " * 50 + "x", "<|endoftext|>", "\ufeffa\u0085b\u180ec\u200bd"]
+    while len(strings) < 3000:
+        letters = rng.choice([*alphabets, everything])
+        strings.append("".join(rng.choices(letters, k=rng.randint(1, 40))))
+    return strings
+
+
+def test_tokens_of_hard_strings_are_tiktokens(browser: Browser, site: Path, base: Any) -> None:
+    tokenizer, texts = base[1], hard_strings()
+    tab = browser.new_page()
+    tab.goto(site.as_uri())
+    tab.evaluate(  # no model is needed for this, nor a worker
+        """async tokens => { window.Tokenizer = (0, eval)(tokens + "; Tokenizer"); await new Promise(resolve => {
+        const { tokens } = Lab;
+        Lab.tokens = text => { window.tokenizer = new Tokenizer(text); resolve(); };
+        document.head.append(Object.assign(document.createElement("script"), { src: "tokens.js" })); }); }""",
+        (LAB / "tokenizer.js").read_text(encoding="utf8"),
+    )
+    found = json.loads(
+        tab.evaluate("texts => JSON.stringify(JSON.parse(texts).map(t => tokenizer.encode(t)))", json.dumps(texts))
+    )
+    assert [t for t, ids in zip(texts, found, strict=True) if ids != tokenizer.encode(t)] == []
+    back = json.loads(
+        tab.evaluate("lists => JSON.stringify(JSON.parse(lists).map(i => tokenizer.decode(i)))", json.dumps(found))
+    )
+    assert [t for t, b in zip(texts, back, strict=True) if b != t] == []
+    tab.close()
+
+
+@pytest.mark.parametrize(("r", "d", "k"), [(8, 320, 960), (5, 64, 16), (1, 8, 8), (16, 16, 24)])
+def test_rank_cut_is_that_of_an_svd(browser: Browser, site: Path, r: int, d: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(r)
+    A, B = torch.randn(r, d, generator=generator), torch.randn(r, k, generator=generator)
+    if r > 2:
+        A[2] = 2 * A[1]  # a direction that is none of its own
+    tab = browser.new_page()
+    script = """([source, A, B, r, d, k]) => { const order = (0, eval)(source + "; orderBySize");
+        const out = order(Float32Array.from(A), Float32Array.from(B), r, d, k);
+        return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes }; }"""
+    source = (LAB / "svd.js").read_text(encoding="utf8")
+    found = tab.evaluate(script, [source, A.flatten().tolist(), B.flatten().tolist(), r, d, k])
+    tab.close()
+    product = A.double().T @ B.double()
+    U, S, Vh = torch.linalg.svd(product, full_matrices=False)
+    assert torch.tensor(found["sizes"]).double() == pytest.approx(S[:r], abs=1e-6 * S[0].item())
+    newA, newB = torch.tensor(found["A"]).view(r, d).double(), torch.tensor(found["B"]).view(r, k).double()
+    for q in range(r + 1):
+        cut, best = newA[:q].T @ newB[:q], U[:, :q] * S[:q] @ Vh[:q]
+        assert (cut - best).abs().max() <= 1e-6 * product.abs().max()
+
+
+# ---- The page ----------------------------------------------------------------------------------------------------
+
+ADAPTERS = ["restaurants", "plays", "cat"]
+PROMPT = "One day the old woman said"
+
+
+class Driver:
+    """What the tests do in a page, whichever browser it is in: all of it through scripts, as Firefox takes them."""
+
+    def __init__(self, tab: Any, downloads: Path) -> None:
+        self.tab, self.downloads = tab, downloads
+
+    def js(self, script: str) -> Any:
+        return self.tab.evaluate(script)
+
+    def text(self, name: str) -> str:
+        return self.js(f"document.getElementById('lab-{name}').textContent")
+
+    def click(self, name: str) -> None:
+        self.usable(name)
+        self.js(f"document.getElementById('lab-{name}').click()")
+
+    def fill(self, name: str, value: object) -> None:
+        element = f"document.getElementById('lab-{name}')"
+        self.js(f"void ({element}.value = {json.dumps(value)})")
+        for event in ("input", "change"):
+            self.js(f"void {element}.dispatchEvent(new Event('{event}', {{ bubbles: true }}))")
+
+    def until(self, script: str, seconds: float = 120) -> Any:
+        """The value of an expression, once it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.js(script)):
+            assert time.monotonic() < end, f"still not: {script}; {self.text('status')} {self.text('train-status')}"
+            time.sleep(0.05)
+        return value
+
+    def usable(self, name: str) -> None:
+        self.until(f"!document.getElementById('lab-{name}').disabled", 30)
+
+    def losses(self) -> list[float]:
+        return json.loads(self.js("document.getElementById('lab-loss').dataset.losses"))
+
+    def load(self) -> None:
+        self.click("load")
+        self.usable("train")
+        self.until("Boolean(Lab.seen().write.adapted && Lab.seen().write.bars)")
+
+    def train(self, **numbers: object) -> None:
+        """A whole run; the fields are named as in the page's ids."""
+        for name, value in numbers.items():
+            self.fill(name.replace("_", "-"), value)
+        self.click("train")
+        self.until("document.getElementById('lab-train').disabled")
+        self.until("!document.getElementById('lab-train').disabled")
+
+    def download(self, name: str) -> Path:
+        """The file that a click on this button brings."""
+        before = set(self.downloads.iterdir())
+        self.click(name)
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            new = [file for file in set(self.downloads.iterdir()) - before if file.stat().st_size]
+            if len(new) == 1 and new[0].suffix != ".part":
+                return new[0]
+            time.sleep(0.05)
+        raise AssertionError("no file came")
+
+
+class Chromium(Driver):
+    """A tab of Chromium, offline, with what went wrong in it and what it asked for."""
+
+    def __init__(self, browser: Browser, folder: Path, url: str, **context: Any) -> None:
+        self.context = browser.new_context(**context)
+        super().__init__(self.context.new_page(), folder)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.tab.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.context.set_offline(True)
+        self.tab.goto(url)
+
+    def download(self, name: str) -> Path:
+        self.usable(name)
+        with self.tab.expect_download() as coming:
+            self.js(f"document.getElementById('lab-{name}').click()")
+        file = self.downloads / coming.value.suggested_filename
+        coming.value.save_as(file)
+        return file
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def visit(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterator[Driver]:
+    """The page, newly opened, in each browser."""
+    if request.param == "chromium":
+        page = Chromium(request.getfixturevalue("browser"), tmp_path, site.as_uri())
+        yield page
+        page.context.close()
+        return
+    path = firefox.find()
+    if path is None:
+        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
+    with firefox.open_tab(path, tmp_path) as tab:
+        tab.goto(site.as_uri())
+        yield Driver(tab, tmp_path / "downloads")
+
+
+def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    buttons = ["write", "train", "pause", "stop", "download"]
+    assert [b for b in buttons if not visit.js(f"document.getElementById('lab-{b}').disabled")] == []
+    assert visit.js("document.querySelectorAll('#lab-adapted .lab-token, #lab-loss polyline').length") > 20
+    visit.js(f"{WITH_PROBE}({json.dumps(PROBE)})")
+    visit.load()
+
+    # Write and turn: the text and the bars follow the sliders, and the base's do not change.
+    visit.fill("prompt", PROMPT)
+    seen, base = set(), set()
+    for name in ADAPTERS:
+        visit.fill("adapter", name)
+        visit.until(f"Lab.page.adapters.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}")
+        for rank in (8, 0):
+            visit.fill("rank", rank)
+            visit.until(f"Lab.seen().write.view?.rank === {rank} && Lab.seen().write.prompt === {json.dumps(PROMPT)}")
+            (seen if rank else base).add(visit.text("adapted"))
+    assert len(seen) == len(ADAPTERS) and len(base) == 1
+
+    # Train, pause, go on.
+    visit.fill("steps", 40)
+    visit.click("train")
+    visit.until("JSON.parse(document.getElementById('lab-loss').dataset.losses).length >= 3")
+    visit.click("pause")
+    visit.until("document.getElementById('lab-train-status').textContent.startsWith('Paused')")
+    paused = len(visit.losses())
+    time.sleep(1)
+    assert len(visit.losses()) == paused < 40
+    visit.click("pause")
+    visit.until("!document.getElementById('lab-train').disabled")
+    losses = visit.losses()
+    assert len(losses) == 40
+    assert sum(losses[:3]) / 3 - sum(losses[-3:]) / 3 > 1
+    assert visit.js("document.querySelectorAll('#lab-samples li').length") == 5  # at 0, 10, 20, 30 and 40
+
+    # Take it home, half as strong and at rank 3.
+    visit.fill("rank", 3)
+    visit.fill("alpha", 0.5)
+    archive = visit.download("download")
+    ids = some_ids(1, 40, seed=0)[0].tolist()
+    view = {"adapter": "run-1", "rank": 3, "strength": 0.5, "off": []}
+    ask = f"Lab.page.engine.ask('logits', {json.dumps({'view': view, 'ids': ids})})"
+    own = torch.tensor(visit.js(ask))
+    monkeypatch.chdir(archive.parent)
+    found = run_python(visit.text("python"))
+    assert (logits_of(found["model"], ids) - own).abs().max() < 1e-4
+    assert (logits_of(load_model("gpt2-mini"), ids) - own).abs().max() > 0.1
+    found = run_python(visit.text("peft"))
+    with torch.no_grad():
+        assert (found["model"](torch.tensor([ids])).logits[0, -1] - own).abs().max() < 1e-4
+
+    tab = visit if isinstance(visit, Chromium) else visit.tab
+    assert tab.errors == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+WITH_PROBE = """(probe => {
+  const { worker } = Lab;
+  Lab.worker = parts => worker({ ...parts, source: parts.source + probe });
+})"""
+
+
+def run_python(lines: str) -> dict[str, Any]:
+    """The names that these lines define."""
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(lines, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A page with the model loaded, which several tests share: none relies on what another left."""
+    page = Chromium(browser, tmp_path_factory.mktemp("shared"), site.as_uri(), viewport={"width": 1200, "height": 900})
+    page.load()
+    yield page
+    page.context.close()
+
+
+def test_nothing_heavy_is_loaded_before_the_click(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = Chromium(browser, tmp_path, site.as_uri() + "#adapter=plays&rank=2&alpha=0.5&off=mlp.c_fc")
+    fetched = {Path(url.partition("#")[0]).name for url in page.requests}
+    assert fetched == {"lab.html", "lab.css", "page.js"}
+    assert (page.js("document.getElementById('lab-rank').value"), page.text("rank-value")) == ("2", "2 of 8")
+    assert page.text("alpha-value") == "0.50 × s"
+    assert page.js("[...document.querySelectorAll('#lab-on input')].map(box => box.checked)") == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    page.context.close()
+    own = [file for file in site.parent.iterdir() if not file.name.startswith(("weights-", "adapter-"))]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in own) <= 150_000
+    files = [file for file in site.parent.iterdir() if not file.name.startswith("adapter-") or "plays" in file.name]
+    assert f"({sum(file.stat().st_size for file in files) / 1e6:.0f} MB)" in site.read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("gone", ["WebAssembly", "Worker", "SIMD"])
+def test_what_is_missing_is_said(browser: Browser, site: Path, gone: str) -> None:
+    tab = browser.new_page()
+    script = "WebAssembly.validate = () => false" if gone == "SIMD" else f"delete window.{gone}"
+    tab.add_init_script(script)
+    tab.goto(site.as_uri())
+    assert f"lacks {'web workers' if gone == 'Worker' else 'WebAssembly'}" in tab.inner_text("#lab-status")
+    assert tab.is_disabled("#lab-load")
+    tab.close()
+
+
+def test_without_scripts_the_page_says_so(browser: Browser, site: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(site.as_uri())
+    assert "scripts are switched off" in tab.inner_text("#lab")
+    context.close()
+
+
+def test_words_are_chosen_by_keyboard_and_bars_tell_their_chances(page: Chromium) -> None:
+    tab = page.tab
+    page.fill("adapter", "plays")
+    page.fill("prompt", "The king")
+    page.click("write")
+    page.until(
+        "Lab.seen().write.prompt === 'The king' && document.querySelectorAll('#lab-adapted .lab-token').length > 5"
+    )
+    page.until("document.getElementById('lab-next-after').textContent.includes('The king”')")
+    tab.focus("#lab-base .lab-token[tabindex='0']")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    word = tab.inner_text("#lab-base .lab-token[aria-pressed='true']")
+    page.until("document.querySelector('#lab-next .lab-chosen .lab-word') !== null")
+    assert tab.inner_text("#lab-next .lab-chosen .lab-word").strip() == word.strip()
+    shares = tab.eval_on_selector_all(
+        "#lab-next .lab-bar-base .lab-number", "all => all.map(one => parseFloat(one.textContent))"
+    )
+    assert len(shares) >= 6 and 0 < sum(shares) < 101
+    page.click("next-back")
+    page.until("document.getElementById('lab-next-back').hidden")
+
+
+def test_the_address_follows_and_a_link_leads_back(
+    page: Chromium, browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    page.fill("adapter", "restaurants")
+    page.fill("rank", 1)
+    page.fill("alpha", 1.5)
+    page.until("location.hash.includes('adapter=restaurants') && location.hash.includes('alpha=1.5')")
+    other = Chromium(browser, tmp_path, page.js("location.href"))
+    for name in ("adapter", "rank", "alpha", "temperature", "seed", "prompt"):
+        value = f"document.getElementById('lab-{name}').value"
+        assert other.js(value) == page.js(value)
+    other.context.close()
+
+
+BAD_SETTINGS = {
+    "text": ("", "0 tokens"),
+    "train-rank": ("321", "whole number from 1 to 320"),
+    "rate": ("0", "above 0"),
+    "steps": ("2.5", "whole number from 1 to 2000"),
+    "train-alpha": ("", "above 0"),
+}
+
+
+@pytest.mark.parametrize("field", BAD_SETTINGS)
+def test_a_bad_setting_is_refused_with_words(page: Chromium, field: str) -> None:
+    value, words = BAD_SETTINGS[field]
+    before = page.js(f"document.getElementById('lab-{field}').value")
+    page.fill(field, value)
+    page.click("train")
+    page.until(f"document.getElementById('lab-train-status').textContent.includes({json.dumps(words)})")
+    page.usable("train")
+    page.fill(field, before)
+
+
+LONG = "The quick brown fox jumps over the lazy dog, again and again. "
+
+
+@pytest.mark.parametrize(
+    "text", [LONG * (1_000_000 // len(LONG)), "😀 Привет, мир! 你好，世界。 " * 12], ids=["1 MB", "scripts"]
+)
+def test_odd_texts_are_learned_from(page: Chromium, text: str) -> None:
+    page.fill("text", text)
+    page.train(steps=2, train_rank=1)
+    assert "is trained: 2 steps" in page.text("train-status")
+    assert all(math.isfinite(loss) for loss in page.losses())
+
+
+def test_a_rate_that_bursts_stops_and_keeps_the_last_good_adapter(page: Chromium) -> None:
+    page.fill("text", LONG * 30)
+    page.train(rate=1, steps=30, train_rank=2)
+    assert "a rate of 1 is too high" in page.text("train-status")
+    assert len(page.losses()) < 30
+    page.fill("rate", 0.001)
+    files = zipfile.ZipFile(page.download("download"))
+    tensors = safetensors.torch.load(files.read("adapter_model.safetensors"))
+    assert tensors and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_a_second_run_lies_over_the_first(page: Chromium) -> None:
+    page.fill("text", LONG * 30)
+    page.train(rate=0.001, steps=3, train_rank=8)
+    first = page.losses()
+    page.train(train_rank=1)
+    assert page.losses()[0] == pytest.approx(first[0], abs=1e-4)  # the same words, and an adapter that does nothing yet
+    assert page.js("document.querySelectorAll('#lab-loss .lab-earlier').length") >= 3
+    rows = page.js("[...document.querySelectorAll('#lab-runs tbody tr')].map(row => row.textContent)")
+    assert "r 8" in rows[-2] and "r 1," in rows[-1]
+
+
+def bring(page: Chromium, *files: Path) -> str:
+    """What the page says to these files."""
+    page.js("document.getElementById('lab-file-status').textContent = ''")
+    page.tab.set_input_files("#lab-file", files)
+    page.until("document.getElementById('lab-file-status').textContent !== ''")
+    return page.text("file-status")
+
+
+def test_adapters_come_back_and_what_does_not_fit_is_refused(page: Chromium, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    adapted(3, 6, ["attn.c_attn", "mlp.c_fc"]).save_pretrained(folder)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    assert "rank 3, alpha 6, beside attn.c_attn, mlp.c_fc" in bring(page, weights, config)
+    assert page.text("rank-value") == "3 of 3"
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w", method) as archive:
+            for file in (weights, config):
+                archive.write(file, f"mine/{file.name}")
+        assert "mine fits: rank 3" in bring(page, tmp_path / "mine.zip")
+    brought = page.js("document.getElementById('lab-adapter').value")
+
+    def refused(words: str, *files: Path) -> None:
+        said = bring(page, *files)
+        assert said.startswith("Not taken: ") and words in said
+        assert page.js("document.getElementById('lab-adapter').value") == brought, "and everything is as it was"
+
+    def variant(name: str, **changes: Any) -> Path:
+        changed = tmp_path / name / "adapter_config.json"
+        changed.parent.mkdir()
+        changed.write_text(json.dumps({**json.loads(config.read_text()), **changes}), encoding="utf8")
+        return changed
+
+    refused("adapter_config.json is missing", weights)
+    refused("adapter_model.safetensors is missing", config)
+    refused("use_dora = true is not supported", weights, variant("dora", use_dora=True))
+    refused("r must be a whole number", weights, variant("rank", r=0))
+    refused("needs 4 × 320", weights, variant("four", r=4))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-1000])
+    refused("not a whole safetensors file", cut, config)
+    cut.write_bytes(b"no adapter at all")
+    refused("not a whole safetensors file", cut, config)
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes((tmp_path / "mine.zip").read_bytes()[:-200])
+    refused("not a whole zip", torn)
+    text = tmp_path / "adapter_config.json"
+    text.write_text("{", encoding="utf8")
+    refused("is no JSON", weights, text)
+    other = load_model("gpt2-mini")
+    torch.nn.init.normal_(other.h[0].attn.c_attn.weight)
+    get_peft_model(other, ["attn.c_attn"], 2, 4).save_pretrained(tmp_path / "other")
+    refused("other weights than gpt2-mini's", *(tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_with_the_model_loaded(page: Chromium, theme: str) -> None:
+    page.js(f"void (document.documentElement.dataset.theme = '{theme}')")
+    page.js(f"void (document.body.style.background = '{'#14181f' if theme == 'dark' else '#fdfdfb'}')")
+    violations = Axe().run(page.tab).response["violations"]
+    ours = [v for v in violations if v["id"] not in ("page-has-heading-one", "region", "landmark-one-main")]
+    assert [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in ours] == []
+
+
+def test_layout_and_batch_on_a_phone(page: Chromium) -> None:
+    page.tab.set_viewport_size({"width": 390, "height": 844})
+    try:
+        page.fill("text", LONG * 30)
+        page.train(steps=1)
+        overhang = page.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overhang <= 0, f"the page is {overhang} pixels wider than the screen"
+    finally:
+        page.tab.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_a_reload_keeps_the_text_and_warns_of_a_run(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = Chromium(browser, tmp_path, site.as_uri())
+    page.fill("text", "My own words, which nobody else has written. " * 20)
+    page.tab.reload()
+    assert page.js("document.getElementById('lab-text').value").startswith("My own words")
+    page.load()
+    dialogs: list[str] = []
+    page.tab.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.dismiss()))
+    page.tab.click("#lab-train")  # a click of the reader: without one, no browser asks
+    page.until("document.getElementById('lab-train').disabled")
+    with contextlib.suppress(PlaywrightError):  # the reload is refused
+        page.tab.reload(timeout=3000)
+    assert dialogs == ["beforeunload"]
+    page.click("stop")
+    page.until("!document.getElementById('lab-train').disabled")
+    assert "is trained" in page.text("train-status")
+    page.context.close()
+
+
+def test_a_step_costs_at_most_three_times_pytorchs(engine: Engine, browser: Browser) -> None:
+    if not engine.relaxed:
+        pytest.skip("measured with the kernels that this browser takes")
+    found = measure_lab.step_cost(engine, browser, rounds=3)
+    assert found["ratio"] <= 3

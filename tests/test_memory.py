@@ -13,9 +13,11 @@ from lora_lib import (
     GPT2Config,
     GPT2Model,
     get_peft_model,
+    losses,
+    memory,
 )
 from lora_lib.losses import loss_sum
-from lora_lib.memory import PeakMemory, block_bytes, hf_block_bytes, step_bytes
+from lora_lib.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
 
 SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
 SMALL = GPT2Config(2000, 64, n_embd=64, n_head=4, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
@@ -36,7 +38,7 @@ def test_what_a_block_keeps_is_the_formula_to_the_byte(size, bf16):
         model.base_model.h[0](x)
     for p in model.parameters():
         kept.pop(p.untyped_storage().data_ptr(), None)
-    assert sum(kept.values()) == block_bytes(config, 32, bf16)
+    assert sum(kept.values()) == block_bytes(config, 32, bf16) + 4 * adapter_bytes(32, 4, bf16)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda config: f"width {config.n_embd}")
@@ -68,6 +70,29 @@ def test_a_steps_peak_is_just_below_the_sum(rank, checkpointing):
             optimizer.zero_grad()
     predicted = sum(step_bytes(SMALL, 8, 64, rank=rank, checkpointing=checkpointing).values())
     assert (0.95 if rank else 0.85) * predicted < memory.peak <= predicted
+
+
+def test_a_head_larger_than_a_chunk_of_logits_adds_up_its_gradient_in_chunks_as_large(monkeypatch):
+    """Where the head is trained, a chunk holds as many logits as the head has weights: 3 · 4 bytes of each."""
+    for module in (losses, memory):
+        monkeypatch.setattr(module, "LOGITS", 2**14)
+    config, ids = replace(SMALL, vocab_size=3000, n_layer=1), torch.randint(3000, (8, 64))
+    head, logits = 3000 * 64, 8 * 64 * 3000
+    assert 2**14 < head < logits
+    counted = {rank: step_bytes(config, 8, 64, rank=rank)["working"] for rank in (None, 4)}
+    read = 4 * 8 * 64 * 64  # what the head reads; its gradient is as large
+    assert counted == {None: 12 * head + read, 4: 12 * 2**14 + read}
+    for rank, working in counted.items():
+        model = GPT2Model(config)
+        if rank:
+            model = get_peft_model(model, "all-linear", rank).enable_lora_training()
+        inner = getattr(model, "base_model", model)
+        features = torch.randn(8, 64, 64, requires_grad=True)
+        with PeakMemory() as meter:
+            losses.chunked_cross_entropy(inner.out_head, features, ids).backward()
+        gradients = 0 if rank else 2 * 4 * head  # the head's, and one that is added to it
+        counted_here = working + read + gradients
+        assert 0.9 * counted_here < meter.peak < 1.05 * counted_here  # and a few numbers a token
 
 
 def test_the_meter_counts_each_block_of_memory_while_it_lives():
@@ -118,7 +143,9 @@ def test_what_a_hugging_face_block_keeps_is_the_formula_to_the_byte(kind, rank, 
         layer(x, position_embeddings=turned, position_ids=places, attention_mask=None)
     for p in [*model.parameters(), *turned]:
         kept.pop(p.untyped_storage().data_ptr(), None)
-    assert sum(kept.values()) == 32 * hf_block_bytes(config, dtype is torch.bfloat16, trained_whole=rank is None)
+    narrow = dtype is torch.bfloat16
+    adapters = 7 * adapter_bytes(32, rank, narrow)
+    assert sum(kept.values()) == 32 * hf_block_bytes(config, narrow, trained_whole=rank is None) + adapters
 
 
 @pytest.mark.parametrize("tied", [False, True])

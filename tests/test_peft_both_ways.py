@@ -48,7 +48,7 @@ def assert_same(logits, wanted, within=1e-6):
 def stir_theirs(model, seed=5):
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
-        if "lora_B" in name or "lora_magnitude" in name:
+        if "lora_B" in name or "lora_magnitude" in name or "modules_to_save.default" in name:
             with torch.no_grad():
                 p.add_(torch.randn_like(p), alpha=0.2)
     return model.eval()
@@ -139,6 +139,13 @@ SETTINGS = {
     },
     "a random start": {"target_modules": ["c_attn"], "init_lora_weights": "gaussian"},
     "dropout": {"target_modules": ["c_attn"], "lora_dropout": 0.3},
+    "a list less a list": {"target_modules": ["c_attn", "c_fc"], "exclude_modules": ["h.0.attn.c_attn"]},
+    "all less a regular expression": {"target_modules": "all-linear", "exclude_modules": r".*\.1\..*"},
+    "some layers": {"target_modules": ["c_attn", "c_fc"], "layers_to_transform": [1]},
+    "one layer, counted behind a name": {"target_modules": ["c_attn"], "layers_to_transform": 0, "layers_pattern": "h"},
+    "modules in full": {"target_modules": ["c_attn"], "modules_to_save": ["ln_f", "c_fc", "wpe"]},
+    "the head in full": {"target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+    "a rank above the layer's size": {"target_modules": ["c_attn", "c_proj"], "rank_pattern": {"c_attn": 40}},
 }
 
 
@@ -158,14 +165,8 @@ def test_we_open_what_peft_saves(tmp_path, base, settings, onto):
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
     "bias": {"bias": "lora_only"},
-    "modules_to_save": {"modules_to_save": ["ln_f"]},
-    "exclude_modules": {"exclude_modules": ["h.0.attn.c_attn"]},
-    "layers_to_transform": {"layers_to_transform": [1]},
     "lora_bias": {"lora_bias": True},
-    "trainable_token_indices": {"trainable_token_indices": [1, 2]},
-    "init_lora_weights": {"init_lora_weights": "pissa"},
 }
 
 

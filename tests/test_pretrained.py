@@ -1,12 +1,10 @@
 """Checkpoint folders and names: what loads, and what the errors say."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import fresh
 import pytest
 
 from lora_lib import Tokenizer, load_pretrained
@@ -112,20 +110,20 @@ class HubHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def load_gpt2_in_a_new_process(endpoint, cache):
-    code = """
-from lora_lib import load_pretrained
-model, tokenizer = load_pretrained("gpt2")
-print(model.config.n_layer, tokenizer.encode("hello there"))
-"""
-    env = {
-        **os.environ,
+def load_gpt2():
+    model, tokenizer = load_pretrained("gpt2")
+    print(model.config.n_layer, tokenizer.encode("hello there"))
+
+
+def load_gpt2_in_a_new_process(endpoint, folder):
+    """New, since the hub's library reads these variables when it is imported."""
+    environment = {
         "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
+        "HF_HOME": str(folder / "cache"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
     }
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    return fresh.run(load_gpt2, folder=folder, environment=environment)
 
 
 def test_gpt2_downloads_from_the_hub_as_safetensors(folder, tmp_path):
@@ -137,7 +135,7 @@ def test_gpt2_downloads_from_the_hub_as_safetensors(folder, tmp_path):
     server.folder = folder
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        run = load_gpt2_in_a_new_process(f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
+        run = load_gpt2_in_a_new_process(f"http://127.0.0.1:{server.server_port}", tmp_path)
     finally:
         server.shutdown()
     assert run.stdout.strip() == f"6 {tokenizer.encode('hello there')}", run.stderr[-2000:]

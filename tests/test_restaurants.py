@@ -11,7 +11,6 @@ import pytest
 
 from lora_lib import restaurants as R
 from lora_lib.examples import Example
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
 from lora_lib.restaurants import restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
 
 MEANING = {
@@ -22,16 +21,6 @@ TEXT = (
     "The Copper Kettle is an Italian pub by the harbour near The Fox. A meal costs less than £20. "
     "Customers give it 5 out of 5. It is not suitable for families."
 )
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return restaurant_data(seed=0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return read_tokenizer(MINI_FOLDER)
 
 
 def test_sizes_names_and_references(splits):

@@ -1,18 +1,32 @@
 """Training and generation, on a model small enough to be quick."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from small_models import adapted, counting_examples, tiny
+from small_models import TINY, adapted, counting_examples, tiny
 from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
-from lora_lib.examples import IGNORE
+from lora_lib.examples import IGNORE, batches
 from lora_lib.generation import generate_text
 from lora_lib.losses import loss_sum
-from lora_lib.training import evaluate, fit, lr_factor
+from lora_lib.training import check_settings, evaluate, fit, lr_factor
+
+QUIET = {"bf16": False, "progress": False}
+
+
+def with_dropout(seed: int = 0):
+    """The small model with dropout everywhere, and an adapter that has some of its own."""
+    torch.manual_seed(seed)
+    config = GPT2Config(**{**vars(TINY), "embd_pdrop": 0.2, "resid_pdrop": 0.2, "attn_pdrop": 0.2})
+    return get_peft_model(GPT2Model(config), "all-linear", 4, 8, lora_dropout=0.2).enable_lora_training()
+
+
+def trained(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_fit_learns_with_the_adapter_and_leaves_the_base_alone():
@@ -145,9 +159,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
     before = {n: p.clone() for n, p in model.named_parameters()}
     with torch.no_grad():
         model.base_model.ln_f.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+    model.eval()
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1: no weight has been changed yet"):
         fit(model, counting_examples(), steps=3, progress=False)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if p.requires_grad)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters() if p.requires_grad)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step():
+    class Steep(nn.Module):
+        """The loss is finite, and its gradient is not, from the second step on."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = tiny(), 0
+
+        def forward(self, ids):
+            self.calls += 1
+            logits = self.inner(ids)
+            if self.calls > 1:
+                logits.register_hook(lambda grad: grad * math.inf)
+            return logits
+
+    model, seen = Steep(), []
+    with pytest.raises(FloatingPointError, match="norm of the gradient is nan at step 2: try a smaller learning_rate"):
+        fit(model, counting_examples(), steps=3, validate_every=1, **QUIET,
+            on_validation=lambda step, model: seen.append(trained(model)))  # fmt: skip
+    assert all(torch.equal(p, seen[-1][name]) for name, p in model.named_parameters())
 
 
 def test_nothing_to_train_and_nothing_to_train_on():
@@ -178,8 +216,201 @@ def test_generated_text_is_the_same_in_a_batch_and_alone():
     assert all(text and "<|endoftext|>" not in text for text in together)
 
 
-def test_gradients_are_clipped():
-    model = adapted()
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    fit(model, counting_examples(), steps=2, clip=0.0, progress=False)  # to nothing: no weight may move
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+def reference(model, data, steps, batch_size, accumulate, learning_rate, warmup, weight_decay, clip, seed):
+    """The loop that `fit` stands for, as plainly as it can be written; returns its losses and rates."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=weight_decay)
+    loader, losses, rates = batches(data, batch_size, 0, seed=seed), [], []
+    stream = itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+    for step in range(steps):
+        group = list(itertools.islice(stream, accumulate))
+        loss = sum(loss_sum(model, *batch) for batch in group) / sum((t != IGNORE).sum() for _, t in group)
+        grads = torch.autograd.grad(loss, learned)
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        for p, grad in zip(learned, grads, strict=True):
+            p.grad = grad * min(1, clip / (norm + 1e-6))
+        up = round(warmup * steps)
+        share = (step + 1) / up if step < up else (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+        rates.append(learning_rate * share)
+        optimizer.param_groups[0]["lr"] = rates[-1]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, rates
+
+
+@pytest.mark.parametrize("clip", [0.05, 0.5, math.inf])
+@pytest.mark.parametrize("weight_decay", [0.0, 3.0])
+def test_fit_is_the_plain_loop(clip, weight_decay):
+    settings = {"steps": 10, "batch_size": 3, "accumulate": 2, "learning_rate": 0.02, "warmup": 0.3, "seed": 4,
+                "clip": clip, "weight_decay": weight_decay}  # fmt: skip
+    ours, plain = adapted().double(), adapted().double()
+    for p in ours.parameters():
+        p.grad = torch.ones_like(p)  # what a caller left there has no part in it
+    history = fit(ours, counting_examples(), **settings, **QUIET)
+    losses, rates = reference(plain, counting_examples(), **settings)
+    assert history.learning_rate == pytest.approx(rates, rel=1e-12) and len(rates) == 10
+    assert history.loss == pytest.approx(losses, rel=1e-5)
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=name)
+    assert all(p.grad is None for p in ours.parameters() if p.requires_grad)
+
+
+def test_the_first_rate_is_never_nothing_and_the_last_step_still_moves():
+    assert [lr_factor(step, 1, warmup) for step, warmup in ((0, 0), (0, 1))] == [1, 1]
+    assert lr_factor(3, 4, 0) > 0 and [lr_factor(step, 4, 1) for step in range(4)] == [0.25, 0.5, 0.75, 1]
+
+
+def test_a_seed_gives_the_same_bits_twice_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = []
+        for seed in (3, 3, 4):
+            model = with_dropout()
+            history = fit(model, counting_examples(), steps=6, batch_size=3, learning_rate=0.02, seed=seed, **QUIET)
+            runs.append((history.loss, trained(model)))
+    finally:
+        torch.set_num_threads(threads)
+    (loss, weights), (again, twins), (other, _) = runs
+    assert loss == again != other and all(torch.equal(p, twins[name]) for name, p in weights.items())
+
+
+def test_each_step_has_its_own_dropout():
+    """At a rate of next to nothing, all steps on one batch have the same loss, but for the dropout."""
+    data, settings = counting_examples(4), {"steps": 5, "batch_size": 4, "learning_rate": 1e-30, **QUIET}
+    without = fit(adapted(), data, **settings).loss
+    assert without == pytest.approx([without[0]] * 5, rel=1e-5)
+    losses = fit(with_dropout(), data, **settings).loss
+    assert min(abs(a - b) for a, b in itertools.combinations(losses, 2)) > 1e-4 * losses[0]
+
+
+def test_evaluation_has_no_dropout_and_leaves_every_module_in_its_mode():
+    model, data = with_dropout(), counting_examples(5)
+    model.eval()
+    wanted = sum(loss_sum(model, i[None], t[None]).item() for i, t in data) / sum((t != IGNORE).sum() for _, t in data)
+    model.train()
+    model.base_model.h[0].eval()  # one part stays in another mode than the rest, as its user left it
+    modes = [module.training for module in model.modules()]
+    assert evaluate(model, data, bf16=False) == pytest.approx(float(wanted), rel=1e-5)
+    assert [module.training for module in model.modules()] == modes and True in modes and False in modes
+    seen = []
+    fit(model, data, steps=2, **QUIET, on_validation=lambda step, model: seen.append(model.base_model.drop.training))
+    assert [module.training for module in model.modules()] == modes and seen == [True, True]
+    model.eval()
+    fit(model, data, steps=1, **QUIET)
+    assert not any(module.training for module in model.modules())
+
+
+class Asked(nn.Module):
+    """Notes in which precision and mode it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.seen = tiny(), []
+
+    def forward(self, ids):
+        narrow = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        self.seen.append((self.training, narrow))
+        return self.inner(ids)
+
+
+@pytest.mark.parametrize(("bf16", "narrow"), [(True, True), (False, False), (None, False)])
+def test_bfloat16_is_taken_where_it_is_asked_for_and_on_no_cpu_by_itself(bf16, narrow):
+    model, data = Asked(), counting_examples(4)
+    fit(model, data, steps=1, batch_size=4, validation=data, bf16=bf16, progress=False)
+    evaluate(model, data, bf16=bf16)
+    assert model.seen == [(False, narrow), (True, narrow), (False, narrow), (False, narrow)]
+
+
+def test_a_float64_model_trains_in_float64_and_not_under_autocast():
+    model, data = adapted().double(), counting_examples()
+    history = fit(model, data, steps=20, learning_rate=0.02, batch_size=4, validation=data, progress=False)
+    assert history.loss[-1] < history.loss[0] and {p.dtype for p in model.parameters()} == {torch.float64}
+    for call in (lambda: fit(model, data, steps=1, bf16=True), lambda: evaluate(model, data, bf16=True)):
+        with pytest.raises(ValueError, match=r"bf16=True does not work on float64 weights: .*model.float\(\) first"):
+            call()
+
+
+SETTINGS = {
+    "steps": ([1, 9], [0, -1, 1.5, "9", True, None]),
+    "batch_size": ([1], [0, -4, 2.0, "8"]),
+    "accumulate": ([1], [0, -1, 1.0, None]),
+    "checkpoint_every": ([1], [0, -1, 2.5, None]),
+    "validate_every": ([None, 1], [0, -1, 2.5, "1"]),
+    "learning_rate": ([1e-9, 1, 1e30], [0, 0.0, -1e-3, 1.1e30, math.inf, math.nan, "1e-3", None, True]),
+    "lr_ratio": ([None, len], [16, "16"]),
+    "warmup": ([0, 0.5, 1], [-0.1, 1.1, math.nan, "0.1", True, None]),
+    "weight_decay": ([0, 0.0, 2.5], [-0.01, math.inf, math.nan, "0", None]),
+    "clip": ([1e-9, 1, math.inf], [0, 0.0, -1, -math.inf, math.nan, "1", None, True]),
+    "bf16": ([None, True, False], ["no", 0, 1]),
+    "seed": ([0, 2**63 - 1], [-1, 2**63, 0.5, "0", None, True]),
+    "checkpoint": ([None, "a/b"], ["", 3, b"a"]),
+    "progress": ([True, False], ["no", 0, None]),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_cannot_be_used_is_refused_by_name_and_value(name):
+    good, bad = SETTINGS[name]
+    for value in good:
+        check_settings({name: value})
+    model = with_dropout()
+    before = trained(model)
+    for value in bad:
+        with pytest.raises(ValueError, match=f"^{name} = .*is not a value it can have: expected ") as caught:
+            fit(model, counting_examples(), **{"steps": 1, name: value})
+        assert repr(value) in str(caught.value)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+    if name in ("batch_size", "bf16"):
+        with pytest.raises(ValueError, match=f"^{name} = "):
+            evaluate(model, counting_examples(), **{name: bad[0]})
+
+
+def test_examples_that_cannot_be_learned_from_are_refused_by_number():
+    good, nothing = counting_examples(2), torch.full((4,), IGNORE)
+    for data in ([*good, (torch.arange(4), nothing)], [*good, (torch.arange(0), torch.arange(0))]):
+        with pytest.raises(ValueError, match="training example 2 has nothing to learn: all of its targets are -100"):
+            fit(adapted(), data, steps=1)
+    for bad in ("text", torch.arange(4), (torch.arange(4),), (torch.arange(4), torch.arange(3)), ([1], [2])):
+        with pytest.raises(ValueError, match="training example 2 is no pair of token ids and targets"):
+            fit(adapted(), [*good, bad], steps=1)
+    with pytest.raises(ValueError, match="nothing to evaluate: every target of these 1 examples is -100"):
+        evaluate(tiny(), [(torch.arange(4), nothing)])
+
+
+def test_what_cannot_be_trained_as_it_stands_says_what_to_call():
+    model, data = adapted(), counting_examples()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into the weights: call model.enable_lora_training\(\)"):
+        fit(model, data, steps=1)
+    model.enable_lora_training()
+    for off in (model.disable_adapter, torch.no_grad):
+        with off(), pytest.raises(ValueError, match="outside of disable_adapter and torch.no_grad"):
+            fit(model, data, steps=1, progress=False)
+    before = trained(model)
+    fit(model, data, steps=1, progress=False)
+    assert any(not torch.equal(p, before[name]) for name, p in trained(model).items())
+
+
+def test_a_model_that_gives_a_tuple_trains_where_logits_come_first():
+    class Tupled(nn.Module):  # as minGPT's
+        def __init__(self, shape):
+            super().__init__()
+            self.inner, self.shape = tiny(), shape
+
+        def forward(self, ids, targets=None):
+            return self.shape(self.inner(ids))
+
+    data = counting_examples()
+    history = fit(Tupled(lambda logits: (logits, None)), data, steps=20, learning_rate=0.01, **QUIET)
+    wanted = fit(Tupled(lambda logits: logits), data, steps=20, learning_rate=0.01, **QUIET)
+    assert history.loss == wanted.loss and history.loss[-1] < history.loss[0]
+    for shape, found in {
+        "a tensor of \\(8, 1, 50\\)": lambda logits: (logits[:, -1:], None),  # as nanoGPT's without targets
+        "a tensor of \\(\\)": lambda logits: (logits.sum(), logits),
+        "tuple": lambda logits: (),
+        "NoneType": lambda logits: None,
+        "dict": lambda logits: {"logits": logits},
+    }.items():
+        with pytest.raises(ValueError, match=rf"expected logits of \(8, 7, V\) .* got {shape}: wrap the model"):
+            fit(Tupled(found), data, steps=1, **QUIET)

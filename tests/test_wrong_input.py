@@ -29,9 +29,11 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
+from lora_lib.__main__ import TrainConfig, train
 from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.downloads import load_sms_spam
-from lora_lib.examples import encode_examples
+from lora_lib.examples import encode_examples, split
+from lora_lib.files import read_records
 from lora_lib.pretrained import MINI_FOLDER
 from lora_lib.training import evaluate, fit
 
@@ -105,7 +107,7 @@ def saving(during):
 
     def act(at):
         before = {p.name: p.read_bytes() for p in at.folder.iterdir()}
-        at.monkeypatch.setattr("lora_lib.adapter_files.save_file", during)
+        at.monkeypatch.setattr("lora_lib.tensor_files.save_file", during)
         stir(at.model, seed=7)
         try:
             at.model.save_pretrained(at.folder)
@@ -191,16 +193,67 @@ def no_tokenizer(at):
     load_pretrained(folder)[1].encode("text")
 
 
-def nan_loss(at):
-    model = get_peft_model(at.base, ["c_attn"], 4).enable_lora_training()
-    at.unwrap, before = model, {n: p.clone() for n, p in model.named_parameters()}
-    table = at.base.wte.weight.data.clone()
-    at.base.wte.weight.data[5] = float("nan")  # a loss is NaN from the first step that reads token 5
+DATA = [(IDS[0], IDS[1])]
+
+
+def trainable(at):
+    """The plain model with an adapter to train, which is taken out again after the case."""
+    at.unwrap = get_peft_model(at.base, ["c_attn"], 4).enable_lora_training()
+    return at.unwrap
+
+
+class LastLogits(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids):
+        return self.inner(ids)[:, -1:]
+
+
+def merged_training(at):
+    model = trainable(at)
+    model.merge_adapter()
+    fit(model, DATA, steps=1)
+
+
+def nan_loss(at, at_step=2):
+    model, table, kept = trainable(at), at.base.wte.weight.data.clone(), []
+
+    def spoil(step, model):
+        kept[:] = [p.clone() for p in model.parameters() if p.requires_grad]
+        if step == at_step - 1:
+            at.base.wte.weight.data[5] = float("nan")  # a loss is NaN from the first step that reads token 5
+
     try:
-        fit(model, [(torch.tensor([1, 5, 2]), torch.tensor([5, 2, 3]))], steps=3, progress=False)
+        fit(model, DATA, steps=3, progress=False, validate_every=1, on_validation=spoil)
     finally:
         at.base.wte.weight.data.copy_(table)
-        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+        assert all(torch.equal(p, q) for p, q in zip((p for p in model.parameters() if p.requires_grad), kept))
+
+
+CSV = "prompt,completion\na,b\n"
+
+
+def chat(**more):
+    """One line of a file: a question, and an answer with something more in it."""
+    return json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]})
+
+
+def reading(name, content):
+    def act(at):
+        (at.tmp / name).write_text(content, encoding="utf8")
+        read_records(at.tmp / name)
+
+    return act
+
+
+def config(**values):
+    def act(at):
+        (at.tmp / "run.json").write_text(json.dumps({"data": "restaurants", "output": "out", **values}))
+        TrainConfig.read(at.tmp / "run.json")
+
+    return act
 
 
 def offline(at):
@@ -576,8 +629,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "an option that this library does not have",
             AdapterError,
-            "use_dora = True is not supported here, and without it results would differ",
-            with_config(use_dora=True),
+            "lora_bias = True is not supported here, and without it results would differ",
+            with_config(lora_bias=True),
         ),
         Case(
             "an option that nobody has yet",
@@ -588,7 +641,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "another rank than the tensors have",
             AdapterError,
-            "A of transformer.h.0.attn.c_attn is (24, 4), this model and the config's rank need (24, 3)",
+            'are not of one save (or one was edited): it was saved with {"r": 4,…the config says {"r": 3,',
             with_config(r=3),
         ),
         Case(
@@ -672,13 +725,13 @@ CASES: dict[str, list[Case]] = {
         Case(
             "saving where a file is",
             OSError,
-            "the adapter could not be saved to",
+            "adapter_model.safetensors and adapter_config.json could not be saved to",
             lambda at: at.model.save_pretrained(at.folder / CONFIG_FILE),
         ),
         Case(
             "a full disk",
             OSError,
-            "the adapter could not be saved to…No space left on device; an older one there is unharmed",
+            "could not be saved to…No space left on device; an older one there is unharmed",
             saving(fails(errno.ENOSPC)),
         ),
         Case(
@@ -792,8 +845,143 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a loss that becomes NaN; the weights stay those of the step before",
             FloatingPointError,
-            "the loss is nan at step 1: try a smaller learning_rate",
+            "the loss is nan at step 2: try a smaller learning_rate than 0.001",
             nan_loss,
+        ),
+        Case(
+            "weights that are NaN before the training",
+            FloatingPointError,
+            "the loss is nan at step 1: no weight has been changed yet, so look for NaN or huge numbers in the model's",
+            lambda at: nan_loss(at, at_step=1),
+        ),
+        *(
+            Case(
+                what,
+                ValueError,
+                f"{name} = {value!r} is not a value it can have: expected {expected}",
+                lambda at, name=name, value=value: fit(trainable(at), DATA, **{"steps": 1, name: value}),
+            )
+            for what, name, value, expected in (
+                ("no steps to take", "steps", 0, "a whole number from 1"),
+                ("a learning rate in quotes", "learning_rate", "1e-3", "a number above 0, at most 1e30"),
+                ("a learning rate that is not finite", "learning_rate", float("inf"), "a number above 0, at most 1e30"),
+                ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
+                ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
+                ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
+                ("no batches in a step", "accumulate", 0, "a whole number from 1"),
+            )
+        ),
+        Case(
+            "an example whose targets are all ignored",
+            ValueError,
+            "training example 1 has nothing to learn: all of its targets are -100",
+            lambda at: fit(trainable(at), [*DATA, (IDS[0], torch.full_like(IDS[0], -100))], steps=1),
+        ),
+        Case(
+            "examples that are not encoded",
+            ValueError,
+            "training example 0 is no pair of token ids and targets, two tensors of one length: encode_examples",
+            lambda at: fit(trainable(at), [("a prompt", "and its answer")], steps=1),
+        ),
+        Case(
+            "training while the adapter is merged",
+            ValueError,
+            "the adapters are merged into the weights: call model.enable_lora_training(), which unmerges",
+            merged_training,
+        ),
+        Case(
+            "bfloat16 autocast on a float64 model",
+            ValueError,
+            "bf16=True does not work on float64 weights: pass bf16=False, or call model.float() first",
+            lambda at: fit(nn.Linear(2, 2).double(), DATA, steps=1, bf16=True),
+        ),
+        Case(
+            "a model that gives the last token's logits alone",
+            ValueError,
+            "expected logits of (1, 6, V) from the model, one row for each token…got a tensor of (1, 1, 97): wrap the",
+            lambda at: fit(LastLogits(at.base), DATA, steps=1, progress=False),
+        ),
+        Case(
+            "a checkpoint where nothing can be written; noticed before the training",
+            OSError,
+            "cannot be written to: …is no folder; choose another place",
+            lambda at: fit(trainable(at), DATA, steps=1, checkpoint=at.folder / CONFIG_FILE / "run.safetensors"),
+        ),
+        *(
+            Case(what, ValueError, f"file.{ending}, line {line}…{message}", reading(f"file.{ending}", content))
+            for what, ending, line, message, content in (
+                ("two CSV files joined: the header comes again", "csv", 3, "the header again", CSV + CSV),
+                (
+                    "two files joined: a byte-order mark inside",
+                    "csv",
+                    3,
+                    "a byte-order mark (U+FEFF) inside the file",
+                    f"{CSV}\ufeff{CSV}",
+                ),
+                (
+                    "a cell for a missing value",
+                    "csv",
+                    2,
+                    "'completion' is 'nan', which is how programs write a missing",
+                    "prompt,completion\na,nan\n",
+                ),
+                (
+                    "a row with too many fields",
+                    "csv",
+                    2,
+                    "expected 2 fields, as in the header, found 3",
+                    "prompt,completion\na,b,c\n",
+                ),
+                (
+                    "a key that comes twice in a line of JSON",
+                    "jsonl",
+                    1,
+                    "the key 'prompt' comes twice in one object",
+                    '{"prompt": "a", "prompt": "b", "completion": "c"}',
+                ),
+                (
+                    "an answer that is no text",
+                    "jsonl",
+                    1,
+                    "'completion' must be a string, found null",
+                    '{"prompt": "a", "completion": null}',
+                ),
+                ("a chat's turn that is not to be learned", "jsonl", 1, "message 2: its weight is 0", chat(weight=0)),
+                ("a chat's turn that calls a tool", "jsonl", 1, "message 2: it calls a tool", chat(tool_calls=[{}])),
+            )
+        ),
+        Case(
+            "a text where a list of texts is meant",
+            ValueError,
+            "expected a list of documents or records, got one text; read_text makes a list of it",
+            lambda at: split("Once upon a time"),
+        ),
+        *(
+            Case(what, ValueError, f"run.json: {message}", config(**values))
+            for what, message, values in (
+                ("a config without the steps", '"fit" needs "steps", the number of steps to train', {"fit": {}}),
+                (
+                    "a config with a number in quotes",
+                    "fit.learning_rate = '1e-3' is not a value it can have: expected a number above 0, at most 1e30",
+                    {"fit": {"steps": 1, "learning_rate": "1e-3"}},
+                ),
+                (
+                    "a config with a switch in quotes",
+                    'gradient_checkpointing = "no" is not a value it can have: expected true or false, without quotes',
+                    {"gradient_checkpointing": "no"},
+                ),
+                (
+                    "a config with nothing where settings are meant",
+                    "lora = null is not a value it can have: expected an object",
+                    {"lora": None},
+                ),
+            )
+        ),
+        Case(
+            "a config's output that cannot be written; noticed before the training",
+            OSError,
+            "cannot be written to: …is no folder; choose another place",
+            lambda at: train(TrainConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
         ),
         Case(
             "a download that is interrupted, or no network",

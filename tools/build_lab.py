@@ -34,14 +34,26 @@ def build_kernels(folder: Path) -> None:
     flags = """-target wasm32-freestanding -O3 -nostdlib -fno-math-errno -ffp-contract=off -fno-sanitize=all
     -Wall -Wl,--no-entry -Wl,--import-memory -Wl,--strip-all -msimd128""".split()
     for name, more in KERNELS.items():
-        command = [sys.executable, "-m", "ziglang", "cc", *flags, *more, "kernels.c", "-o", str(folder.resolve() / name)]
+        command = [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "cc",
+            *flags,
+            *more,
+            "kernels.c",
+            "-o",
+            str(folder.resolve() / name),
+        ]
         subprocess.run(command, cwd=LAB, check=True)
 
 
 def write_scripts(folder: Path) -> None:
     """Write into `folder` all that the page loads: its own script and style, and what it fetches on a click."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "page.js").write_text(f'(() => {{\n{source(PAGE)}\n}})();\n', encoding="utf8")
+    recorded = (LAB / "recorded.json").read_text(encoding="utf8")
+    page = f"(() => {{\n{source(PAGE)}\nstart({recorded});\n}})();\n"
+    (folder / "page.js").write_text(page, encoding="utf8")
     shutil.copy(LAB / "lab.css", folder)
     kernels = {"plain": base64_of(LAB / "kernels.wasm"), "relaxed": base64_of(LAB / "kernels_relaxed.wasm")}
     parts = {"source": source(WORKER), "kernels": kernels, "prose": (LAB / "prose.txt").read_text(encoding="utf8")}

@@ -27,12 +27,12 @@ from playwright.sync_api import sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
-WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob input, .knob-ticks,
-.knob script, .knob-frames > [hidden], .knob-readouts > [hidden]"""
+WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
+.lab"""
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"
-FOREWORD = "Code that the web pages fold away is left out; sliders stand where they start."
+FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
 STYLE = """
 @page { size: A4; margin: 18mm 17mm 20mm }
 html { font-size: 10.5pt; --pst-font-size-base: 10.5pt }
@@ -65,8 +65,8 @@ def article(html: Path, page: str, known: set[str]) -> Tag:
     text = BeautifulSoup((html / page).read_bytes(), "html.parser").find("article")
     for tag in text.select(WEB_ONLY):
         tag.decompose()
-    for tag in text.select(".knob-controls[hidden]"):
-        del tag["hidden"]
+    for tag in text.select("[loading=lazy]"):  # a printer does not scroll
+        del tag["loading"]
     for tag in text.find_all("details"):
         tag["open"] = ""
     for tag in text.find_all(id=True):

@@ -1,4 +1,4 @@
-// Jobs for the tests, which the tests append to the lab's worker.
+// Jobs for tests/test_lab.py and tools/measure_lab.py, which append them to the worker. The page has none of them.
 // {name: {A: [], B: []}} into an adapter, and its gradients out of one.
 function adapterOf({ r, alpha, layers }) {
   const shapes = layerShapes();
@@ -28,8 +28,6 @@ function learner(adapter) {
 }
 
 Object.assign(jobs, {
-  encode: ({ texts }) => texts.map(text => tokenizer.encode(text)),
-  decode: ({ lists }) => lists.map(ids => tokenizer.decode(ids)),
   // The logits after the last of `ids`, read in two pieces, so that the caches are used.
   logits({ view, ids, first }) {
     show(view);
@@ -44,23 +42,27 @@ Object.assign(jobs, {
     loaded.free();
     return { loss, gradients };
   },
-  // The losses of these steps, and the milliseconds of each.
+  // The losses of these steps.
   steps({ adapter, batches, rate }) {
     const loaded = learner(adapter);
     const losses = [];
-    const times = [];
     for (const [rows, targets] of batches) {
-      const before = performance.now();
       losses.push(model.loss(rows, targets, true));
       update(model, loaded, losses.length, rate * rateFactor(losses.length - 1, batches.length));
-      times.push(performance.now() - before);
     }
     loaded.free();
-    return { losses, times };
+    return losses;
   },
-  // The nearest product of rank q, for each q from 1 to r, as A and B.
-  ordered({ A, B, r, d, k }) {
-    const out = orderBySize(Float32Array.from(A), Float32Array.from(B), r, d, k);
-    return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes };
+  // What the base writes, always the likeliest token.
+  greedy({ prompt, count }) {
+    model.use({});
+    model.read = 0;
+    let logits = model.next(tokenizer.encode(prompt));
+    return Array.from({ length: count }, () => {
+      const [id] = likeliest(logits, 1);
+      logits = model.next([id]);
+      return id;
+    });
   },
+  memory: () => model.memory.wasm.buffer.byteLength / 1e6,
 });

@@ -1,0 +1,98 @@
+"""What a reader may turn: one setting of a chapter at a time, for test_turn_anything.py.
+
+Add a line for a setting that is new: the chapter, a text that stands in one of its cells, and what a reader might write
+in its place. Where the library is to refuse the value, `error` is a part of what it says.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Turn(NamedTuple):
+    """One setting of a chapter, and another value for it."""
+
+    chapter: str
+    old: str
+    new: str
+    error: str = ""
+
+
+# Long trainings are cut short in every run; a text that a turn has changed is left as the turn made it.
+SHORTER = {
+    "01_rank_math": [('"steps": 40', '"steps": 6')],
+    "05_fine_tuning": [("steps=150", "steps=10"), ("validate_every=30", "validate_every=5"), ("test[:60]", "test[:4]")],
+}
+
+TURNS = [
+    Turn("01_rank_math", "landscape(120, 160)", "landscape(40, 60)"),
+    Turn("01_rank_math", "torch.arange(1.0, 4), torch.arange(1.0, 5)", "torch.arange(2.0, 8), torch.arange(1.0, 4)"),
+    Turn("01_rank_math", "for r in (1, 2, 5, 20)", "for r in (3,)"),
+    Turn("01_rank_math", "for r in (1, 8, 64, 96)", "for r in (2, 50)"),
+    Turn("01_rank_math", "0.01 * torch.randn_like(times)", "1.0 * torch.randn_like(times)"),
+    Turn("01_rank_math", "A, B = cut(plus, 1)", "A, B = cut(plus, 2)"),
+    Turn("01_rank_math", "r = 4\ntorch", "r = 7\ntorch"),
+    Turn("01_rank_math", "model.h[3].mlp.c_fc", "model.h[0].attn.c_proj"),
+    Turn("01_rank_math", "len(p.meaning) == 3", "len(p.meaning) == 4"),
+    Turn("01_rank_math", "places[:-16], places[-16:]", "places[:-4], places[-4:]"),
+    Turn("01_rank_math", "few = 8", "few = 3"),
+    Turn("01_rank_math", "learning_rate=3e-3", "learning_rate=1e-4"),
+    Turn("01_rank_math", '"steps": 40', '"steps": 0', error="a matrix of zeros has no shares"),
+    Turn("01_rank_math", "ranks = [1, 4, 8, 16, 32, 64, 128]", "ranks = [2, 100]"),
+    Turn("01_rank_math", "lora_rank=r, lora_alpha=16", "lora_rank=2, lora_alpha=1"),
+    Turn("01_rank_math", "lora_rank=r", "lora_rank=400", error="rank must be from 1 to 320"),
+    Turn("02_lora_layer", "d, k = 768, 2304", "d, k = 64, 96"),
+    Turn("02_lora_layer", "B = torch.tensor([[10.0, 1.0]])", "B = torch.tensor([[0.3, -7.0]])"),
+    Turn("02_lora_layer", "torch.tensor([1.0, 1.0, 1.0]), 0.5", "torch.tensor([0.1, 0.2, 0.3]), -2.0"),
+    Turn("02_lora_layer", "MyLoRA(layer, rank=8, alpha=16)", "MyLoRA(layer, rank=3, alpha=7)"),
+    Turn("02_lora_layer", '"both random": (0.1, 0.1)', '"both random": (2.0, 0.001)'),
+    Turn("02_lora_layer", "ranks = [1, 2, 4, 8, 16, 32, 64]", "ranks = [3, 5]"),
+    Turn("02_lora_layer", "lr=1e-3", "lr=1.0"),
+    Turn("02_lora_layer", "rank=4, alpha=8, dropout=0.5", "rank=2, alpha=9, dropout=0.0"),
+    Turn("02_lora_layer", "dropout=0.5", "dropout=1.5", error="dropout"),
+    Turn("02_lora_layer", "n, r = 16, 16", "n, r = 3, 5"),
+    Turn("02_lora_layer", "needed = 2", "needed = 5"),
+    Turn("02_lora_layer", "for rank in (1, 2, 4, 8)}", "for rank in (3, 6)}"),
+    Turn("02_lora_layer", "steps=300", "steps=2"),
+    Turn("03_gpt2", "One morning the little mouse", "Rain"),
+    Turn("03_gpt2", '"photosynthesis"', '"Lörrach 🙂"'),
+    Turn("03_gpt2", "Lily had a red ball. Tom wanted the ball, so Lily threw it to him.", "Dragons sleep all day."),
+    Turn("03_gpt2", '(" mother", " red", " ran")', '(" dog", " two")'),
+    Turn("03_gpt2", "q = torch.tensor([[0.0, 0.0]", "q = torch.tensor([[1.0, 9.0]"),
+    Turn("03_gpt2", '"Once upon a", "In the box there was a"', '"Yes", "No"'),
+    Turn("03_gpt2", "One day Tom found a small key under a stone.", "Kings die."),
+    Turn("03_gpt2", "The king had a daughter who", "A"),
+    Turn("03_gpt2", "for _ in range(20)", "for _ in range(3)"),
+    Turn("03_gpt2", "z = torch.tensor([4.0, 3.0, 2.0, 0.0])", "z = torch.tensor([1.0, -3.0, 2.0])"),
+    Turn("03_gpt2", "temperature=[0, 0.4, 0.7, 1.0, 1.5]", "temperature=[0.3, 0.7]"),
+    Turn("03_gpt2", '["The king", "The old', '["Soon", "Then the old'),
+    Turn("03_gpt2", "write(prompt, 100, use_cache=False)", "write(prompt, 300, use_cache=False)", error="256"),
+    Turn("03_gpt2", "r = 8", "r = 3"),
+    Turn("04_injection", "nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)", "nn.Linear(8, 4), nn.Linear(4, 8)"),
+    Turn("04_injection", "rank=2, alpha=4", "rank=1, alpha=9"),
+    Turn("04_injection", 'inject(fresh(), "c_attn", rank=8, alpha=16)', 'inject(fresh(), "c_proj", rank=2, alpha=1)'),
+    Turn("04_injection", 'fresh(), ["c_attn"], lora_rank=8', 'fresh(), ["mlp.c_fc"], lora_rank=5'),
+    Turn("04_injection", "The old ferry crosses the river twice a day.", "The old dog sleeps."),
+    Turn("04_injection", '["h.5.mlp.c_fc"]', '["h.0.attn.c_proj"]'),
+    Turn("04_injection", '["h.5.mlp.c_fc"]', '["h.9.mlp.c_fc"]', error="h.9.mlp.c_fc"),
+    Turn("04_injection", "r = 8", "r = 2"),
+    Turn("04_injection", "ranks=(4, 8, 16, 32, 64)", "ranks=(1, 2, 512)"),
+    Turn("04_injection", '"attention": ["attn.c_attn", "attn.c_proj"],', ""),
+    Turn("04_injection", '["out_head"], lora_rank=16', '["out_head"], lora_rank=1'),
+    Turn("04_injection", "steps=12", "steps=1"),
+    Turn("04_injection", 'LoRAConfig(["c_attn", "c_fc"], r=8)', 'LoRAConfig(["mlp.c_proj"], r=1)'),
+    Turn("04_injection", "alpha_pattern={", 'alpha_pattern={"h.0.attn.c_attn": 1, '),
+    Turn("05_fine_tuning", '"food", "priceRange", "area"', '"area"'),
+    Turn("05_fine_tuning", "seed=0, slots", "seed=7, slots"),
+    Turn("05_fine_tuning", '"food": "Thai", "area": "riverside"', '"area": "old town"'),
+    Turn("05_fine_tuning", "test[:60]", "test[:1]"),
+    Turn("05_fine_tuning", "max_length=256", "max_length=20", error="20"),
+    Turn("05_fine_tuning", '"all-linear", lora_rank=8', '["c_attn"], lora_rank=2'),
+    Turn("05_fine_tuning", "lora_alpha=32, lora_dropout=0.1", "lora_alpha=1, lora_dropout=0.0"),
+    Turn("05_fine_tuning", "validation[:2]", "validation[3:4]"),
+    Turn("05_fine_tuning", "batch_size=8", "batch_size=3"),
+    Turn("05_fine_tuning", "learning_rate=7e-3", "learning_rate=1e-5"),
+    Turn("05_fine_tuning", "steps=150", "steps=1"),
+    Turn("05_fine_tuning", "validate_every=30", "validate_every=4"),
+    Turn("05_fine_tuning", '"temperature": 0.7', '"temperature": 0'),
+]

@@ -1,0 +1,290 @@
+"""Relatives of LoRA against their formulas, and against Hugging Face PEFT's files and first steps."""
+
+import copy
+import json
+
+import pytest
+import torch
+from small_models import ATTENTION_AND_MLP, IDS, scatter, small, stir, three_adapters
+from torch import nn
+from torch.nn import functional as F
+
+from lora_lib import AdapterError, LoRA, LoRAConfig, LoRALinear, PeftModel, get_peft_model, load_model
+from lora_lib.variants import DoRA, PiSSA, lora_plus
+
+KINDS = {
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "fast pissa": {"init_lora_weights": "pissa_niter_4"},
+    "pissa, rslora": {"init_lora_weights": "pissa", "use_rslora": True},
+    "dora, rslora": {"use_dora": True, "use_rslora": True},
+}
+
+
+def trained(settings, base=small, targets="all-linear", steps=3):
+    """A model with an adapter whose every tensor has moved."""
+    model = get_peft_model(base(), targets, 4, 8, **settings)
+    model.enable_lora_training()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(IDS)[:, :-1].flatten(0, 1).float(), IDS[:, 1:].flatten()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+def test_each_kind_starts_as_the_base_trains_merges_switches_saves_and_opens(tmp_path, settings):
+    before = small()(IDS)
+    torch.testing.assert_close(get_peft_model(small(), "all-linear", 4, 8, **settings)(IDS), before, atol=1e-5, rtol=0)
+    model = trained(settings)
+    out = model(IDS)
+    assert not torch.allclose(out, before, atol=1e-2)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(small(), tmp_path)
+    torch.testing.assert_close(again(IDS), out, atol=1e-5, rtol=0)
+    assert torch.equal(copy.deepcopy(model)(IDS), out)
+    for opened in (model, again):
+        opened.merge_adapter()
+        torch.testing.assert_close(opened(IDS), out, atol=1e-4, rtol=0)
+        opened.unmerge_adapter()
+        with opened.disable_adapter():
+            assert torch.equal(opened(IDS), before)
+    rows = model(IDS, adapter_names=["default", "__base__"])
+    torch.testing.assert_close(rows, torch.stack([out[0], before[1]]), atol=1e-5, rtol=0)
+
+
+def test_the_names_of_peft_choose_the_kind():
+    for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, DoRA))]:
+        config = LoRAConfig(["c_attn"], **settings)
+        assert config.adapter_class is kind
+        model = get_peft_model(small(), ["c_attn"], 4, **settings)
+        assert {type(la.adapters["default"]) for la in model.lora_layers().values()} == {kind}
+        assert model.peft_config["default"].use_rslora is settings.get("use_rslora", False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dora_is_its_formula_in_values_and_gradients(bias, dropout):
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(7, 5, bias=bias).double(), 2, 6, dropout, kind=DoRA)
+    adapter = layer.adapters["default"]
+    assert torch.equal(adapter.m, layer.base.weight.norm(dim=1))
+    x = torch.randn(3, 7, dtype=torch.float64)
+    assert torch.equal(layer.eval()(x), layer.base(x))  # a new adapter changes nothing, to the last bit
+    nn.init.normal_(adapter.B)
+    nn.init.normal_(adapter.m)
+    torch.manual_seed(1)
+    got = layer.train()(x)
+    torch.manual_seed(1)
+    dropped = adapter.dropout(x)
+    V = layer.base.weight.T + 3 * adapter.A @ adapter.B
+    W = adapter.m * V / V.norm(dim=0).detach()
+    base = layer.base.weight.T
+    wanted = layer.base(x) + dropped @ (W - base)
+    torch.testing.assert_close(got, wanted)
+    learned = [adapter.A, adapter.B, adapter.m]
+    for a, b in zip(torch.autograd.grad(got.sum(), learned), torch.autograd.grad(wanted.sum(), learned), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(adapter.delta(base), W - base)
+    with pytest.raises(TypeError, match="delta needs the layer's weight W"):
+        adapter.delta()
+
+
+def test_pissa_is_its_formula():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(7, 5).double())
+    layer.adapters["a"] = PiSSA.around(layer.base, 2, 6, init="pissa")
+    layer.activate("a")
+    adapter, W = layer.adapters["a"], layer.base.weight.T.clone()
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    strongest = U[:, :2] * S[:2] @ Vh[:2]
+    torch.testing.assert_close(3 * adapter.A @ adapter.B, strongest)
+    torch.testing.assert_close(adapter.A.norm(dim=0), adapter.B.norm(dim=1))  # each has half of it
+    nn.init.normal_(adapter.B)
+    x = torch.randn(3, 7, dtype=torch.float64)
+    wanted = x @ (W - strongest + 3 * adapter.A @ adapter.B) + layer.base.bias
+    torch.testing.assert_close(layer(x), wanted)
+    assert [n for n, p in adapter.named_parameters()] == ["A", "B"] and torch.equal(layer.base.weight.T, W)
+
+
+def test_fast_pissa_takes_out_nearly_as_much():
+    left = []
+    for init in ("pissa", "pissa_niter_8"):
+        layer = get_peft_model(small(), ["c_attn"], 4, 8, init_lora_weights=init).lora_layers()["h.0.attn.c_attn"]
+        adapter = layer.adapters["default"]
+        left.append((layer.base.weight.T - 2 * adapter.A @ adapter.B).norm().item())
+    assert left[1] == pytest.approx(left[0], rel=0.02) and left[0] < layer.base.weight.norm() - 0.5
+
+
+def test_pissa_adapters_add_up_with_others():
+    model = three_adapters()
+    model.add_adapter("p", LoRAConfig(["c_attn"], r=3, init_lora_weights="pissa"))
+    stir(model, "p", 4)
+    model.add_weighted_adapter(["default", "p"], [0.5, -1], "sum")
+    for layer in model.lora_layers().values():
+        if "p" in layer.adapters:
+            a, p, both = (layer.adapters[name].delta() for name in ("default", "p", "sum"))
+            torch.testing.assert_close(both, 0.5 * a - p, atol=1e-5, rtol=0)
+
+
+def test_lora_plus_gives_each_b_another_rate():
+    ratio = lora_plus(16)
+    model = get_peft_model(small(), ["c_attn"], 4, use_dora=True)
+    rates = {name.rpartition(".")[2]: ratio(name) for name, p in model.named_parameters() if p.requires_grad}
+    assert rates == {"A": 1, "B": 16, "m": 1}
+    for bad in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="LoRA\\+ needs a ratio above 0 and finite, got"):
+            lora_plus(bad)
+
+
+@pytest.mark.parametrize(("init", "b_is_zero"), [(True, True), ("gaussian", True), (False, False)])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_the_starts_of_peft(init, b_is_zero, use_dora):
+    torch.manual_seed(0)
+    layer = nn.Linear(1000, 800)
+    kind = DoRA if use_dora else LoRA
+    adapter = kind.around(layer, 8, 8, init=init)
+    spread = 1 / 8 if init == "gaussian" else (3 * 1000) ** -0.5
+    assert adapter.A.std().item() == pytest.approx(spread, rel=0.05)
+    assert adapter.B.std().item() == pytest.approx(0 if b_is_zero else (3 * 8) ** -0.5, rel=0.05)
+    if use_dora:
+        torch.testing.assert_close(adapter.m, (layer.weight.T + adapter.A @ adapter.B).norm(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' .*: expected True, False, 'gaussian', 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights = 'pissa_niter_x'"),
+        ({"init_lora_weights": None}, "init_lora_weights = None"),
+        ({"use_dora": "yes"}, "use_dora = 'yes'"),
+        ({"use_dora": True, "init_lora_weights": "pissa"}, "two kinds of adapter"),
+        ({"use_dora": True, "kind": PiSSA}, "use_dora = True, but PiSSA is no DoRA"),
+    ],
+)
+def test_what_no_kind_honours_is_refused(settings, message):
+    model = small()
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model, ["c_attn"], 4, **settings)
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
+def test_pissa_needs_numbers():
+    with pytest.raises(ValueError, match="meta device"):
+        get_peft_model(small().to("meta"), ["c_attn"], 4, init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="PiSSA has no start called 'gaussian'"):
+        PiSSA.around(nn.Linear(4, 4), 2, 2, init="gaussian")
+    with pytest.raises(ValueError, match="LoRA has no start called 'pissa'"):
+        LoRA.around(nn.Linear(4, 4), 2, 2, init="pissa")
+
+
+# --- PEFT -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small GPT-2's folder, which both libraries open."""
+    pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("base")
+    scatter(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
+    return folder
+
+
+def theirs(folder, dtype=torch.float32):
+    import transformers
+
+    return transformers.GPT2LMHeadModel.from_pretrained(folder).to(dtype).eval()
+
+
+WITHIN = {torch.float32: 2e-5, torch.float16: 6e-3, torch.bfloat16: 5e-2}
+
+
+def assert_same(logits, wanted):
+    assert logits.dtype == wanted.dtype
+    assert (logits - wanted).abs().max() <= WITHIN[logits.dtype] * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", WITHIN, ids=str)
+@pytest.mark.parametrize("settings", [KINDS["dora"], KINDS["pissa"], KINDS["pissa, rslora"]], ids=str)
+def test_peft_opens_ours_on_the_original_base(tmp_path, base, settings, dtype):
+    import peft
+
+    def ours():
+        return load_model(base).to(dtype)
+
+    torch.manual_seed(3)
+    model = trained(settings, ours, ATTENTION_AND_MLP, steps=10)
+    assert not torch.allclose(model(IDS), ours()(IDS), atol=0.03)
+    model.save_pretrained(tmp_path / "ours")
+    opened = peft.PeftModel.from_pretrained(theirs(base, dtype), tmp_path / "ours").eval()
+    assert_same(opened(IDS).logits, model(IDS))
+    opened.save_pretrained(tmp_path / "theirs")
+    again = PeftModel.from_pretrained(ours(), tmp_path / "theirs")
+    assert_same(again(IDS), model(IDS))
+    assert_same(again.merge_and_unload()(IDS), model(IDS))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("onto", ["ours", "theirs"])
+@pytest.mark.parametrize("dtype", WITHIN, ids=str)
+@pytest.mark.parametrize("settings", [*KINDS.values()][:2], ids=str)
+def test_we_open_what_peft_made(tmp_path, base, settings, dtype, onto):
+    import peft
+
+    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=ATTENTION_AND_MLP, task_type="CAUSAL_LM", **settings)
+    made = peft.get_peft_model(theirs(base, dtype), config).eval()
+    torch.manual_seed(5)
+    for name, p in made.named_parameters():
+        if "lora_B" in name or "lora_magnitude" in name:
+            p.data.add_(torch.randn_like(p), alpha=0.2)
+    wanted = made(IDS).logits
+    made.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(load_model(base).to(dtype) if onto == "ours" else theirs(base, dtype), tmp_path)
+    out = model(IDS)
+    assert_same(out if onto == "ours" else out.logits, wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_random_decomposition_of_peft_is_refused(tmp_path, base):
+    import peft
+
+    config = peft.LoraConfig(target_modules=["c_attn"], init_lora_weights="pissa_niter_4", task_type="CAUSAL_LM")
+    peft.get_peft_model(theirs(base), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="'pissa_niter_4' took a part out of the base.*weight_conversion"):
+        PeftModel.from_pretrained(load_model(base), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", [*KINDS.values()][:2], ids=str)
+def test_three_steps_are_those_of_peft(tmp_path, base, settings):
+    """PEFT starts from our adapter's numbers, where they go by their start; then both take the same three steps."""
+    import peft
+
+    def steps(model):
+        learned = [p for p in model.parameters() if p.requires_grad]
+        optimizer, losses = torch.optim.SGD(learned, lr=0.05), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            out = model(IDS)
+            out = getattr(out, "logits", out)
+            loss = F.cross_entropy(out[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=ATTENTION_AND_MLP, task_type="CAUSAL_LM", **settings)
+    twin = peft.get_peft_model(theirs(base), config)
+    twin.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
+    model = PeftModel.from_pretrained(load_model(base), tmp_path).enable_lora_training().eval()
+    losses = steps(model)
+    assert losses[0] - losses[-1] > 1e-3
+    assert losses == pytest.approx(steps(twin.eval()), rel=2e-5)

@@ -1,0 +1,59 @@
+"""Record what the lab shows before a reader has loaded the model: lab/recorded.json.
+
+    python tools/record_lab.py
+
+Opens the page in Chromium, writes with the adapter "plays", trains on the page's first example with the page's own
+settings, and keeps texts, bars, losses and samples. Needs Chromium or Chrome.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import build_lab
+import print_book
+from playwright.sync_api import sync_playwright
+
+PATIENCE = 300_000  # milliseconds, for a training run on a busy machine
+
+
+def record() -> dict[str, Any]:
+    """What the page tells of one visit: `write` and `train`, as `start` in lab/page.js takes them."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        build_lab.write_site(Path(folder))
+        browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        page.goto((Path(folder) / "lab.html").as_uri())
+        page.click("#lab-load")
+        page.wait_for_selector("#lab-train:enabled")
+        page.wait_for_function("Lab.seen().write.bars && Lab.seen().write.adapted", timeout=PATIENCE)
+        write = page.evaluate("Lab.seen().write")
+        page.click("#lab-train")
+        page.wait_for_selector("#lab-train:disabled")
+        page.wait_for_selector("#lab-train:enabled", timeout=PATIENCE)
+        train = page.evaluate("Lab.seen().train")
+        del train["settings"]["text"]  # the page has its example already
+        browser.close()
+    return {"write": write, "train": train}
+
+
+def rounded(value: Any) -> Any:
+    """The same with four digits after the point: more are not seen."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Record, and write the file."""
+    text = json.dumps(rounded(record()), ensure_ascii=False, separators=(",", ":"))
+    (build_lab.LAB / "recorded.json").write_text(text + "\n", encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()
