@@ -293,10 +293,7 @@ def weight_of(layer: nn.Linear | LoRALinear) -> Tensor:
 def check_rank(rank: int, d: int, k: int) -> None:
     """Raise ValueError unless a new bypass of this rank is of use in a layer (d, k): no change has a higher one."""
     if type(rank) is not int or not 1 <= rank <= min(d, k):
-        raise ValueError(
-            f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r} "
-            "(in a model, rank_pattern gives a layer its own rank, and exclude_modules leaves it out)"
-        )
+        raise ValueError(f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r}")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -91,6 +91,16 @@ def test_dora_is_its_formula_in_values_and_gradients(bias, dropout):
         adapter.delta()
 
 
+def test_a_column_of_zeros_stays_one():
+    base = nn.Linear(4, 3)
+    base.weight.data[1] = 0
+    layer, x = LoRALinear(base, 2, kind=DoRA), torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), base(x))
+    layer(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.adapters["default"].parameters())
+    assert layer.weight.isfinite().all()
+
+
 def test_pissa_is_its_formula():
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(7, 5).double())
