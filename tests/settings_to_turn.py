@@ -21,7 +21,7 @@ class Turn(NamedTuple):
 # Long trainings are cut short in every run; a text that a turn has changed is left as the turn made it.
 SHORTER = {
     "01_rank_math": [('"steps": 40', '"steps": 6')],
-    "05_fine_tuning": [("steps=250", "steps=10"), ("validate_every=50", "validate_every=5"), ("test[:60]", "test[:4]")],
+    "05_fine_tuning": [("steps=150", "steps=10"), ("validate_every=30", "validate_every=5"), ("test[:60]", "test[:4]")],
 }
 
 TURNS = [
@@ -71,7 +71,7 @@ TURNS = [
     Turn("04_injection", "nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)", "nn.Linear(8, 4), nn.Linear(4, 8)"),
     Turn("04_injection", "rank=2, alpha=4", "rank=1, alpha=9"),
     Turn("04_injection", 'inject(fresh(), "c_attn", rank=8, alpha=16)', 'inject(fresh(), "c_proj", rank=2, alpha=1)'),
-    Turn("04_injection", '["c_attn"], lora_rank=8', '["mlp.c_fc"], lora_rank=5'),
+    Turn("04_injection", 'fresh(), ["c_attn"], lora_rank=8', 'fresh(), ["mlp.c_fc"], lora_rank=5'),
     Turn("04_injection", "The old ferry crosses the river twice a day.", "The old dog sleeps."),
     Turn("04_injection", '["h.5.mlp.c_fc"]', '["h.0.attn.c_proj"]'),
     Turn("04_injection", '["h.5.mlp.c_fc"]', '["h.9.mlp.c_fc"]', error="h.9.mlp.c_fc"),
@@ -91,8 +91,8 @@ TURNS = [
     Turn("05_fine_tuning", "lora_alpha=32, lora_dropout=0.1", "lora_alpha=1, lora_dropout=0.0"),
     Turn("05_fine_tuning", "validation[:2]", "validation[3:4]"),
     Turn("05_fine_tuning", "batch_size=8", "batch_size=3"),
-    Turn("05_fine_tuning", "learning_rate=5e-3", "learning_rate=1e-5"),
-    Turn("05_fine_tuning", "steps=250", "steps=1"),
-    Turn("05_fine_tuning", "validate_every=50", "validate_every=4"),
+    Turn("05_fine_tuning", "learning_rate=7e-3", "learning_rate=1e-5"),
+    Turn("05_fine_tuning", "steps=150", "steps=1"),
+    Turn("05_fine_tuning", "validate_every=30", "validate_every=4"),
     Turn("05_fine_tuning", '"temperature": 0.7', '"temperature": 0'),
 ]

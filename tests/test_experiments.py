@@ -15,8 +15,8 @@ import parts
 import plateau
 import pytest
 import rank_sweep
+import real_model
 import scale
-import smollm2
 import sms
 import starts
 import style
@@ -79,7 +79,7 @@ def no_tuning(monkeypatch):
         assert loss_at(common.rate(start)) >= 0
         return common.rate(start)
 
-    for module in (common, sms, capacity, parts, plateau, smollm2):
+    for module in (common, sms, capacity, parts, plateau, real_model):
         monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(common, "neighbours", lambda best: ())
 
@@ -310,15 +310,15 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-def test_smollm2s_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning):
+def test_a_real_models_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning):
     torch.manual_seed(0)
     size = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, pad_token_id=0))
-    monkeypatch.setattr(smollm2, "load_smollm2", lambda: (model, Letters()))
+    monkeypatch.setattr(real_model, "load_smollm2", lambda: (model, Letters()))
     prose = tmp_path / "prose.txt"
     prose.write_text("It was a dark and stormy night. " * 100)
     options = ["--prose", str(prose), "--out", str(tmp_path / "s.csv"), "--seeds", "0", "--steps", "2"]
-    smollm2.main([*options, "--ranks", "0", "8"])
+    real_model.main([*options, "--ranks", "0", "8"])
     rows = read(tmp_path / "s.csv")
     assert [(row["method"], row["rank"]) for row in rows] == [("base", "0"), ("full", "0"), ("lora", "8")]
     assert all(float(row["exact"]) == 0 and 4 < float(row["prose_loss"]) < 7 for row in rows)
@@ -326,11 +326,11 @@ def test_smollm2s_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning
 
 
 def test_an_order_is_scored_value_by_value():
-    (order,) = smollm2.make_orders(1, ["Ada"], seed=0)
-    example = smollm2.encode(order, Letters())
+    (order,) = real_model.make_orders(1, ["Ada"], seed=0)
+    example = real_model.encode(order, Letters())
     answer = Letters().decode([t for t in example[1].tolist() if t != -100])
     assert answer.endswith("<|im_end|>") and '"name": "Ada"' in answer
-    told = [answer[span] for span in smollm2.spans([ord(c) for c in answer], Letters())]
+    told = [answer[span] for span in real_model.spans([ord(c) for c in answer], Letters())]
     assert len(told) == 5 and all(str(v).lower() in t.lower() for v, t in zip(order.record.values(), told))
 
     def model_that_misses(missed):
@@ -344,16 +344,16 @@ def test_an_order_is_scored_value_by_value():
         return Fake()
 
     start = len(example[0]) - len(answer)
-    assert smollm2.scores(model_that_misses(None), [example], Letters())[1:] == (1, 1)
+    assert real_model.scores(model_that_misses(None), [example], Letters())[1:] == (1, 1)
     in_name = start + answer.index("Ada")
-    assert smollm2.scores(model_that_misses(in_name), [example], Letters())[1:] == (0, 0.8)
-    assert smollm2.scores(model_that_misses(start + 3), [example], Letters())[1:] == (0, 1)  # a key, not a value
+    assert real_model.scores(model_that_misses(in_name), [example], Letters())[1:] == (0, 0.8)
+    assert real_model.scores(model_that_misses(start + 3), [example], Letters())[1:] == (0, 1)  # a key, not a value
 
 
 def test_orders_repeat_and_test_names_are_new():
-    assert smollm2.make_orders(5, smollm2.NAMES, 1) == smollm2.make_orders(5, smollm2.NAMES, 1)
-    assert len(set(smollm2.codes().values())) == len(smollm2.ARTICLES) == len(set(smollm2.ARTICLES))
-    assert not set(smollm2.NAMES[:80]) & set(smollm2.NAMES[80:])
+    assert real_model.make_orders(5, real_model.NAMES, 1) == real_model.make_orders(5, real_model.NAMES, 1)
+    assert len(set(real_model.codes().values())) == len(real_model.ARTICLES) == len(set(real_model.ARTICLES))
+    assert not set(real_model.NAMES[:80]) & set(real_model.NAMES[80:])
 
 
 def test_rows_of_another_process_are_seen(tmp_path):

@@ -315,7 +315,8 @@ class Asked(nn.Module):
 
 
 @pytest.mark.parametrize(("bf16", "narrow"), [(True, True), (False, False), (None, False)])
-def test_bfloat16_is_taken_where_it_is_asked_for_and_on_no_cpu_by_itself(bf16, narrow):
+def test_bfloat16_is_taken_where_it_is_asked_for_and_on_no_cpu_by_itself(bf16, narrow, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # a GPU beside it changes nothing
     model, data = Asked(), counting_examples(4)
     fit(model, data, steps=1, batch_size=4, validation=data, bf16=bf16, progress=False)
     evaluate(model, data, bf16=bf16)

