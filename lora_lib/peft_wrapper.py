@@ -136,7 +136,7 @@ class PeftModel(nn.Module):
         seen: set[int] = set()
         for name, tensor in found.items():
             place = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) and not tensor.is_meta else 0
-            if place and place in seen and not tensor.requires_grad:
+            if place and place in seen and not isinstance(tensor, nn.Parameter):  # one of keep_vars stays what it is
                 found[name] = tensor.clone()
             seen.add(place)
         return found

@@ -310,3 +310,15 @@ def test_a_name_that_cannot_be_is_refused_before_anything_changes(tmp_path, name
 def test_other_names_will_do(name):
     model = get_peft_model(small(), ["c_attn"], 2, adapter_name=name)
     assert torch.equal(pickle.loads(pickle.dumps(model))(IDS), model(IDS))
+
+
+def test_a_state_dict_holds_no_memory_twice_and_keeps_the_parameters_where_asked():
+    model = wrapped()
+    state = model.state_dict()
+    head, table = (state[f"base_model.{name}.weight"] for name in ("out_head", "wte"))
+    assert torch.equal(head, table) and head.data_ptr() != table.data_ptr()
+    kept = model.state_dict(keep_vars=True)
+    assert kept["base_model.out_head.weight"] is model.base_model.wte.weight
+    again = wrapped()
+    again.load_state_dict(state)
+    assert again.base_model.out_head.weight is again.base_model.wte.weight
