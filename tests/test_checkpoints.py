@@ -1,5 +1,6 @@
 """A run that is killed goes on from its checkpoint, to the weights that it would have had anyway."""
 
+import errno
 import json
 import os
 import signal
@@ -147,6 +148,15 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_training(tmp_pa
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     check_writable(tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is made
+
+
+def test_a_disk_that_takes_no_file_is_noticed_before_the_training(tmp_path: Path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(checkpoints, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match="new cannot be written to: Read-only file system; choose another place"):
+        check_writable(tmp_path / "new")
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):

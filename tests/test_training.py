@@ -278,8 +278,9 @@ def test_a_seed_gives_the_same_bits_twice_on_one_thread():
 def test_what_a_callback_draws_follows_from_the_seed_and_evaluation_reads_in_order():
     drawn, read, data = [], [], counting_examples(5)
     for state in (1, 2):
+        model = tiny()
         torch.manual_seed(state)
-        fit(tiny(), data, steps=1, **QUIET, on_validation=lambda step, _: drawn.append(torch.rand(1).item()))
+        fit(model, data, steps=1, **QUIET, on_validation=lambda step, _: drawn.append(torch.rand(1).item()))
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
     model = Asked()
     model.register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0][:, 0].tolist()))
