@@ -170,7 +170,7 @@ def test_axe_finds_nothing(visit: Visit, width: int, theme: str, rules: Any) -> 
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("width", [1440, 1024, 768, 390])
+@pytest.mark.parametrize("width", [1440, 1200, 1024, 768, 390])
 @on(READ)
 def test_layout_at_desk_tablet_and_phone(visit: Visit, width: int) -> None:
     visit.look(width)
