@@ -117,6 +117,7 @@ class Visit:
             self.tab.set_viewport_size({"width": width, "height": 900})
             self.tab.wait_for_timeout(500)  # the theme waits too, before it lets the keyboard reach what now scrolls
         self.tab.evaluate("theme => Object.assign(document.documentElement.dataset, { mode: theme, theme })", theme)
+        self.tab.evaluate("document.getAnimations().forEach(animation => animation.finish())")  # colours fade over
 
 
 @pytest.fixture(scope="module")

@@ -385,7 +385,9 @@ def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.
     seen, base = set(), set()
     for name in ADAPTERS:
         visit.fill("adapter", name)
-        visit.until(f"Lab.page.adapters.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}")
+        visit.until(
+            f"Lab.page.adapters.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}"
+        )
         for rank in (8, 0):
             visit.fill("rank", rank)
             visit.until(f"Lab.seen().write.view?.rank === {rank} && Lab.seen().write.prompt === {json.dumps(PROMPT)}")
