@@ -17,6 +17,11 @@ KINDS = {
     "pissa": {"init_lora_weights": "pissa"},
     "fast pissa": {"init_lora_weights": "pissa_niter_4"},
     "pissa, rslora": {"init_lora_weights": "pissa", "use_rslora": True},
+    "pissa, patterns": {
+        "init_lora_weights": "pissa",
+        "rank_pattern": {"c_fc": 14, "h.1.attn.c_attn": 2},
+        "alpha_pattern": {"c_proj": 3},
+    },
     "dora, rslora": {"use_dora": True, "use_rslora": True},
 }
 
@@ -55,10 +60,10 @@ def test_each_kind_starts_as_the_base_trains_merges_switches_saves_and_opens(tmp
 
 
 def test_the_names_of_peft_choose_the_kind():
-    for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, DoRA))]:
+    for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, PiSSA, DoRA))]:
         config = LoRAConfig(["c_attn"], **settings)
         assert config.adapter_class is kind
-        model = get_peft_model(small(), ["c_attn"], 4, **settings)
+        model = get_peft_model(small(), "all-linear", 4, **settings)
         assert {type(la.adapters["default"]) for la in model.lora_layers().values()} == {kind}
         assert model.peft_config["default"].use_rslora is settings.get("use_rslora", False)
 
@@ -211,6 +216,7 @@ def test_every_kind_works_on_a_quantised_base(settings):
     twin = nn.Linear(7, 5)
     twin.weight.data, twin.bias.data = coded.dequantised(), coded.bias.data
     models = []
+    settings = {name: value for name, value in settings.items() if not name.endswith("_pattern")}
     for layer in (coded, twin):
         torch.manual_seed(1)
         models.append(stir(get_peft_model(nn.Sequential(layer), ["0"], 3, 6, **settings)))
@@ -236,6 +242,8 @@ def test_under_autocast_the_weight_is_summed_in_full_precision(settings):
 @pytest.mark.parametrize("settings", [*KINDS.values()], ids=KINDS)
 def test_an_adapter_that_joins_merged_ones_is_of_the_base_alone(settings):
     model = three_adapters()
+    if "rank_pattern" in settings:
+        settings = {"init_lora_weights": "pissa", "rank_pattern": {"h.0.attn.c_attn": 3}}
     model.add_adapter("before", LoRAConfig(["c_attn"], r=2, **settings))
     model.merge_adapter()
     merged = model(IDS)
