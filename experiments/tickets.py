@@ -76,11 +76,13 @@ def _trained(settings: Row) -> Row:
         tuned.save_pretrained(folder)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
     curve = [sum(history.loss[i : i + 10]) / len(history.loss[i : i + 10]) for i in range(0, len(history.loss), 10)]
-    return {
+    row = {
         "validation_loss": evaluate(tuned, validation, batch_size=8),
         "train_cpu_seconds": round(seconds, 1), "trainable": tuned.get_nb_trainable_parameters()[0],
         "file_bytes": size, "curve": " ".join(f"{loss:.3f}" for loss in curve),
-    } | _scored(tuned.merge_and_unload(), tokenizer, data.test, [t.chat(answered=False) for t in data.test])  # fmt: skip
+    }  # fmt: skip
+    chats = [ticket.chat(answered=False) for ticket in data.test]
+    return row | _scored(tuned.merge_and_unload(), tokenizer, data.test, chats)
 
 
 def _scored(model: object, tokenizer: object, tickets: Sequence[Ticket], chats: Sequence, batch_size: int = 16) -> Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -117,7 +118,8 @@ class LoRA(nn.Module):
     def delta(self, W: Tensor | None = None) -> Tensor:
         """The change of the layer's weight W, s·A·B, as one (d, k) matrix. For LoRA it is the same for any W."""
         A, B = self.factors()
-        return self.scale * A @ B
+        with nullcontext() if A.is_meta else torch.autocast(A.device.type, enabled=False):  # in A's own precision
+            return self.scale * A @ B
 
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
@@ -291,10 +293,7 @@ def weight_of(layer: nn.Linear | LoRALinear) -> Tensor:
 def check_rank(rank: int, d: int, k: int) -> None:
     """Raise ValueError unless a new bypass of this rank is of use in a layer (d, k): no change has a higher one."""
     if type(rank) is not int or not 1 <= rank <= min(d, k):
-        raise ValueError(
-            f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r} "
-            "(in a model, rank_pattern gives a layer its own rank, and exclude_modules leaves it out)"
-        )
+        raise ValueError(f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r}")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -21,7 +21,7 @@ class Turn(NamedTuple):
 # Long trainings are cut short in every run; a text that a turn has changed is left as the turn made it.
 SHORTER = {
     "01_rank_math": [('"steps": 40', '"steps": 6')],
-    "05_fine_tuning": [("steps=150", "steps=10"), ("validate_every=30", "validate_every=5"), ("test[:60]", "test[:4]")],
+    "05_fine_tuning": [("steps=250", "steps=10"), ("validate_every=50", "validate_every=5"), ("test[:60]", "test[:4]")],
 }
 
 TURNS = [
@@ -82,7 +82,7 @@ TURNS = [
     Turn("04_injection", "steps=12", "steps=1"),
     Turn("04_injection", 'LoRAConfig(["c_attn", "c_fc"], r=8)', 'LoRAConfig(["mlp.c_proj"], r=1)'),
     Turn("04_injection", "alpha_pattern={", 'alpha_pattern={"h.0.attn.c_attn": 1, '),
-    Turn("05_fine_tuning", '"food", "priceRange", "area"', '"area"'),
+    Turn("05_fine_tuning", '"eatType", "food", "area"', '"priceRange"'),
     Turn("05_fine_tuning", "seed=0, slots", "seed=7, slots"),
     Turn("05_fine_tuning", '"food": "Thai", "area": "riverside"', '"area": "old town"'),
     Turn("05_fine_tuning", "test[:60]", "test[:1]"),
@@ -91,8 +91,8 @@ TURNS = [
     Turn("05_fine_tuning", "lora_alpha=32, lora_dropout=0.1", "lora_alpha=1, lora_dropout=0.0"),
     Turn("05_fine_tuning", "validation[:2]", "validation[3:4]"),
     Turn("05_fine_tuning", "batch_size=8", "batch_size=3"),
-    Turn("05_fine_tuning", "learning_rate=7e-3", "learning_rate=1e-5"),
-    Turn("05_fine_tuning", "steps=150", "steps=1"),
-    Turn("05_fine_tuning", "validate_every=30", "validate_every=4"),
+    Turn("05_fine_tuning", "learning_rate=5e-3", "learning_rate=1e-5"),
+    Turn("05_fine_tuning", "steps=250", "steps=1"),
+    Turn("05_fine_tuning", "validate_every=50", "validate_every=4"),
     Turn("05_fine_tuning", '"temperature": 0.7', '"temperature": 0'),
 ]

@@ -83,6 +83,7 @@ def within(target: str, page: str, known: set[str]) -> str:
     if urlsplit(target).scheme:
         return target
     path, fragment = urldefrag(target)
+    fragment = "" if "=" in fragment else fragment  # the lab's sliders, which paper does not have
     path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
     return f"#{anchor(path, fragment)}" if path in known else path
 
