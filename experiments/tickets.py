@@ -25,7 +25,7 @@ BATCH, ALPHA, NEW_TOKENS = 8, 32, 64
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "tickets.csv")
     parser.add_argument("--shown", type=int, nargs="*", default=[0, 4, 8], help="examples in the prompt")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
     parser.add_argument("--examples", type=int, nargs="+", default=[400], help="to train on")
     parser.add_argument("--steps", type=int, default=60)
