@@ -46,6 +46,7 @@ def render(results: Path) -> str:
                             "peak": lambda r: megabytes(r["peak_bytes"])}),
         inference=table(inference, {"who": "who", "modules": "modules", "time, ms": time_of, "of the base": "of_base"}),
         adapters=table(adapters, {"what": "what", "value": lambda r: f"{int(r['value']):,}"}),
+        lab=in_the_page(*read(results / "lab.csv")),
     )  # fmt: skip
 
 
@@ -89,6 +90,21 @@ def targets(
     lines = [(what, f"{got:,}" if isinstance(got, int) else f"{got:.2f}", f"≤\N{NO-BREAK SPACE}{aim:,}",
               "reached" if got <= aim else "**missed**") for what, got, aim in rows]  # fmt: skip
     return grid(("what", "measured", "aim", "result"), lines)
+
+
+def in_the_page(lab: Row) -> str:
+    """What the lab costs, beside PyTorch on one thread."""
+    lines = [
+        ("a training step of 4 × 64 tokens, processor time", f"{lab['step_ms']} ms", f"{lab['pytorch_step_ms']} ms"),
+        ("the same, ratio of the two", lab["ratio"], ""),
+        ("tokens written in a second of processor time", lab["tokens_per_second"], lab["pytorch_tokens_per_second"]),
+        ("WebAssembly's memory, loaded", f"{lab['wasm_mb_loaded']} MB", ""),
+        ("the same after training", f"{lab['wasm_mb_trained']} MB", ""),
+        ("the tab's memory at its peak", f"{lab['tab_peak_mb']} MB", ""),
+        ("the page without the model, gzipped", f"{lab['page_kb']} kB", ""),
+        ("the model", f"{lab['model_mb']} MB", ""),
+    ]
+    return grid(("what", lab["browser"], "PyTorch, one thread"), lines)
 
 
 def by_size(sizes: list[Row]) -> str:

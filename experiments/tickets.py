@@ -24,8 +24,8 @@ BATCH, ALPHA, NEW_TOKENS = 8, 32, 64
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "tickets.csv")
-    parser.add_argument("--shown", type=int, nargs="+", default=[0, 4, 8], help="examples in the prompt")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--shown", type=int, nargs="*", default=[0, 4, 8], help="examples in the prompt")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates")
     parser.add_argument("--examples", type=int, nargs="+", default=[400], help="to train on")
     parser.add_argument("--steps", type=int, default=60)
@@ -76,11 +76,13 @@ def _trained(settings: Row) -> Row:
         tuned.save_pretrained(folder)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
     curve = [sum(history.loss[i : i + 10]) / len(history.loss[i : i + 10]) for i in range(0, len(history.loss), 10)]
-    return {
+    row = {
         "validation_loss": evaluate(tuned, validation, batch_size=8),
         "train_cpu_seconds": round(seconds, 1), "trainable": tuned.get_nb_trainable_parameters()[0],
         "file_bytes": size, "curve": " ".join(f"{loss:.3f}" for loss in curve),
-    } | _scored(tuned.merge_and_unload(), tokenizer, data.test, [t.chat(answered=False) for t in data.test])  # fmt: skip
+    }  # fmt: skip
+    chats = [ticket.chat(answered=False) for ticket in data.test]
+    return row | _scored(tuned.merge_and_unload(), tokenizer, data.test, chats)
 
 
 def _scored(model: object, tokenizer: object, tickets: Sequence[Ticket], chats: Sequence, batch_size: int = 16) -> Row:

@@ -22,10 +22,11 @@ window.Lab = Lab;
 const WEIGHT_PARTS = 8;
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
+// VERSIONS has a digest of each script; the build writes it at the top of this one.
 function script(name) {
   return new Promise((resolve, reject) => {
     const tag = document.createElement("script");
-    tag.src = new URL(name, HERE);
+    tag.src = new URL(`${name}?v=${VERSIONS[name]}`, HERE);
     tag.onerror = () => reject(new Error(`${name} could not be loaded: try again when there is a network.`));
     document.head.append(tag);
     tag.onload = () => {

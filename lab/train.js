@@ -186,7 +186,14 @@ function textChanged() {
   countTokens();
 }
 
+// s = α / r: with another rank and the same alpha, the same A·B counts for more or less.
+function showScale() {
+  const s = Number($("train-alpha").value) / Number($("train-rank").value);
+  $("scale").textContent = Number.isFinite(s) ? `s = ${Number(s.toPrecision(3))}` : "s = α / r";
+}
+
 function prepareTraining() {
+  for (const id of ["train-rank", "train-alpha"]) $(id).addEventListener("input", showScale);
   $("example").append(made("option", { value: "", textContent: "my own words" }));
   for (const [name, { title }] of Object.entries(EXAMPLES)) {
     $("example").append(made("option", { value: name, textContent: `example: ${title}` }));

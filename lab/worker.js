@@ -179,8 +179,8 @@ const jobs = {
     return texts;
   },
 
-  // The likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with the
-  // adapter. `also`: more tokens that are wanted.
+  // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
+  // the adapter. `also`: more tokens that are wanted.
   bars({ view, prompt, ids: written, count, also }) {
     return inTurn(() => {
       const context = [...begin(prompt, model.context), ...written];
@@ -192,7 +192,8 @@ const jobs = {
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
-      return likelyFirst.map(id => ({ id, text: wordOf(id), base: base[id], adapted: adapted[id] }));
+      const wanted = likelyFirst.filter((id, i) => i < count || also.includes(id));
+      return wanted.map(id => ({ id, text: wordOf(id), base: base[id], adapted: adapted[id] }));
     });
   },
 

@@ -1,6 +1,6 @@
 // Write, and turn: two texts from one prompt, without and with an adapter, and the bars below them.
 const SAMPLE_TOKENS = 60;
-const BARS = 6; // the likeliest of each model
+const BARS = 8; // the likeliest, with or without the adapter
 
 let baseWords;
 let adaptedWords;

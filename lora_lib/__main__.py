@@ -50,6 +50,7 @@ from typing import Any
 import torch
 
 from lora_lib.checkpoints import check_writable
+from lora_lib.config import LoRAConfig
 from lora_lib.distributed import process_group
 from lora_lib.examples import Encoded, encode_examples, encode_records
 from lora_lib.files import read_object, read_records
@@ -64,7 +65,8 @@ def _names(function: Callable[..., Any], *not_in_json: str) -> list[str]:
     return [name for name in signature(function).parameters if name not in not_in_json]
 
 
-LORA = _names(get_peft_model, "model", "kind")
+LORA = _names(get_peft_model, "model", "settings")
+LORA += [name for name in _names(LoRAConfig, "r", "kind") if name not in LORA]
 FIT = _names(fit, "model", "train", "lr_ratio", "validation", "validate_every", "on_validation")
 HELP = f"""{__doc__}
 All settings of "lora":

@@ -32,7 +32,7 @@ _NO_EFFECT = {
 # cut short between the two files is noticed.
 _MEANING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _OFF = {"bias": ("none",)}  # values that ask for nothing though they are not false
-_STARTS_THAT_ARE_OVER = (None, False, "gaussian", "orthogonal")  # once an adapter is saved, they change nothing
+_STARTS_THAT_ARE_OVER = (None, False, "gaussian", "orthogonal", "eva")  # once an adapter is saved, they change nothing
 
 
 class AdapterError(ValueError):

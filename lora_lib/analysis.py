@@ -122,7 +122,7 @@ def weight_changes(base: nn.Module, tuned: nn.Module) -> dict[str, tuple[Tensor,
         W = cast(nn.Linear, base.get_submodule(name)).weight.detach().T
         if name in adapted:
             layer: LoRALinear = adapted[name]
-            change = torch.stack([layer.adapters[a].delta().detach() for a in layer.active]).sum(0)
+            change = torch.stack([layer.adapters[a].delta(W).detach() for a in layer.active]).sum(0)
         else:
             change = cast(nn.Linear, tuned.get_submodule(name)).weight.detach().T - W
         changes[name] = W, change

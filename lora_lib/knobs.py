@@ -92,8 +92,9 @@ document.querySelectorAll("#ID:not(.knob-alive)").forEach(knob => {
     frames.forEach((frame, i) => { frame.hidden = i !== at; });
     line.querySelector("p").textContent = readouts[at];
     reset.disabled = at === index(start);
-    stack.toggleAttribute("tabindex", false);
-    if (stack.scrollWidth > stack.clientWidth) stack.tabIndex = 0;
+    const wide = { tabindex: 0, role: "group", "aria-label": "picture, wider than the screen" };
+    for (const [key, value] of Object.entries(wide))
+      if (stack.scrollWidth > stack.clientWidth) stack.setAttribute(key, value); else stack.removeAttribute(key);
   };
   knob.addEventListener("input", show);
   reset.addEventListener("click", () => {

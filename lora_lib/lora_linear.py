@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from contextlib import nullcontext
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,8 @@ class LoRA(nn.Module):
     def delta(self, W: Tensor | None = None) -> Tensor:
         """The change of the layer's weight W, s·A·B, as one (d, k) matrix. For LoRA it is the same for any W."""
         A, B = self.factors()
-        return self.scale * A @ B
+        with nullcontext() if A.is_meta else torch.autocast(A.device.type, enabled=False):  # in A's own precision
+            return self.scale * A @ B
 
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
@@ -233,7 +235,11 @@ class LoRALinear(nn.Module):
             self.base.weight, self._unmerged = cast(nn.Parameter, self.own_weight), ()
 
     def _sum(self, names: Sequence[str]) -> Tensor:
-        W = weight_of(self)
+        W, made_for = weight_of(self), (self.in_features, self.out_features)
+        if W.shape != made_for:
+            raise ValueError(
+                f"the weight is {tuple(W.shape)} now, and the adapters are for {made_for}: resize it before"
+            )
         changed = sum((self.adapters[name].delta(W) for name in names), W)
         changed = (changed.T if isinstance(self.base, nn.Linear) else changed).contiguous()
         return changed.to(self.base.weight.dtype) if self.base.weight.is_floating_point() else changed
@@ -257,12 +263,16 @@ class LoRALinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         if self.merged or prefix + "merged" in state_dict:
-            which = "this model's" if self.merged else "these"
-            raise ValueError(
-                f"{which} weights have an adapter merged into them, which would count twice or be lost: "
-                "call unmerge_adapter before state_dict and before load_state_dict"
-            )
+            refuse_merged(self.merged)
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def refuse_merged(model: bool) -> NoReturn:
+    """Raise ValueError for a state dict that is merged, or for a `model` that is: the adapter would count twice."""
+    raise ValueError(
+        f"{'this model has' if model else 'these weights have'} an adapter merged in, which would count twice or be "
+        "lost: call unmerge_adapter before state_dict and before load_state_dict"
+    )
 
 
 def weight_of(layer: nn.Linear | LoRALinear) -> Tensor:

@@ -5,30 +5,28 @@ Where a method exists in PEFT it has PEFT's name and meaning.
 
 from __future__ import annotations
 
-import copy
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter, write_adapter
+from lora_lib.adapter_files import write_adapter
+from lora_lib.adapter_parts import base_sample, copies_to_save, load_adapters, new_adapters, weighted_sum
 from lora_lib.config import LoRAConfig
 from lora_lib.gpt2 import GPT2Model
-from lora_lib.lora_linear import BASE, LoRA, LoRALinear, check_rank
-from lora_lib.pretrained import TRANSPOSED
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear, refuse_merged
 from lora_lib.targets import (
     config_copies,
-    config_targets,
     exact_targets,
     file_name,
-    fits_name,
     pattern_of,
     plain_model,
     rank_and_alpha,
@@ -79,8 +77,18 @@ class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not
-    have itself (`config`, …), go to the model inside, `base_model`.
+    have itself (`config`, …), go to the model inside, `base_model`. To `inspect`, its `forward` has that one's
+    arguments: by them Hugging Face's Trainer finds a data set's columns.
     """
+
+    def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
+        """An object of the class that shows the signature of `model`; of `cls` itself where that is one already."""
+        return super().__new__(
+            _class_for(cast(Any, type(model))) if cls is PeftModel and isinstance(model, nn.Module) else cls
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self.base_model),), self.__dict__
 
     def __init__(
         self,
@@ -94,6 +102,8 @@ class PeftModel(nn.Module):
         if not isinstance(model, nn.Module):
             hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
             raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
+        if isinstance(model, PeftModel) and not model.peft_config:
+            raise ValueError("this is a PeftModel: wrap the model that merge_and_unload or unload returned")
         if isinstance(model, PeftModel) or any(isinstance(m, LoRALinear) for m in model.modules()):
             raise ValueError("this model already has LoRA layers: add_adapter gives it another adapter")
         self.base_model, self.training = model, model.training
@@ -119,6 +129,24 @@ class PeftModel(nn.Module):
             return inner.generate(*args, **kwargs)
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As any module's, but of two tensors in one memory (a tied head) one is a copy: safetensors needs it."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        seen: set[int] = set()
+        for name, tensor in found.items():
+            place = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) and not tensor.is_meta else 0
+            if place and place in seen and not isinstance(tensor, nn.Parameter):  # one of keep_vars stays what it is
+                found[name] = tensor.clone()
+            seen.add(place)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As any module's. Raises ValueError, before anything is loaded, where the weights or the model are merged."""
+        merged = any(layer.merged for layer in self.lora_layers().values())
+        if merged or any(f"base_model.{name}.merged" in state_dict for name in self.lora_layers()):
+            refuse_merged(merged)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
     def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
@@ -222,7 +250,7 @@ class PeftModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All bypasses are made before the first is put in: a bad rank leaves the model as it was.
-        for name, adapter in (adapters or _new_adapters(self.base_model, config)).items():
+        for name, adapter in (adapters or new_adapters(self.base_model, config)).items():
             layer: Any = self.base_model.get_submodule(name)
             if not isinstance(layer, (LoRALinear, TrainedCopy)):
                 wrap = partial(LoRALinear, kind=config.adapter_class) if isinstance(adapter, LoRA) else TrainedCopy
@@ -283,7 +311,7 @@ class PeftModel(nn.Module):
         for layer_name, layer in self.lora_layers().items():
             parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
             if parts:
-                made[layer_name] = _weighted_sum(parts)
+                made[layer_name] = weighted_sum(parts)
         first = next(iter(made.values()))
         config = replace(
             self.peft_config[adapters[0]],
@@ -387,9 +415,9 @@ class PeftModel(nn.Module):
             rank_pattern=pattern_of({name: rank for name, (rank, _) in settings.items()}, config.r),
             alpha_pattern=pattern_of({name: alpha for name, (_, alpha) in settings.items()}, config.lora_alpha),
         )
-        copies = _copies(model, adapter_name, self._adapted())
+        copies = copies_to_save(model, adapter_name, self._adapted())
         write_adapter(
-            folder, saved, layers, _base_sample(model, list(own)), copies,
+            folder, saved, layers, base_sample(model, list(own)), copies,
             task_type=config.task_type or ("CAUSAL_LM" if _is_causal(plain_model(model)) else None),
             fan_in_fan_out=isinstance(plain_model(model), GPT2Model)
             or any(not isinstance(layer.base, nn.Linear) for layer in own.values()),
@@ -410,15 +438,36 @@ class PeftModel(nn.Module):
         `check_base=False` takes the adapter although the base's weights are not those it was made for.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
-        config, adapters = _load(model, folder, check_base, kind)
+        config, adapters = load_adapters(model, folder, check_base, kind)
         return cls(model, config, adapter_name, adapters).requires_grad_(False).eval()
 
     def load_adapter(
         self, folder: str | Path, adapter_name: str, *, check_base: bool = True, kind: type[LoRA] | None = None
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it the one in use. As `from_pretrained` otherwise."""
-        config, adapters = _load(self.base_model, folder, check_base, kind)
+        config, adapters = load_adapters(self.base_model, folder, check_base, kind)
         self._attach(adapter_name, config, adapters)
+
+
+@cache
+def _class_for(base: Any) -> type[PeftModel]:
+    """PeftModel for a model of this class, with the signature of its forward, and `adapter_names`."""
+
+    def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return PeftModel.forward(self, *args, **kwargs)
+
+    own = inspect.signature(base.forward)
+    more = inspect.signature(PeftModel.forward).parameters["adapter_names"]
+    parameters = [p for p in own.parameters.values() if p.name != more.name]
+    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+    shown = own.replace(parameters=[*parameters[:at], more, *parameters[at:]])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
+    return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
+
+
+def _blank(base: Any) -> PeftModel:
+    """An object for `copy` and `pickle` to fill."""
+    return object.__new__(_class_for(base))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -433,185 +482,3 @@ def _is_causal(model: nn.Module) -> bool:
     """Whether a model is a language model of one causal stack: what PEFT takes as CAUSAL_LM."""
     two_stacks = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return isinstance(model, GPT2Model) or (hasattr(model, "prepare_inputs_for_generation") and not two_stacks)
-
-
-# --- one adapter's layers -------------------------------------------------------------------------
-
-
-def _new_adapters(model: nn.Module, config: LoRAConfig, any_rank: bool = False) -> dict[str, nn.Module]:
-    """A fresh bypass for each layer that the config chooses, by the layer's name; `model` stays as it is.
-
-    Where the config has modules trained in full, their copies. A rank above min(d, k) is of no use, and refused but
-    where a file has it (`any_rank`).
-    """
-    kind = config.adapter_class
-    names = config_targets(model, config)
-    for pattern in {**config.rank_pattern, **config.alpha_pattern}:
-        if not any(fits_name(pattern, model, name) for name in names):
-            raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
-    adapters: dict[str, nn.Module] = {}
-    for name in names:
-        layer = model.get_submodule(name)
-        rank, alpha = rank_and_alpha(config, model, name)
-        with _own_base(layer) as base:
-            try:
-                if not any_rank:
-                    check_rank(rank, *kind.shape_of(base))
-                adapters[name] = kind.around(
-                    base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
-                )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-    for name in config_copies(model, config):
-        module = model.get_submodule(name)
-        whole = module.base if isinstance(module, TrainedCopy) else module
-        if any(isinstance(m, LoRALinear) for m in whole.modules()):
-            raise ValueError(f"modules_to_save names {name}, and another adapter has LoRA layers in it")
-        adapters[name] = copy.deepcopy(whole)
-    return adapters
-
-
-@contextmanager
-def _own_base(layer: nn.Module) -> Iterator[nn.Linear]:
-    """A linear layer, wrapped or not, with its own weight in it; a merged one is merged again afterwards."""
-    merged = isinstance(layer, LoRALinear) and layer.merged
-    if isinstance(layer, LoRALinear) and merged:
-        layer.unmerge()
-    try:
-        yield layer.base if isinstance(layer, LoRALinear) else cast(nn.Linear, layer)
-    finally:
-        if isinstance(layer, LoRALinear) and merged:
-            layer.merge()
-
-
-def _copies(model: nn.Module, adapter_name: str, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The tensors of an adapter's trained copies, as a file has them, by their dotted names."""
-    found: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        if isinstance(layer, TrainedCopy) and adapter_name in layer.adapters:
-            found |= _as_stored(model, name, layer.adapters[adapter_name])
-    return found
-
-
-def _as_stored(model: nn.Module, name: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors by their names in a file, turned as Hugging Face keeps them where it is of our GPT-2."""
-    turned = isinstance(plain_model(model), GPT2Model)
-    stored = {file_name(model, f"{name}.{key}"): tensor for key, tensor in module.state_dict().items()}
-    return {key: tensor.T if turned and key.endswith(TRANSPOSED) else tensor for key, tensor in stored.items()}
-
-
-def _weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
-    """One bypass whose change is the weighted sum of theirs, with the scale s of the first."""
-    first, (d, k) = parts[0][0], (parts[0][0].A.shape[0], parts[0][0].B.shape[1])
-    a = torch.cat([part.factors()[0] for part, _ in parts], dim=1)
-    b = torch.cat([weight * part.scale / first.scale * part.factors()[1] for part, weight in parts])
-    if a.shape[1] > min(d, k):  # the layer takes no higher rank, and at this one either factor can be the identity
-        identity = torch.eye(min(d, k), device=a.device, dtype=a.dtype)
-        a, b = (identity, a @ b) if d <= k else (a @ b, identity)
-    rank = a.shape[1]
-    made = LoRA(d, k, rank, first.scale * rank, first.dropout.p, device=a.device, dtype=a.dtype)
-    made.A.copy_(a)
-    made.B.copy_(b)
-    return made
-
-
-# --- files: what fits, and what is written --------------------------------------------------------
-
-
-def _load(
-    model: nn.Module, folder: str | Path, check_base: bool, kind: type[LoRA] | None
-) -> tuple[LoRAConfig, dict[str, nn.Module]]:
-    """The config of a saved adapter, and its bypasses and copies, filled, once all of it has been found to fit."""
-    saved = _without_module(model, read_adapter(folder, kind))
-    try:
-        adapters = _new_adapters(model, saved.config, any_rank=True)
-        bypasses = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoRA)}
-        copies = {n: _as_stored(model, n, module) for n, module in adapters.items() if n not in bypasses}
-        _check_fit({file_name(model, name): bypass for name, bypass in bypasses.items()}, saved.layers)
-        _check_copies({key: tensor for stored in copies.values() for key, tensor in stored.items()}, saved.copies)
-        if check_base:
-            _check_base(model, list(bypasses), saved)
-    except ValueError as error:
-        raise AdapterError(f"{folder} does not fit this model: {error}") from error
-    for name, bypass in bypasses.items():
-        bypass.load_state_dict({**bypass.state_dict(), **saved.layers[file_name(model, name)]})
-    for stored in copies.values():  # state_dict's tensors, turned or not, are the modules' own
-        for key, tensor in stored.items():
-            tensor.copy_(saved.copies[key])
-    return saved.config, adapters
-
-
-def _without_module(model: nn.Module, saved: AdapterFile) -> AdapterFile:
-    """The file of a DataParallel model, whose names begin with `module.`, as one of the model inside."""
-    if hasattr(plain_model(model), "module") or not all(name.startswith("module.") for name in saved.layers):
-        return saved
-    targets = saved.config.target_modules
-    if isinstance(targets, list):
-        targets = [target.removeprefix("module.") for target in targets]
-    return saved._replace(
-        config=replace(saved.config, target_modules=targets),
-        layers={name.removeprefix("module."): parts for name, parts in saved.layers.items()},
-        copies={name.removeprefix("module."): tensor for name, tensor in saved.copies.items()},
-    )
-
-
-def _check_copies(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise ValueError unless the file's modules trained in full are this model's, shape by shape."""
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        raise ValueError(f"of the modules trained in full it lacks {missing[:3]}, and has {extra[:3]} too many")
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            raise ValueError(f"{name} is {tuple(found[name].shape)}, this model needs {tuple(tensor.shape)}")
-
-
-def _check_fit(wanted: dict[str, LoRA], layers: Layers) -> None:
-    """Raise ValueError unless the file's layers are those that its config chooses in this model, shape by shape."""
-    missing, extra = sorted(wanted.keys() - layers.keys()), sorted(layers.keys() - wanted.keys())
-    if missing or extra:
-        raise ValueError(
-            f"it has no weights for {len(missing)} of its layers {missing[:3]}, "
-            f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
-        )
-    for name, adapter in wanted.items():
-        if adapter.A.is_meta:
-            raise ValueError("the model is on the meta device, where tensors have no numbers: load its weights first")
-        for part, want in adapter.state_dict().items():
-            if part in adapter.file_names and layers[name][part].shape != want.shape:
-                raise ValueError(
-                    f"{part} of {name} is {tuple(layers[name][part].shape)}, "
-                    f"this model and the config's rank need {tuple(want.shape)}"
-                )
-
-
-def _check_base(model: nn.Module, names: Sequence[str], saved: AdapterFile) -> None:
-    """Raise ValueError if the base is not the one that the adapter was made for, as far as the file tells."""
-    own, sample = _base_sample(model, names), saved.base_sample
-    weights = {file_name(model, name): _own_weight(model, name) for name in names}
-    same = not (own and sample) or (len(own) == len(sample) and _alike(torch.tensor(own), torch.tensor(sample)))
-    if not same or not all(_alike(weights[n].to(w), w) for n, w in saved.base_weights.items()):
-        raise ValueError("the base has other weights than the one it was made for (check_base=False takes it as it is)")
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two sets of weights are the same but for rounding to float16 or bfloat16."""
-    return a.shape == b.shape and torch.allclose(a, b, rtol=2**-8, atol=1e-7)
-
-
-def _own_weight(model: nn.Module, name: str) -> Tensor:
-    """A layer's own weight, (d, k) where it is linear, wrapped or not, merged or not."""
-    layer = model.get_submodule(name)
-    weight = layer.own_weight if isinstance(layer, LoRALinear) else cast(Tensor, layer.weight)
-    return weight.T if isinstance(getattr(layer, "base", layer), nn.Linear) else weight
-
-
-def _base_sample(model: nn.Module, names: Sequence[str], count: int = 64) -> list[float]:
-    """`count` numbers out of the weights of these layers: the base's fingerprint, whatever its precision.
-
-    They lie spread over the layers and, by the golden ratio, within each. Empty where a weight is no float.
-    """
-    weights = [_own_weight(model, names[i * len(names) // count]) for i in range(count)]
-    if not all(weight.is_floating_point() for weight in weights):  # quantised
-        return []
-    places = [int(i * 0.6180339887498949 % 1 * weight.numel()) for i, weight in enumerate(weights)]
-    return [w[torch.unravel_index(torch.tensor(at), w.shape)].item() for w, at in zip(weights, places)]

@@ -128,29 +128,30 @@ def _fits_kind(module: nn.Module, kind: type[LoRA]) -> bool:
 
 def plain_model(model: nn.Module) -> nn.Module:
     """The model itself, without what torch.compile, DataParallel or DistributedDataParallel put around it."""
-    while inner := _inside(model):
-        model = model.get_submodule(inner)
-    return model
+    return _unwrapped(model, "")[0]
 
 
-def _inside(model: nn.Module) -> str:
-    """The name under which a wrapper keeps its model; empty for any other module."""
-    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-        return "module"
-    return "_orig_mod" if "_orig_mod" in model._modules else ""  # torch.compile's
+def _unwrapped(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The model inside its wrappers, and the name that a layer has in there."""
+    name = name.replace("_orig_mod.", "")  # torch.compile's, of the model or of a part
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model, name = model.module, name.removeprefix("module.")
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model, name
 
 
 def file_name(model: nn.Module, name: str) -> str:
     """A layer's name in an adapter file: that in the plain model, and Hugging Face's for our GPT-2."""
-    while inner := _inside(model):
-        model, name = model.get_submodule(inner), name.removeprefix(inner + ".")
-    name = name.replace("_orig_mod.", "")  # single modules that are compiled
+    model, name = _unwrapped(model, name)
     return hf_name(name) if isinstance(model, GPT2Model) else name
 
 
 def _names(model: nn.Module, name: str) -> set[str]:
     """The names that a layer answers to."""
-    return {name, file_name(model, name)}
+    return {name, file_name(model, name), _unwrapped(model, name)[1]}
 
 
 def _regex(pattern: str, name: str) -> bool:

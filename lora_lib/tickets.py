@@ -76,8 +76,9 @@ _PROBLEMS = {
     ),
     "wrong item": (
         "I got something else instead of the {p}", "you sent me the wrong {p}", "this is not the {p} I ordered",
-        "the {p} is in the wrong colour", "the {p} is too small, I ordered a large one", "I was sent another model of the {p}",
-        "the {p} looks nothing like the one I chose", "the box held a different {p}", "I asked for another size of the {p}",
+        "the {p} is in the wrong colour", "the {p} is too small, I ordered a large one",
+        "I was sent another model of the {p}", "the {p} looks nothing like the one I chose",
+        "the box held a different {p}", "I asked for another size of the {p}",
     ),
     "payment": (
         "I was charged twice for the {p}", "the price of the {p} on the bill is too high",
@@ -96,8 +97,8 @@ _WISHES = {
                "I would like to know why.", "How can this be?"),
     None: ("", "Thank you.", "I am not happy.", "This is the first time I write to you.", "Best wishes.", "Not good."),
 }  # fmt: skip
-_ORDERS = ("My order is {o}. ", "Order {o}: ", "It is about order {o}. ", "Number {o}. ", "Order number {o}, please look. ",
-           "I ordered it as {o}. ")  # fmt: skip
+_ORDERS = ("My order is {o}. ", "Order {o}: ", "It is about order {o}. ", "Number {o}. ",
+           "Order number {o}, please look. ", "I ordered it as {o}. ")  # fmt: skip
 _OTHERS = ("I paid 45 euros. ", "I live at 12 Mill Road. ", "I wrote on 14 May. ", "My brother has the same one. ",
            "My old one lasted 10 years. ", "It is for my 3 children. ")  # fmt: skip
 

@@ -146,7 +146,7 @@ def fit(
 
     done = len(history.loss)
     stream = itertools.islice(_endless(batches(train, batch_size, PAD, seed=seed)), done * accumulate, None)
-    bar = tqdm(total=steps, initial=done, disable=not progress or process > 0, file=sys.stdout, ncols=90, mininterval=1)
+    bar = tqdm(total=steps, initial=done, disable=not progress or process > 0, file=sys.stdout, ncols=76, mininterval=1)
     with _kept_modes(model), _no_gradients_left(optimizer), torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
         if not done:

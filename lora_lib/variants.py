@@ -32,8 +32,7 @@ class DoRA(LoRA):
         self.m = nn.Parameter(self._norm(weight_of(base)))
 
     def _norm(self, W: Tensor) -> Tensor:
-        with torch.autocast(W.device.type, enabled=False):  # a length in bfloat16 would be too coarse
-            return (W + super().delta()).norm(dim=0)
+        return (W + super().delta()).norm(dim=0).clamp_min(1e-30)  # a column of zeros has no direction, and stays
 
     def stretch(self, W: Tensor) -> Tensor:
         """How many times as long as V's the columns of W' are, m / ‖V‖ (k,)."""

@@ -1,18 +1,19 @@
 """Processes of their own for tests, without the seconds that importing PyTorch takes in each.
 
 A server process imports it once, before it computes anything, and each new process is a copy of that one. Windows has
-no copies of processes: there each imports anew.
+no such copies, and on a Mac its own libraries do not stand them: there each process imports anew.
 """
 
 import contextlib
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_COPIES = "forkserver" in multiprocessing.get_all_start_methods()
+_COPIES = sys.platform == "linux"
 _CONTEXT = multiprocessing.get_context("forkserver" if _COPIES else "spawn")
 if _COPIES:  # _dynamo is what the first optimizer of a process imports
     _CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "tqdm", "tiktoken", "safetensors.torch"])
@@ -49,8 +50,9 @@ def run_together(
         process.join(timeout=300)
         if process.exitcode is None:
             process.kill()
+            process.join()
         texts = [(folder / f"{number}.{stream}").read_text("utf8") for stream in ("stdout", "stderr")]
-        ended.append(Ended(process.exitcode if process.exitcode is not None else -9, *texts))
+        ended.append(Ended(process.exitcode, *texts))
     return ended
 
 

@@ -34,6 +34,16 @@ def test_round_trip(folder):
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
+def test_the_config_says_what_peft_needs(folder):
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    assert values["peft_type"] == "LORA" and values["inference_mode"] is True and values["bias"] == "none"
+    assert (values["r"], values["lora_alpha"], values["target_modules"]) == (2, 16, ["layer"])
+    assert "task_type" not in values and "kind" not in values
+    write_adapter(folder, LoRAConfig(["layer"], r=2, task_type="SEQ_CLS"), {"layer": pair()}, fan_in_fan_out=False)
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    assert values["task_type"] == "SEQ_CLS" and values["fan_in_fan_out"] is False
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

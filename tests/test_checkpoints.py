@@ -1,5 +1,6 @@
 """A run that is killed goes on from its checkpoint, to the weights that it would have had anyway."""
 
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lora_lib import GPT2Config, GPT2Model, checkpoints, get_peft_model, training
@@ -101,6 +103,29 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path
     assert [what for what, _ in files] == ["sync", "replace"]
 
 
+@pytest.mark.parametrize("left_behind", [True, False])
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch, left_behind):
+    def full(tensors, path, texts):
+        if len(json.loads(texts["history"])["loss"]) > 3:
+            if left_behind:
+                Path(path).write_bytes(b"half")
+            raise SafetensorError("Error while serializing: IoError(Os { code: 28, message: No space left on device })")
+        save_file(tensors, path, texts)
+
+    monkeypatch.setattr("lora_lib.tensor_files.save_file", full)
+    path, (model, data) = tmp_path / "run.safetensors", make()
+    with pytest.raises(OSError, match=r"run.safetensors could not be saved to .*No space left on device.*unharmed"):
+        fit(model, data, checkpoint=path, **SETTINGS)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
+    monkeypatch.undo()
+    whole, resumed = make()[0], make()[0]
+    seen = []
+    fit(resumed, data, checkpoint=path, on_validation=lambda step, _: seen.append(step), validate_every=1, **SETTINGS)
+    fit(whole, data, **{key: value for key, value in SETTINGS.items() if key != "checkpoint_every"})
+    assert seen[0] == 4  # it went on from the third step
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_a_fingerprint_tells_numbers_shapes_and_types_apart():
     numbers = torch.arange(6, dtype=torch.int32)
     alike = [numbers, numbers.clone(), numbers.repeat_interleave(2)[::2]]
@@ -123,6 +148,15 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_training(tmp_pa
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     check_writable(tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is made
+
+
+def test_a_disk_that_takes_no_file_is_noticed_before_the_training(tmp_path: Path, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(checkpoints, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match="new cannot be written to: Read-only file system; choose another place"):
+        check_writable(tmp_path / "new")
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):

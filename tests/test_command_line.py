@@ -143,6 +143,7 @@ def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path)
         ({"lora": "null"}, "lora = null is not a value it can have: expected an object"),
         ({"lora": {"rank": 8}}, "there is no setting lora.rank; expected one of target_modules, lora_rank"),
         ({"lora": {"kind": "LoRA"}}, "there is no setting lora.kind"),
+        ({"lora": {"r": 8}}, "there is no setting lora.r; expected one of target_modules, lora_rank"),
         ({"fit": [3]}, "fit = [3] is not a value it can have: expected an object"),
         ({"fit": {"step": 8}}, "there is no setting fit.step; expected one of steps"),
         ({"fit": {"steps": 8, "validation": []}}, "there is no setting fit.validation"),
@@ -187,6 +188,10 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
         ({"data": "{folder}/none.csv"}, "there is no file .*none.csv"),
         ({"model": "gtp2"}, "no model 'gtp2'"),
         ({"lora": {"lora_rank": "8"}}, "r = '8' is not a value it can have"),
+        ({"lora": {"rank_pattern": 3}}, "rank_pattern = 3 is not a value it can have"),
+        ({"lora": {"target_modules": 3}}, "target_modules = 3 is not a value it can have"),
+        ({"lora": {"use_dora": "yes"}}, "use_dora = 'yes' is not a value it can have"),
+        ({"lora": {"trainable_token_indices": [1]}}, "trainable_token_indices is not supported: "),
         ({"fit": {"steps": 1, "checkpoint": "{folder}/config.json"}}, "is not a checkpoint that fit wrote"),
         (
             {"fit": {"steps": 3, "learning_rate": 1e30, "progress": False}},
@@ -253,4 +258,5 @@ def test_the_help_tells_of_every_setting(capsys):
     assert caught.value.code == 0
     for name in [*TrainConfig.__dataclass_fields__, *LORA, *FIT]:
         assert re.search(rf"\b{name}\b", said), name
-    assert "lora_rank" in LORA and "steps" in FIT and "checkpoint" in FIT and "kind" not in LORA
+    assert {"target_modules", "lora_rank", "adapter_name", "use_dora", "modules_to_save"} < set(LORA)
+    assert {"steps", "checkpoint", "progress"} < set(FIT) and not {"kind", "settings", "model"} & {*LORA, *FIT}

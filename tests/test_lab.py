@@ -385,7 +385,7 @@ def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.
     seen, base = set(), set()
     for name in ADAPTERS:
         visit.fill("adapter", name)
-        visit.until(f"Lab.page.adapters.has({json.dumps(name)}) && Lab.seen().write.view?.adapter === {json.dumps(name)}")
+        visit.until(f"Lab.seen().write.view?.adapter === {json.dumps(name)}")
         for rank in (8, 0):
             visit.fill("rank", rank)
             visit.until(f"Lab.seen().write.view?.rank === {rank} && Lab.seen().write.prompt === {json.dumps(PROMPT)}")
@@ -676,8 +676,7 @@ def test_a_reload_keeps_the_text_and_warns_of_a_run(browser: Browser, site: Path
     page.context.close()
 
 
-def test_a_step_costs_at_most_three_times_pytorchs(engine: Engine, browser: Browser) -> None:
-    if not engine.relaxed:
-        pytest.skip("measured with the kernels that this browser takes")
-    found = measure_lab.step_cost(engine, browser, rounds=3)
-    assert found["ratio"] <= 3
+def test_a_step_costs_at_most_three_times_pytorchs(browser: Browser, site: Path) -> None:
+    engine = Engine(browser, site)
+    assert measure_lab.step_cost(engine, browser, rounds=2)["ratio"] <= 3
+    engine.tab.close()

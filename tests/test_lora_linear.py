@@ -71,7 +71,7 @@ def gradients(lora, x, forward):
                                   lambda: conv1d(torch.float32)])  # fmt: skip
 def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
     lora = layer(base=make(), dropout=dropout)
-    lora.adapters["more"] = LoRA.around(lora.base, 3, 6, dropout)
+    lora.adapters["more"] = LoRA.around(lora.base, 3, 15, dropout)  # at another scale than the first
     nn.init.normal_(lora.adapters["more"].B, std=0.1)
     x = torch.randn(2, 5, 12, requires_grad=True)
     for active in (["default"], ["more", "default"]):
@@ -80,6 +80,38 @@ def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
         formula = gradients(lora, x, lambda x: lora.base(x) + sum(lora.adapters[n](x) for n in lora.active))
         for a, b in zip(found, formula, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("active", [["default", "drops"], ["drops", "default"]])
+def test_dropout_of_one_of_two_adapters_acts_on_that_one_alone(active):
+    lora, x = layer(dtype=torch.float32), torch.randn(50, 12, requires_grad=True)
+    lora.adapters["drops"] = LoRA.around(lora.base, 3, 6, 0.5)
+    nn.init.normal_(lora.adapters["drops"].B)
+    lora.activate(active)
+    got = gradients(lora, x, lora)
+    wanted = gradients(lora, x, lambda x: lora.base(x) + sum(lora.adapters[n](x) for n in active))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * b.abs().max().item())
+    assert not torch.allclose(got[0], gradients(lora.eval(), x, lora)[0])
+
+
+@pytest.mark.parametrize("frozen", ["A", "B"])
+def test_of_a_and_b_one_may_be_frozen(frozen):
+    lora, x = layer(), torch.randn(3, 12, dtype=torch.float64)
+    adapter = lora.adapters["default"]
+    getattr(adapter, frozen).requires_grad_(False)
+    lora(x).square().sum().backward()
+    learned = {"A": adapter.B, "B": adapter.A}[frozen]
+    got, learned.grad = learned.grad, None
+    (lora.base(x) + adapter(x)).square().sum().backward()
+    torch.testing.assert_close(got, learned.grad)
+    assert getattr(adapter, frozen).grad is None
+
+
+def test_a_bypass_is_made_where_and_as_it_is_told():
+    adapter = LoRA(6, 5, 2, 4, device="meta", dtype=torch.float64)
+    assert adapter.A.is_meta and adapter.B.is_meta and adapter.A.dtype == adapter.B.dtype == torch.float64
+    assert LoRA(6, 5, 2, 4).A.device.type == "cpu"
 
 
 def test_gradients_can_be_differentiated_again_and_the_output_written_over():
@@ -193,6 +225,7 @@ def test_merge_is_one_rounding_and_unmerge_is_exact(dtype, make):
     lora.merge()
     wanted = before.float() + (delta.T if isinstance(lora.base, nn.Linear) else delta)
     assert torch.equal(lora.base.weight, wanted.to(dtype)) and not torch.equal(lora.base.weight, before)
+    assert not lora.base.weight.requires_grad and lora.base.weight.is_contiguous()
     lora.merge()  # again changes nothing
     assert torch.equal(lora.base.weight, wanted.to(dtype))
     lora.unmerge()
@@ -218,11 +251,16 @@ def test_a_weight_that_is_shared_does_not_see_the_merge():
 
 
 def test_moving_a_merged_layer_moves_what_it_set_aside():
-    lora = layer(dtype=torch.float32)
-    before = lora.base.weight.double()
-    lora.merge()
-    lora.double().unmerge()
-    assert torch.equal(lora.base.weight, before)
+    for dtype in (torch.float64, torch.float16):
+        lora = layer(dtype=torch.float32)
+        own = lora.base.weight
+        before = own.to(dtype)
+        lora.merge()
+        lora.to(dtype)
+        assert torch.equal(lora.own_weight, before) and lora.base.weight.dtype == dtype
+        lora.unmerge()
+        assert lora.base.weight is own and own.dtype == dtype and torch.equal(own, before)
+        assert lora(torch.randn(2, 12, dtype=dtype)).dtype == dtype
 
 
 def test_train_and_eval_change_no_weight():
@@ -272,6 +310,8 @@ def test_copies_and_pickles():
         ({"rank": 2.5}, "rank must be from 1 to 10 for a 12×10 layer, got 2.5"),
         ({"rank": 11}, "rank must be from 1 to 10"),
         ({"rank": 4, "alpha": 0}, "alpha must be above 0"),
+        ({"rank": 4, "alpha": math.inf}, "alpha must be above 0 and finite, got inf"),
+        ({"rank": 4, "alpha": math.nan}, "alpha must be above 0 and finite, got nan"),
         ({"rank": 4, "dropout": 1.0}, r"dropout must be in \[0, 1\)"),
     ],
 )

@@ -249,6 +249,65 @@ def test_loading_into_a_model_in_evaluation_mode_switches_no_dropout_on(tmp_path
     assert not any(m.training for m in wrapped.modules())  # a model keeps the mode that it comes in
 
 
+def test_the_defaults_are_those_of_the_page():
+    model = get_peft_model(small())
+    config = model.peft_config["default"]
+    assert (config.target_modules, config.r, config.lora_alpha, config.lora_dropout) == ("all-linear", 8, 16, 0.0)
+    assert (config.use_rslora, config.use_dora, config.init_lora_weights) == (False, False, True)
+    assert LoRAConfig(["c_attn"]) == LoRAConfig(["c_attn"], 8, 16, 0.0, False, {}, {}, None)
+    for layer in model.lora_layers().values():
+        adapter = layer.adapters["default"]
+        assert (adapter.rank, adapter.scale, adapter.dropout.p) == (8, 2, 0)
+
+
+def test_dropout_and_rslora_reach_every_layer():
+    model = get_peft_model(small(), ["c_attn"], 4, 8, 0.3, use_rslora=True)
+    model.add_adapter("b", LoRAConfig(["c_attn"], lora_dropout=0.6))
+    for layer in model.lora_layers().values():
+        assert (layer.adapters["default"].dropout.p, layer.adapters["b"].dropout.p) == (0.3, 0.6)
+        assert (layer.adapters["default"].scale, layer.adapters["b"].scale) == (4, 2)
+
+
+def test_switching_a_frozen_model_leaves_it_frozen(tmp_path):
+    stir(get_peft_model(small(), ["c_attn"], 4)).save_pretrained(tmp_path)
+    base = small().train()
+    model = PeftModel.from_pretrained(base, tmp_path)
+    assert not any(module.training for module in model.modules())  # though the base was in training
+    model.load_adapter(tmp_path, "b")
+    for names in ("b", ["default", "b"], [], "default"):
+        model.set_adapter(names)
+        assert model.get_nb_trainable_parameters()[0] == 0
+
+
+def test_a_spent_wrapper_is_not_wrapped_again():
+    model = get_peft_model(small(), ["c_attn"], 2)
+    plain = model.unload()
+    with pytest.raises(
+        ValueError, match="this is a PeftModel: wrap the model that merge_and_unload or unload returned"
+    ):
+        get_peft_model(model, ["c_attn"], 2)
+    assert len(get_peft_model(plain, ["c_attn"], 2).lora_layers()) == 2
+
+
+def test_the_sample_of_the_base_is_taken_where_it_always_was(tmp_path):
+    """So that adapters saved years ago still know their base: these are the numbers of the first release."""
+    from safetensors import safe_open
+
+    model = nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 5, bias=False))
+    for layer in model:
+        layer.weight.data = torch.arange(layer.weight.numel(), dtype=torch.float32).view_as(layer.weight)
+    get_peft_model(model, ["0", "1"], 2).save_pretrained(tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        sample = file.metadata()["base_sample"].split()
+    assert sample == GOLDEN.split()
+
+
+GOLDEN = (
+    "0 18 36 61 17 35 60 16 41 59 15 40 58 14 39 57 13 31 49 12 30 55 11 29 54 10 28 53 9 34 52 8 "
+    "42 21 0 32 11 43 13 36 24 3 35 5 28 16 39 18 41 20 8 31 10 42 12 44 23 2 34 4 27 15 38 26"
+)
+
+
 # --- weighted sums of adapters --------------------------------------------------------------------
 
 
@@ -298,6 +357,16 @@ def test_a_sum_beyond_the_layers_size_is_still_the_sum(inputs, outputs):
     assert model.peft_config["sum"].r == 6 == model.lora_layers()["0"].adapters["sum"].A.shape[1]
     wanted = deltas(model, "default")["0"] - 0.5 * deltas(model, "b")["0"]
     torch.testing.assert_close(deltas(model, "sum")["0"], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_sum_keeps_dropout_and_precision():
+    model = get_peft_model(small().double(), ["c_attn"], 4, 8, 0.25)
+    model.add_adapter("b", LoRAConfig(["c_attn"], 3, lora_dropout=0.5))
+    model.add_weighted_adapter(["default", "b"], [1, 2], "sum")
+    for layer in model.lora_layers().values():
+        made = layer.adapters["sum"]
+        assert made.dropout.p == 0.25 and made.A.dtype == made.B.dtype == torch.float64
+    assert model.peft_config["sum"].lora_dropout == 0.25
 
 
 def test_a_sum_can_be_trained_on():

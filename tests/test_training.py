@@ -275,6 +275,19 @@ def test_a_seed_gives_the_same_bits_twice_on_one_thread():
     assert loss == again != other and all(torch.equal(p, twins[name]) for name, p in weights.items())
 
 
+def test_what_a_callback_draws_follows_from_the_seed_and_evaluation_reads_in_order():
+    drawn, read, data = [], [], counting_examples(5)
+    for state in (1, 2):
+        model = tiny()
+        torch.manual_seed(state)
+        fit(model, data, steps=1, **QUIET, on_validation=lambda step, _: drawn.append(torch.rand(1).item()))
+    assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
+    model = Asked()
+    model.register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0][:, 0].tolist()))
+    evaluate(model, data, batch_size=2)
+    assert read == [int(ids[0]) for ids, _ in data]
+
+
 def test_each_step_has_its_own_dropout():
     """At a rate of next to nothing, all steps on one batch have the same loss, but for the dropout."""
     data, settings = counting_examples(4), {"steps": 5, "batch_size": 4, "learning_rate": 1e-30, **QUIET}
@@ -315,7 +328,8 @@ class Asked(nn.Module):
 
 
 @pytest.mark.parametrize(("bf16", "narrow"), [(True, True), (False, False), (None, False)])
-def test_bfloat16_is_taken_where_it_is_asked_for_and_on_no_cpu_by_itself(bf16, narrow):
+def test_bfloat16_is_taken_where_it_is_asked_for_and_on_no_cpu_by_itself(bf16, narrow, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # a GPU beside it changes nothing
     model, data = Asked(), counting_examples(4)
     fit(model, data, steps=1, batch_size=4, validation=data, bf16=bf16, progress=False)
     evaluate(model, data, bf16=bf16)

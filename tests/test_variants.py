@@ -17,6 +17,11 @@ KINDS = {
     "pissa": {"init_lora_weights": "pissa"},
     "fast pissa": {"init_lora_weights": "pissa_niter_4"},
     "pissa, rslora": {"init_lora_weights": "pissa", "use_rslora": True},
+    "pissa, patterns": {
+        "init_lora_weights": "pissa",
+        "rank_pattern": {"c_fc": 14, "h.1.attn.c_attn": 2},
+        "alpha_pattern": {"c_proj": 3},
+    },
     "dora, rslora": {"use_dora": True, "use_rslora": True},
 }
 
@@ -55,10 +60,10 @@ def test_each_kind_starts_as_the_base_trains_merges_switches_saves_and_opens(tmp
 
 
 def test_the_names_of_peft_choose_the_kind():
-    for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, DoRA))]:
+    for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, PiSSA, DoRA))]:
         config = LoRAConfig(["c_attn"], **settings)
         assert config.adapter_class is kind
-        model = get_peft_model(small(), ["c_attn"], 4, **settings)
+        model = get_peft_model(small(), "all-linear", 4, **settings)
         assert {type(la.adapters["default"]) for la in model.lora_layers().values()} == {kind}
         assert model.peft_config["default"].use_rslora is settings.get("use_rslora", False)
 
@@ -89,6 +94,16 @@ def test_dora_is_its_formula_in_values_and_gradients(bias, dropout):
     torch.testing.assert_close(adapter.delta(base), W - base)
     with pytest.raises(TypeError, match="delta needs the layer's weight W"):
         adapter.delta()
+
+
+def test_a_column_of_zeros_stays_one():
+    base = nn.Linear(4, 3)
+    base.weight.data[1] = 0
+    layer, x = LoRALinear(base, 2, kind=DoRA), torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), base(x))
+    layer(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.adapters["default"].parameters())
+    assert layer.weight.isfinite().all()
 
 
 def test_pissa_is_its_formula():
@@ -177,6 +192,78 @@ def test_pissa_needs_numbers():
         PiSSA.around(nn.Linear(4, 4), 2, 2, init="gaussian")
     with pytest.raises(ValueError, match="LoRA has no start called 'pissa'"):
         LoRA.around(nn.Linear(4, 4), 2, 2, init="pissa")
+
+
+class Coded(nn.Linear):
+    """A quantised layer as any library might have it: whole numbers for weights, and a way to the float ones."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.weight = nn.Parameter((linear.weight * 50).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def dequantised(self):
+        return self.weight.float() / 50
+
+    def forward(self, x):
+        return F.linear(x, self.dequantised().to(x.dtype), self.bias)
+
+
+@pytest.mark.parametrize("settings", [{}, *KINDS.values()], ids=["lora", *KINDS])
+def test_every_kind_works_on_a_quantised_base(settings):
+    torch.manual_seed(0)
+    coded = Coded(nn.Linear(7, 5))
+    twin = nn.Linear(7, 5)
+    twin.weight.data, twin.bias.data = coded.dequantised(), coded.bias.data
+    models = []
+    settings = {name: value for name, value in settings.items() if not name.endswith("_pattern")}
+    for layer in (coded, twin):
+        torch.manual_seed(1)
+        models.append(stir(get_peft_model(nn.Sequential(layer), ["0"], 3, 6, **settings)))
+    one, two = (model.lora_layers()["0"] for model in models)
+    x = torch.randn(4, 7)
+    torch.testing.assert_close(one(x), two(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one.weight, two.weight, atol=1e-5, rtol=1e-5)
+    with pytest.raises(TypeError, match=r"cannot merge into a torch.int8 weight: dequantise the base layer first"):
+        models[0].merge_and_unload()
+    assert isinstance(models[0].unload()[0], Coded)
+
+
+@pytest.mark.parametrize("settings", [{}, *KINDS.values()][:3], ids=str)
+def test_under_autocast_the_weight_is_summed_in_full_precision(settings):
+    layer = next(iter(stir(get_peft_model(small(), ["c_attn"], 4, 8, **settings)).lora_layers().values()))
+    wanted = layer.weight
+    x = torch.randn(3, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.weight, wanted) and layer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x), x @ wanted.T + layer.bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [*KINDS.values()], ids=KINDS)
+def test_an_adapter_that_joins_merged_ones_is_of_the_base_alone(settings):
+    model = three_adapters()
+    if "rank_pattern" in settings:
+        settings = {"init_lora_weights": "pissa", "rank_pattern": {"h.0.attn.c_attn": 3}}
+    model.add_adapter("before", LoRAConfig(["c_attn"], r=2, **settings))
+    model.merge_adapter()
+    merged = model(IDS)
+    model.add_adapter("while", LoRAConfig(["c_attn"], r=2, **settings))
+    assert torch.equal(model(IDS), merged)
+    model.unmerge_adapter()
+    for layer in model.lora_layers().values():
+        if "while" in layer.adapters and "pissa_niter" not in str(settings):
+            W = layer.base.weight.T
+            a, b = (layer.adapters[name].delta(W) for name in ("before", "while"))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+            if settings.get("use_dora"):
+                assert torch.equal(layer.adapters["before"].m, layer.adapters["while"].m)
+            else:
+                assert torch.equal(layer.adapters["before"].A0, layer.adapters["while"].A0)
+
+
+def test_dora_can_be_counted_without_numbers():
+    model = get_peft_model(small().to("meta"), ["c_attn"], 4, use_dora=True)
+    assert model.get_nb_trainable_parameters()[0] == 2 * (4 * (24 + 72) + 72)
 
 
 # --- PEFT -----------------------------------------------------------------------------------------

@@ -131,12 +131,27 @@ def is_interrupted(tensors, path, metadata):
     raise KeyboardInterrupt("while saving")
 
 
-def save_nan(at):
+def with_nan(at):
     model = stir(get_peft_model(at.base, ["c_attn"], 4))
     with torch.no_grad():
         model.lora_layers()["h.0.attn.c_attn"].adapters["default"].B[0, 0] = float("nan")
     at.unwrap = model
-    model.save_pretrained(at.folder)
+    return model
+
+
+def save_nan(at):
+    with_nan(at).save_pretrained(at.folder)
+
+
+def merged_while_off(at):
+    with at.model.disable_adapter():
+        at.model.merge_adapter()
+
+
+def merged_weights(at):
+    merged = three_adapters()
+    merged.merge_adapter()
+    at.model.load_state_dict(merged.state_dict())
 
 
 def merged_rows(at):
@@ -435,6 +450,36 @@ CASES: dict[str, list[Case]] = {
             lambda at: LoRALinear(nn.MultiheadAttention(8, 2).out_proj, 1),
         ),
         Case(
+            "a start that there is not",
+            ValueError,
+            "init_lora_weights = 'olora' is not a value it can have: expected True, False, 'gaussian', 'pissa' or",
+            inject(["c_attn"], init_lora_weights="olora"),
+        ),
+        Case(
+            "single tokens to train",
+            ValueError,
+            "trainable_token_indices is not supported: train the whole embedding, with its name in modules_to_save",
+            inject(["c_attn"], trainable_token_indices=[1]),
+        ),
+        Case(
+            "a module to save that the model does not have",
+            ValueError,
+            "modules_to_save names 'score', which is no module of this GPT2Model",
+            inject(["c_attn"], modules_to_save=["score"]),
+        ),
+        Case(
+            "exclusions that leave no target",
+            ValueError,
+            "exclude_modules, layers_to_transform and modules_to_save leave none of the targets",
+            inject(["c_attn"], exclude_modules=["attn.c_attn"]),
+        ),
+        Case(
+            "a `LoRAConfig` and keywords beside it",
+            TypeError,
+            "the settings come in the LoRAConfig or as keywords, not both",
+            inject(LoRAConfig(["c_attn"]), lora_rank=4),
+        ),
+        Case(
             "a kind of adapter that is none",
             ValueError,
             "expected LoRA or a subclass of it",
@@ -468,6 +513,12 @@ CASES: dict[str, list[Case]] = {
             ValueError,
             "an adapter's name is letters, digits, '_' and '-', got '../x'",
             lambda at: at.model.add_adapter("../x", LoRAConfig(["c_fc"])),
+        ),
+        Case(
+            "a name that PyTorch's modules have a meaning for",
+            ValueError,
+            "an adapter cannot be called 'train': that name has a meaning here already",
+            lambda at: at.model.add_adapter("train", LoRAConfig(["c_fc"])),
         ),
         Case(
             "an empty name",
@@ -540,6 +591,24 @@ CASES: dict[str, list[Case]] = {
             TypeError,
             "cannot merge into a torch.int8 weight: dequantise the base layer first",
             quantised,
+        ),
+        Case(
+            "merging an adapter with NaN in it",
+            ValueError,
+            "h.0.attn.c_attn: merging ['default'] gives NaN or infinity in torch.float32: nothing was merged",
+            lambda at: with_nan(at).merge_adapter(),
+        ),
+        Case(
+            "merging while the adapters are switched off",
+            ValueError,
+            "the adapters are switched off here: merge outside of disable_adapter",
+            merged_while_off,
+        ),
+        Case(
+            "merged weights for a model that is not merged",
+            ValueError,
+            "these weights have an adapter merged in, which would count twice or be lost: call unmerge_adapter",
+            merged_weights,
         ),
         Case(
             "training once the adapters are taken out",
@@ -685,6 +754,24 @@ CASES: dict[str, list[Case]] = {
             AdapterError,
             "lora_A.weight must hold finite floats, is (4, 24) float32 with NaN or infinity in it",
             with_tensors(lambda t: t[KEY].fill_(float("nan"))),
+        ),
+        Case(
+            "a tensor with a number beyond float32",
+            AdapterError,
+            "lora_A.weight must hold finite floats, is (4, 24) float64 with numbers too large for float32 in it",
+            with_tensors(lambda t: t.update({KEY: t[KEY].double() * 1e300})),
+        ),
+        Case(
+            "a config of another save than the tensors",
+            AdapterError,
+            'are not of one save (or one was edited): it was saved with {"r": 4, "lora_alpha": 16,',
+            with_config(lora_alpha=250),
+        ),
+        Case(
+            "a model on the meta device",
+            AdapterError,
+            "the model is on the meta device, where tensors have no numbers: load its weights first",
+            lambda at: PeftModel.from_pretrained(small().to("meta"), at.folder),
         ),
         Case(
             "a tensor of whole numbers",

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,33 +32,30 @@ PIECES = "load write train take_home".split()  # of the page, in HTML; the book 
 
 
 def build_kernels(folder: Path) -> None:
-    """Compile `lab/kernels.c` into `folder`, once for plain and once for relaxed SIMD. The same bytes each time."""
+    """Compile `lab/kernels.c` into `folder`, once for plain and once for relaxed SIMD. The same bytes each time.
+
+    Raises RuntimeError for another compiler than the pinned one.
+    """
+    if (found := version("ziglang")) != ZIG:
+        raise RuntimeError(f"the kernels are compiled by ziglang {ZIG}, found {found}: pip install ziglang=={ZIG}")
     flags = """-target wasm32-freestanding -O3 -nostdlib -fno-math-errno -ffp-contract=off -fno-sanitize=all
     -Wall -Wl,--no-entry -Wl,--import-memory -Wl,--strip-all -msimd128""".split()
     for name, more in KERNELS.items():
-        command = [
-            sys.executable,
-            "-m",
-            "ziglang",
-            "cc",
-            *flags,
-            *more,
-            "kernels.c",
-            "-o",
-            str(folder.resolve() / name),
-        ]
-        subprocess.run(command, cwd=LAB, check=True)
+        zig = [sys.executable, "-m", "ziglang", "cc", *flags, *more]
+        subprocess.run([*zig, "kernels.c", "-o", str(folder.resolve() / name)], cwd=LAB, check=True)
 
 
 def write_scripts(folder: Path) -> None:
     """Write into `folder` all that the page loads: its own script and style, and what it fetches on a click."""
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = (LAB / "recorded.json").read_text(encoding="utf8")
-    page = f"(() => {{\n{source(PAGE)}\nstart({recorded});\n}})();\n"
-    (folder / "page.js").write_text(page, encoding="utf8")
-    shutil.copy(LAB / "lab.css", folder)
+    for old in folder.glob("*.js"):
+        old.unlink()
     kernels = {"plain": base64_of(LAB / "kernels.wasm"), "relaxed": base64_of(LAB / "kernels_relaxed.wasm")}
-    parts = {"source": source(WORKER), "kernels": kernels, "prose": (LAB / "prose.txt").read_text(encoding="utf8")}
+    parts = {
+        "source": '"use strict";\n' + source(WORKER),
+        "kernels": kernels,
+        "prose": (LAB / "prose.txt").read_text(encoding="utf8"),
+    }
     write_call(folder / "worker.js", "worker", parts)
     write_call(folder / "tokens.js", "tokens", (MODEL / "bpe.tiktoken").read_text(encoding="ascii"))
     weights = (MODEL / "model.safetensors").read_bytes()
@@ -67,11 +66,17 @@ def write_scripts(folder: Path) -> None:
     for adapter in sorted((LAB / "adapters").iterdir()):
         files = {file.name: base64_of(file) for file in sorted(adapter.iterdir())}
         write_call(folder / f"adapter-{adapter.name}.js", "adapter", adapter.name, files)
+    # Last, as it knows the others' digests: a browser that kept an older script must not take it for this one.
+    versions = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:8] for file in sorted(folder.glob("*.js"))}
+    recorded = (LAB / "recorded.json").read_text(encoding="utf8")
+    page = f'"use strict";\nconst VERSIONS = {json.dumps(versions)};\n{source(PAGE)}\nstart({recorded});'
+    (folder / "page.js").write_text(f"(() => {{\n{page}\n}})();\n", encoding="utf8")
+    shutil.copy(LAB / "lab.css", folder)
 
 
 def source(names: list[str]) -> str:
     """The files of `lab/` as one script."""
-    return '"use strict";\n' + "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
+    return "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
 
 
 def base64_of(file: Path) -> str:

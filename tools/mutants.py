@@ -25,11 +25,14 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds",
     "fused": "test_lora_linear",
-    "peft_wrapper": "test_peft_wrapper test_adapter_algebra test_peft_both_ways test_wrong_input",
+    "variants": "test_variants test_adapter_kinds",
+    "peft_wrapper": "test_peft_wrapper test_adapter_algebra test_peft_both_ways test_other_models test_wrong_input",
+    "adapter_parts": "test_peft_wrapper test_adapter_files test_peft_both_ways test_other_models test_wrong_input",
     "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds",
-    "targets": "test_peft_wrapper test_wrong_input",
+    "targets": "test_peft_wrapper test_other_models test_wrong_input",
     "adapter_files": "test_adapter_files test_wrong_input test_peft_both_ways",
-    "training": "test_training test_checkpoints test_wrong_input",
+    "tensor_files": "test_adapter_files test_checkpoints",
+    "training": "test_training test_checkpoints test_command_line test_wrong_input",
     "losses": "test_losses test_training",
     "checkpoints": "test_checkpoints",
     "examples": "test_examples test_files test_wrong_input",
@@ -63,25 +66,24 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
-def mutants(source: str) -> list[tuple[int, str]]:
-    """Every mutant of a module: the line that differs, and the module's text."""
-    found = []
-    count = sum(1 for _ in ast.walk(ast.parse(source)))
-    for at in range(count):
-        options = list(changes(list(ast.walk(ast.parse(source)))[at]))
-        for i in range(len(options)):
-            tree = ast.parse(source)
-            node = list(ast.walk(tree))[at]
-            new = list(changes(node))[i]
-            for parent in ast.walk(tree):
-                for field, value in ast.iter_fields(parent):
-                    if value is node:
-                        setattr(parent, field, new)
-                    elif isinstance(value, list) and any(child is node for child in value):
-                        setattr(parent, field, [new if child is node else child for child in value])
-            text = ast.unparse(ast.fix_missing_locations(tree))
-            found.append((getattr(node, "lineno", 0), text))
-    return found
+def places(source: str) -> list[tuple[int, int]]:
+    """Every change there is to make: the number of a node in `ast.walk`, and which of its `changes`."""
+    nodes = ast.walk(ast.parse(source))
+    return [(at, i) for at, node in enumerate(nodes) for i, _ in enumerate(changes(node))]
+
+
+def mutant(source: str, at: int, i: int) -> tuple[int, str]:
+    """One of them, made: the line that differs, and the module's text."""
+    tree = ast.parse(source)
+    node = list(ast.walk(tree))[at]
+    new = list(changes(node))[i]
+    for parent in ast.walk(tree):
+        for field, value in ast.iter_fields(parent):
+            if value is node:
+                setattr(parent, field, new)
+            elif isinstance(value, list) and any(child is node for child in value):
+                setattr(parent, field, [new if child is node else child for child in value])
+    return getattr(node, "lineno", 0), ast.unparse(ast.fix_missing_locations(tree))
 
 
 def survives(module: str, text: str) -> bool:
@@ -113,8 +115,9 @@ def main() -> None:
     args = parser.parse_args()
     for module in args.modules:
         source = (ROOT / "lora_lib" / f"{module}.py").read_text(encoding="utf8")
-        made = mutants(source)
-        drawn = random.Random(f"{args.seed} {module}").sample(made, min(args.count, len(made)))
+        found = places(source)
+        chosen = random.Random(f"{args.seed} {module}").sample(found, min(args.count, len(found)))
+        drawn = [mutant(source, *place) for place in chosen]
         plain = ast.unparse(ast.parse(source)).splitlines()
         with ThreadPoolExecutor(2) as pool:
             alive = list(pool.map(survives, [module] * len(drawn), [text for _, text in drawn]))

@@ -27,8 +27,8 @@ from playwright.sync_api import sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
-WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob input, .knob-ticks,
-.knob script, .knob-frames > [hidden], .knob-readouts > [hidden], .lab"""
+WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
+.lab"""
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"
@@ -65,8 +65,8 @@ def article(html: Path, page: str, known: set[str]) -> Tag:
     text = BeautifulSoup((html / page).read_bytes(), "html.parser").find("article")
     for tag in text.select(WEB_ONLY):
         tag.decompose()
-    for tag in text.select(".knob-controls[hidden]"):
-        del tag["hidden"]
+    for tag in text.select("[loading=lazy]"):  # a printer does not scroll
+        del tag["loading"]
     for tag in text.find_all("details"):
         tag["open"] = ""
     for tag in text.find_all(id=True):
@@ -83,6 +83,7 @@ def within(target: str, page: str, known: set[str]) -> str:
     if urlsplit(target).scheme:
         return target
     path, fragment = urldefrag(target)
+    fragment = "" if "=" in fragment else fragment  # the lab's sliders, which paper does not have
     path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
     return f"#{anchor(path, fragment)}" if path in known else path
 

@@ -21,7 +21,7 @@ PATIENCE = 300_000  # milliseconds, for a training run on a busy machine
 
 
 def record() -> dict[str, Any]:
-    """What the page tells of one visit: `write` and `train`, as lab/recorded.js takes them."""
+    """What the page tells of one visit: `write` and `train`, as `start` in lab/page.js takes them."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_lab.write_site(Path(folder))
         browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
@@ -29,13 +29,13 @@ def record() -> dict[str, Any]:
         page.goto((Path(folder) / "lab.html").as_uri())
         page.click("#lab-load")
         page.wait_for_selector("#lab-train:enabled")
-        page.click("#lab-write")
-        page.wait_for_function("Lab.seen().write?.bars && Lab.seen().write.base.ids.length", timeout=PATIENCE)
+        page.wait_for_function("Lab.seen().write.bars && Lab.seen().write.adapted", timeout=PATIENCE)
         write = page.evaluate("Lab.seen().write")
         page.click("#lab-train")
         page.wait_for_selector("#lab-train:disabled")
         page.wait_for_selector("#lab-train:enabled", timeout=PATIENCE)
         train = page.evaluate("Lab.seen().train")
+        del train["settings"]["text"]  # the page has its example already
         browser.close()
     return {"write": write, "train": train}
 

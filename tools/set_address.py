@@ -7,6 +7,7 @@ and package files cannot, so this writes it wherever the old one stands, and int
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -23,8 +24,11 @@ def address(root: Path = ROOT) -> str:
 
 def text_files(root: Path = ROOT) -> list[Path]:
     """Every file of the project in which an address can stand."""
-    made = {".git", ".venv", ".venv-colab", "_build", "build"}
-    return [path for path in root.rglob("*") if path.suffix in SUFFIXES and not made & {*path.relative_to(root).parts}]
+    found = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = [name for name in inside if name not in (".git", "_build", "build") and ".venv" not in name]
+        found += [Path(folder, name) for name in names if Path(name).suffix in SUFFIXES]
+    return found
 
 
 def set_address(new: str, root: Path = ROOT) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Mend what the theme and Sphinx leave in every page: downloads for nothing, and a list that is none."""
+"""Mend what the theme and Sphinx leave in every page: downloads for nothing, and names that mislead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+
+SEARCH = '<button class="btn search-button-field search-button__button pst-js-only" title="Search"'
+SIDEBAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar"'
+THEME_NAMES = {
+    f'{SEARCH} aria-label="Search"': SEARCH,
+    f"{SIDEBAR}>": f'{SIDEBAR} role="region" aria-label="The book">',
+}
 
 
 def drop_mathjax(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -27,6 +34,20 @@ def unmark_citations(app: Sphinx, page: str, template: str, context: dict[str, A
     context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
 
 
+def name_folds(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Folded code is called what stands on it, "Show code cell source", not "Toggle hidden content"."""
+    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
+
+
+def name_parts(app: Sphinx, error: Exception | None) -> None:
+    """The same for the theme's search button, and a name for the side bar, which is no part of the text."""
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf8")
+        for old, new in THEME_NAMES.items():
+            text = text.replace(old, new)
+        page.write_text(text, encoding="utf8")
+
+
 def empty_icon_script(app: Sphinx, error: Exception | None) -> None:
     """The theme brings its icons twice, as a web font and as this script of 1.5 MB. The font is enough."""
     script = Path(app.outdir, "_static", "scripts", "fontawesome.js")
@@ -34,10 +55,22 @@ def empty_icon_script(app: Sphinx, error: Exception | None) -> None:
         script.write_text("")
 
 
+def search_in_files(app: Sphinx, error: Exception | None) -> None:
+    """A search fetches a summary from each page found; where the pages are files, browsers forbid that."""
+    script = Path(app.outdir, "_static", "searchtools.js")
+    if error is None and script.exists():
+        text = script.read_text(encoding="utf8")
+        test = "else if (showSearchSummary)"
+        script.write_text(text.replace(test, test[:-1] + ' && location.protocol !== "file:")'), encoding="utf8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", unmark_citations)
+    app.connect("html-page-context", name_folds)
     app.connect("build-finished", empty_icon_script)
+    app.connect("build-finished", name_parts)
+    app.connect("build-finished", search_in_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

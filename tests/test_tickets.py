@@ -1,0 +1,61 @@
+"""The task of tickets: what is made, and the exact score."""
+
+import json
+
+import pytest
+
+from lora_lib.tickets import FIELDS, few_shot, make_tickets, score_tickets
+
+
+def test_every_value_stands_in_its_message():
+    data = make_tickets(0, train=300, validation=30, test=60)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [300, 30, 60]
+    for ticket in [*data.train, *data.test]:
+        assert tuple(ticket.fields) == FIELDS
+        for name in ("customer", "order", "product"):
+            assert ticket.fields[name] is None or ticket.fields[name] in ticket.message
+        assert json.loads(ticket.answer) == ticket.fields
+    assert {t.fields["problem"] for t in data.test} == {"broken", "late", "wrong item", "payment"}
+    assert {t.fields["wants"] for t in data.test} == {"refund", "replacement", "answer", None}
+
+
+def test_testing_has_words_of_its_own():
+    data = make_tickets(0)
+    for name in ("customer", "product"):
+        seen, new = ({t.fields[name] for t in part} - {None} for part in (data.train, data.test))
+        assert not seen & new
+    assert not {t.message for t in data.train} & {t.message for t in data.test}
+
+
+def test_the_same_seed_makes_the_same_tickets():
+    assert make_tickets(3, 10, 2, 2) == make_tickets(3, 10, 2, 2) != make_tickets(4, 10, 2, 2)
+
+
+def test_the_score_counts_what_is_right():
+    tickets = make_tickets(0, 4, 1, 1).train
+    right = [ticket.answer for ticket in tickets]
+    assert score_tickets(right, tickets)[:3] == (1, 1, 1)
+    shuffled = json.dumps(dict(reversed(tickets[0].fields.items())), indent=2)
+    assert score_tickets([shuffled], tickets[:1]).exact == 1
+    wrong = json.dumps({**tickets[0].fields, "product": "piano"})
+    more = json.dumps({**tickets[1].fields, "note": "x"})
+    scores = score_tickets([wrong, more, "no JSON", "[1]"], tickets)
+    assert scores[:3] == (0, pytest.approx(9 / 20), 0.5)
+    assert scores.by_field == {name: 0.25 if name == "product" else 0.5 for name in FIELDS}
+    with pytest.raises(ValueError, match="expected one answer for each ticket"):
+        score_tickets([], [])
+
+
+def test_the_prompt_with_examples_ends_with_the_question():
+    data = make_tickets(0, 4, 1, 1)
+    chat = few_shot(data.train[:2], data.test[0])
+    assert [turn["role"] for turn in chat] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert chat[-1]["content"] == data.test[0].message and chat[2]["content"] == data.train[0].answer
+    assert all(field in chat[0]["content"] for field in FIELDS)
+
+
+def test_too_many_are_refused(monkeypatch):
+    one = make_tickets(0, 1, 0, 0).train[0]
+    monkeypatch.setattr("lora_lib.tickets._ticket", lambda rng, held_out: one)
+    with pytest.raises(ValueError, match="different messages"):
+        make_tickets(0, 2, 0, 0)
