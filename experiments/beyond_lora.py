@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import SLOTS, Row, Rows, arguments, device, tune, validation_loss
+from common import SLOTS, Row, Rows, arguments, device, evaluate, fit, tune, validation_loss
 from torch import nn
 
 from lora_lib import PeftModel, get_peft_model, load_pretrained
@@ -25,7 +25,6 @@ from lora_lib.examples import encode_examples
 from lora_lib.generation import generate_text
 from lora_lib.quantised import quantise_model
 from lora_lib.restaurants import restaurant_data, score_texts, to_examples
-from lora_lib.training import evaluate, fit
 from lora_lib.variants import lora_plus
 
 MAX_LENGTH = 64  # longer examples are left out

@@ -16,12 +16,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from common import Row, Rows, accuracy, arguments, device, tune
+from common import Row, Rows, accuracy, arguments, device, evaluate, fit, tune
 from torch import nn
 
 from lora_lib import get_peft_model, load_pretrained
 from lora_lib.examples import IGNORE, Encoded
-from lora_lib.training import evaluate, fit
 
 RANKS = (1, 2, 4, 8, 16, 32)
 KEY_TOKENS = 3

@@ -32,6 +32,7 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
     save_pretrained_folder,
+    training,
 )
 from lora_lib.analysis import text_windows
 from lora_lib.downloads import load_e2e
@@ -39,7 +40,7 @@ from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
 from lora_lib.generation import generate_text
 from lora_lib.restaurants import Restaurant, to_examples
 from lora_lib.results import FOLDER as RESULTS
-from lora_lib.training import PAD, History, evaluate, fit
+from lora_lib.training import PAD, History
 from lora_lib.variants import lora_plus
 
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -48,6 +49,9 @@ TARGETS: dict[str, Sequence[str] | str] = {
 }  # fmt: skip
 SLOTS = ("name", "eatType", "food", "priceRange", "area")  # of chapter 5's restaurants
 Row = dict[str, Any]
+# The kept rows were made in bfloat16 autocast, on processors that have it; so are new ones, wherever they are made.
+fit = functools.partial(training.fit, bf16=True)
+evaluate = functools.partial(training.evaluate, bf16=True)
 
 
 # --- rows -----------------------------------------------------------------------------------------

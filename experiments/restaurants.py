@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SLOTS, Rows, arguments, device, save
+from common import SLOTS, Rows, arguments, device, evaluate, fit, save
 
 from lora_lib import get_peft_model, load_pretrained
 from lora_lib.examples import encode_examples
 from lora_lib.generation import generate_text
 from lora_lib.restaurants import restaurant_data, score_texts, to_examples
-from lora_lib.training import evaluate, fit
 
 
 def run(seed: int, model_name: str, settings: dict[str, Any]) -> dict[str, Any]:

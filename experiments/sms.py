@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from common import Row, Rows, accuracy, arguments, device, tune
+from common import Row, Rows, accuracy, arguments, device, evaluate, fit, tune
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -26,7 +26,6 @@ from torch import nn
 from lora_lib import GPT2Model, Tokenizer, get_peft_model, load_pretrained
 from lora_lib.downloads import Message, balanced_splits, load_sms_spam
 from lora_lib.examples import IGNORE, Encoded, Splits
-from lora_lib.training import evaluate, fit
 
 LABELS = ("ham", "spam")
 # Where the search for a learning rate begins, as a step of common.rate.

@@ -22,6 +22,16 @@ class Turn(NamedTuple):
 SHORTER = {
     "01_rank_math": [('"steps": 40', '"steps": 6')],
     "05_fine_tuning": [("steps=250", "steps=10"), ("validate_every=50", "validate_every=5"), ("test[:60]", "test[:4]")],
+    "07_rank_comparison": [
+        ("STEPS, RATE, ALPHA = 40", "STEPS, RATE, ALPHA = 3"),
+        ("FACTS, FACT_STEPS = 256, 150", "FACTS, FACT_STEPS = 60, 5"),
+    ],
+    "08_lora_vs_full": [("STEPS = 40", "STEPS = 3")],
+    "09_adapters": [('STEPS = {"writer": 150, "reader": 80}', 'STEPS = {"writer": 2, "reader": 2}')],
+    "10_your_own_data": [
+        ("FEW_STEPS = [1, 8, 64], 8, 24", "FEW_STEPS = [1, 8, 64], 8, 3"),
+        ("STEPS = 48\nmodel", "STEPS = 2\nmodel"),
+    ],
 }
 
 TURNS = [
@@ -95,4 +105,39 @@ TURNS = [
     Turn("05_fine_tuning", "steps=250", "steps=1"),
     Turn("05_fine_tuning", "validate_every=50", "validate_every=4"),
     Turn("05_fine_tuning", '"temperature": 0.7', '"temperature": 0'),
+    Turn("06_gpu_training", "BATCH, TIME, RANK = 8, 128, 8", "BATCH, TIME, RANK = 3, 100, 24"),
+    Turn("06_gpu_training", "vocabularies = [5_000, 20_000, 50_257]", "vocabularies = [3_000, 9_000]"),
+    Turn("06_gpu_training", "d, k, r, N = 768, 2304, 16, 1024", "d, k, r, N = 300, 500, 3, 200"),
+    Turn("06_gpu_training", "CARDS = [8, 12, 16, 24, 40, 80]", "CARDS = [6, 11, 48]"),
+    Turn("06_gpu_training", "collate(data[:8], pad_id=0)", "collate(data[:4], pad_id=0)"),
+    Turn("07_rank_comparison", "for rank in (1, 4, 16)}", "for rank in (2, 3)}"),
+    Turn("07_rank_comparison", "STEPS, RATE, ALPHA = 40, 5e-3, 32", "STEPS, RATE, ALPHA = 5, 2e-2, 8"),
+    Turn("07_rank_comparison", "RANKS = (1, 2, 4, 8, 16, 64, 0)", "RANKS = (1, 8, 0)"),
+    Turn("07_rank_comparison", "FACTS, FACT_STEPS = 256, 150", "FACTS, FACT_STEPS = 60, 5"),
+    Turn("07_rank_comparison", 'slots=("name", "food", "area")', 'slots=("name", "area", "near")'),
+    Turn("08_lora_vs_full", "STEPS = 40", "STEPS = 2"),
+    Turn("08_lora_vs_full", 'LAYER = "h.3.mlp.c_fc"', 'LAYER = "h.0.attn.c_attn"'),
+    Turn("08_lora_vs_full", '"all-linear", 8, lora_alpha=32', '["c_attn", "c_fc", "c_proj"], 3, lora_alpha=6'),
+    Turn("08_lora_vs_full", "GOAL = 3.0", "GOAL = 1.0"),
+    Turn("08_lora_vs_full", "for r in (1, 8, 64)}", "for r in (2, 16)}"),
+    Turn("09_adapters", 'STEPS = {"writer": 150, "reader": 80}', 'STEPS = {"writer": 2, "reader": 3}'),
+    Turn(
+        "09_adapters",
+        'config = LoRAConfig("all-linear", r=8, lora_alpha=32)',
+        'config = LoRAConfig("all-linear", r=3, lora_alpha=5)',
+    ),
+    Turn("09_adapters", "test = data.test[:24]", "test = data.test[:17]"),
+    Turn("09_adapters", "[0, 0.2, 0.35, 0.5, 0.65, 0.8, 1]", "[0, 0.3, 1]"),
+    Turn("09_adapters", "TASKS = 16", "TASKS = 3"),
+    Turn(
+        "09_adapters",
+        '["writer", "reader"], [0.5, 0.5], "half-and-half"',
+        '["writer", "reader"], [0.3, 0.9], "half-and-half"',
+    ),
+    Turn("10_your_own_data", "ranks, FEW, FEW_STEPS = [1, 8, 64], 8, 24", "ranks, FEW, FEW_STEPS = [2, 5], 3, 6"),
+    Turn("10_your_own_data", "rates, TRY = [1e-4, 1e-3, 3e-3, 2e-2], 10", "rates, TRY = [1e-3, 1e-2], 2"),
+    Turn("10_your_own_data", "STEPS = 48\nmodel", "STEPS = 2\nmodel"),
+    Turn("10_your_own_data", "BLOCK = 128", "BLOCK = 40"),
+    Turn("10_your_own_data", "SHOTS, NEW = 3, 40", "SHOTS, NEW = 1, 20"),
+    Turn("10_your_own_data", "factors = [0, 0.25, 0.5, 0.75, 1]", "factors = [0, 0.1, 2]"),
 ]

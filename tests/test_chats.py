@@ -2,27 +2,17 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 
 from lora_lib.chats import encode_chat, prompt_ids, write_answers
 from lora_lib.examples import IGNORE
 
-TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}<e>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
-)
 CHAT = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
 
 
 @pytest.fixture
 def tokenizer():
-    letters = ["<s>", "<e>", *"abcdefghijklmnopqrstuvwxyz: "]
-    inner = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token=" "))
-    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="<e>", pad_token="<e>")
-    made.chat_template = TEMPLATE
-    return made
+    return letters_tokenizer()
 
 
 def test_the_answer_and_its_end_are_learned_and_nothing_else(tokenizer):
@@ -51,17 +41,7 @@ def test_a_template_that_changes_the_prompt_is_refused(tokenizer):
 
 
 def test_answers_come_in_order_and_padding_changes_none(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        eos_token_id=1,
-        initializer_range=0.5,
-    )
-    model = AutoModelForCausalLM.from_config(config).train()
+    model = tiny_llama().train()
     chats = [[{"role": "user", "content": text}] for text in ("abcdefgh", "b", "hello you", "zz")]
     together = write_answers(model, tokenizer, chats, 6, batch_size=4)
     assert together == [write_answers(model, tokenizer, [chat], 6)[0] for chat in chats]

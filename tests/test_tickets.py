@@ -1,8 +1,10 @@
 """The task of tickets: what is made, and the exact score."""
 
+import csv
 import json
 
 import pytest
+from tiny_chat import tiny_chat_model
 
 from lora_lib.tickets import FIELDS, few_shot, make_tickets, score_tickets
 
@@ -59,3 +61,21 @@ def test_too_many_are_refused(monkeypatch):
     monkeypatch.setattr("lora_lib.tickets._ticket", lambda rng, held_out: one)
     with pytest.raises(ValueError, match="different messages"):
         make_tickets(0, 2, 0, 0)
+
+
+def test_the_experiment_writes_a_row_for_each_run(monkeypatch, tmp_path):
+    """The script, whole, on a tiny model with a vocabulary of letters."""
+    import tickets as script
+
+    monkeypatch.setattr(script, "load_smollm2", tiny_chat_model)
+    monkeypatch.setattr(script, "NEW_TOKENS", 4)
+    out = tmp_path / "tickets.csv"
+    options = ["--shown", "2", "--ranks", "2", "--seeds", "0", "--examples", "6", "--steps", "2", "--test", "3"]
+    for _ in range(2):  # what is there is not run again
+        script.main([*options, "--out", str(out)])
+    with out.open(newline="") as file:
+        prompted, trained = csv.DictReader(file)
+    assert (prompted["method"], prompted["examples"], prompted["exact"]) == ("prompt", "2", "0.0")
+    assert (trained["method"], trained["rank"], trained["json"]) == ("lora", "2", "0.0")
+    assert float(trained["validation_loss"]) > 0 and int(trained["trainable"]) > 0 and int(trained["file_bytes"]) > 0
+    assert [name for name in trained if name in FIELDS] == list(FIELDS)
