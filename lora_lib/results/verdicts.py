@@ -125,6 +125,12 @@ COMPARISONS = {
     "α/√r against α/r, rank 64": Comparison(
         "e2e", {**_LORA, "rank": 64, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 64}
     ),
+    **{
+        f"same layers, α/√r, rank {rank}": Comparison(
+            "e2e", {**_LORA, "rank": rank, "alpha": 11.314, "use_rslora": True}, {**_E2E, "targets": "matrices"}
+        )
+        for rank in (64, 256)
+    },
     # which layers, at equal size
     "MLP against all": Comparison("e2e", _SIZED, {**_LORA, "rank": 3}),
     "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
