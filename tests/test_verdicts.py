@@ -74,6 +74,23 @@ def test_at_equal_loss_the_measure_is_read_off_the_line_between_two_rates():
         verdicts.at_equal([run(0, 0.5, 5.0)], others, "prose_loss")
 
 
+@pytest.mark.parametrize("rate", ["0.003", "0.01"])
+def test_forgetting_at_equal_loss(rate):
+    rows = [row for row in kept("parts") if row["parts"] == "linear" and row["steps"] == "120" and row["alpha"] == "32"]
+    changes = []
+    for seed in "012":
+        full = [row for row in rows if row["method"] == "full" and row["seed"] == seed]
+        line = sorted(
+            (float(r["validation_loss"]), float(r["prose_loss"])) for r in full if r["learning_rate"] != "0.003"
+        )
+        (ours,) = (r for r in rows if (r["rank"], r["learning_rate"], r["seed"]) == ("64", rate, seed))
+        at = float(ours["validation_loss"])
+        if line[0][0] <= at <= line[-1][0]:
+            changes.append(float(ours["prose_loss"]) - np.interp(at, *zip(*line)))
+    found = verdicts.forgetting_at_equal_loss(float(rate))
+    assert (found.mean, found.runs) == (pytest.approx(np.mean(changes)), len(changes))
+
+
 def rates_of(lowest, seed, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)):
     """Losses on a parabola over the rate's logarithm, lowest at `lowest`."""
     return [

@@ -17,7 +17,7 @@ from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, loa
 # Nats a token, points of BLEU, shares.
 MARGIN = {
     "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
-    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5,
+    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
 }  # fmt: skip
 
 
@@ -74,6 +74,8 @@ _64_LINEAR = {**_PARTS, "method": "lora", "rank": 64, "parts": "linear"}
 _64_WTE = {**_64_LINEAR, "parts": "linear + wte"}
 _FULL = {**_PARTS, "method": "full", "rank": 0, "parts": "all"}
 _FULL_LINEAR = {**_FULL, "parts": "linear"}
+_64_GENTLE: dict[str, Any] = {"method": "lora", "rank": 64, "learning_rate": 0.003}
+_FULL_GENTLE: dict[str, Any] = {"method": "full", "learning_rate": 0.0003}
 _RELATIVES: dict[str, dict[str, Any]] = {
     "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
     "α = 512": {"alpha": 512}, "int8": {"base": "int8"}, "NF4": {"base": "nf4"},
@@ -96,6 +98,11 @@ COMPARISONS = {
             "": "validation_loss", ", BLEU": "bleu", ", values": "values_told", ", forgetting": "prose_loss"
         }.items()
     },
+    # new directions among W's strongest, at about the same loss
+    "intruders, same loss": Comparison("directions", _64_GENTLE, _FULL_GENTLE, "intruders"),
+    "intruders, same loss and size": Comparison(
+        "directions", _64_GENTLE, _FULL_GENTLE, "intruders_equal_size"
+    ),
     # rank
     "rank 8 against 1": Comparison("e2e", {**_LORA, "rank": 8}, {**_LORA, "rank": 1}),
     "rank 16 against 8": Comparison("e2e", {**_LORA, "rank": 16}, {**_LORA, "rank": 8}),
@@ -118,6 +125,12 @@ COMPARISONS = {
     "α/√r against α/r, rank 64": Comparison(
         "e2e", {**_LORA, "rank": 64, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 64}
     ),
+    **{
+        f"same layers, α/√r, rank {rank}": Comparison(
+            "e2e", {**_LORA, "rank": rank, "alpha": 11.314, "use_rslora": True}, {**_E2E, "targets": "matrices"}
+        )
+        for rank in (64, 256)
+    },
     # which layers, at equal size
     "MLP against all": Comparison("e2e", _SIZED, {**_LORA, "rank": 3}),
     "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
@@ -145,6 +158,17 @@ COMPARISONS = {
         "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "full"}, "test_accuracy", "test_accuracy"
     ),
 }  # fmt: skip
+
+
+def forgetting_at_equal_loss(learning_rate: float) -> Difference:
+    """Loss on prose of LoRA (r = 64, linear layers, at this rate), less full fine-tuning's of these layers at its loss.
+
+    Of full fine-tuning the rates up to its best are taken: beyond it, it learns less and forgets more.
+    """
+    parts = load_results("parts")
+    best = best_runs(select(parts, **_FULL_LINEAR))[0]["learning_rate"]
+    full = [row for row in select(parts, **_FULL_LINEAR) if row["learning_rate"] <= best]
+    return at_equal(select(parts, **_64_LINEAR, learning_rate=learning_rate), full, "prose_loss")
 
 
 def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: str = "validation_loss") -> Difference:
