@@ -30,6 +30,7 @@ from lora_lib.targets import (
     pattern_of,
     plain_model,
     rank_and_alpha,
+    replace_module,
     saved_targets,
 )
 from lora_lib.trained_copy import TrainedCopy
@@ -255,7 +256,7 @@ class PeftModel(nn.Module):
             if not isinstance(layer, (LoRALinear, TrainedCopy)):
                 wrap = partial(LoRALinear, kind=config.adapter_class) if isinstance(adapter, LoRA) else TrainedCopy
                 layer = wrap(layer)
-                _replace(self.base_model, layer.base, layer)
+                replace_module(self.base_model, layer.base, layer)
             layer.adapters[adapter_name] = adapter.requires_grad_(False)
             layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
@@ -383,7 +384,7 @@ class PeftModel(nn.Module):
 
     def _take_out(self) -> nn.Module:
         for layer in self._adapted().values():
-            _replace(self.base_model, layer, layer.in_use if isinstance(layer, TrainedCopy) else layer.base)
+            replace_module(self.base_model, layer, layer.in_use if isinstance(layer, TrainedCopy) else layer.base)
         self.peft_config.clear()
         return self.base_model
 
@@ -468,14 +469,6 @@ def _class_for(base: Any) -> type[PeftModel]:
 def _blank(base: Any) -> PeftModel:
     """An object for `copy` and `pickle` to fill."""
     return object.__new__(_class_for(base))
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where `old` stands, in every place where a model that shares layers has it."""
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module is old:
-                setattr(parent, child, new)
 
 
 def _is_causal(model: nn.Module) -> bool:

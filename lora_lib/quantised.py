@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.lora_linear import LoRALinear, linear_shape
-from lora_lib.targets import find_targets
+from lora_lib.targets import find_targets, replace_module
 
 
 def even_levels(bits: int) -> Tensor:
@@ -117,21 +117,16 @@ def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Modul
     layers = {name: model.get_submodule(name) for name in find_targets(model, "all-linear")}
     made = {name: QuantisedLinear(cast(nn.Linear, layer), levels, block) for name, layer in layers.items()}
     for name, layer in made.items():
-        _put(model, name, layer)
+        replace_module(model, layers[name], layer)
     return model
 
 
 def dequantise_model(model: nn.Module) -> nn.Module:
     """Turn every quantised layer back into an nn.Linear with the rounded weight, in place: what can be merged into."""
-    for name, layer in list(model.named_modules()):
+    for layer in list(model.modules()):
         if isinstance(layer, QuantisedLinear):
             weight = layer.dequantised()
             linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
             linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), layer.bias
-            _put(model, name, linear)
+            replace_module(model, layer, linear)
     return model
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)

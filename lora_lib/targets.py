@@ -204,3 +204,11 @@ def saved_targets(model: nn.Module, config: LoRAConfig, names: Sequence[str]) ->
         return exact_targets(model, names)
     ours = isinstance(plain_model(model), GPT2Model)
     return [hf_name(t) if t == "out_head" and ours else t for t in config.target_modules]
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` where `old` stands, in every place where a model that shares layers has it."""
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():
+            if module is old:
+                setattr(parent, child, new)
