@@ -1,6 +1,6 @@
 """The results as tables: every group of runs as mean ± standard deviation over its seeds.
 
-python experiments/tables.py [e2e style sms capacity geometry similarity]
+python experiments/tables.py [e2e parts directions plateau smollm2 style sms capacity geometry similarity]
 """
 
 from __future__ import annotations
@@ -16,6 +16,20 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "e2e": (
         RUN,
         ("validation_loss", "bleu", "values_told", "prose_loss", "trainable", "file_bytes", "train_cpu_seconds"),
+    ),
+    "parts": (
+        ("model", "steps", "method", "parts", "rank", "alpha", "use_rslora", "learning_rate", "rest_rate"),
+        ("validation_loss", "bleu", "values_told", "prose_loss", "trainable", "train_cpu_seconds"),
+    ),
+    "directions": (
+        ("model", "steps", "method", "rank", "learning_rate"),
+        ("validation_loss", "relative_size", "share_4", "amplification_4", "random_4", "intruders", "random_intruders"),
+    ),
+    "plateau": (
+        ("model", "facts", "rank", "learning_rate", "steps"), ("exposures", "recall", "bits", "bits_a_number"),
+    ),
+    "smollm2": (
+        ("model", "method", "rank", "learning_rate"), ("validation_loss", "exact", "fields", "prose_loss", "trainable"),
     ),
     "style": (RUN, ("validation_loss", "prose_loss", "trainable", "train_cpu_seconds")),
     "sms": (

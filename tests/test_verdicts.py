@@ -74,21 +74,30 @@ def test_at_equal_loss_the_measure_is_read_off_the_line_between_two_rates():
         verdicts.at_equal([run(0, 0.5, 5.0)], others, "prose_loss")
 
 
-@pytest.mark.parametrize("rate", ["0.003", "0.01"])
-def test_forgetting_at_equal_loss(rate):
-    rows = [row for row in kept("parts") if row["parts"] == "linear" and row["steps"] == "120" and row["alpha"] == "32"]
+@pytest.mark.parametrize(("alpha", "root", "verdict"), [("11.314", "True", "less"), ("256", "False", "more")])
+def test_forgetting_at_equal_loss(alpha, root, verdict):
+    usual = {"steps": "120", "init": "default", "lora_plus": "1"}
+    rows = [row for row in kept("e2e") if all(row[key] == value for key, value in usual.items())]
+    matrices = [row for row in rows if row["targets"] == "matrices"]
+    at_rate = {"rank": "64", "alpha": alpha, "use_rslora": root, "learning_rate": "0.003"}
+    ours = [row for row in rows if all(row[key] == value for key, value in at_rate.items())]
     changes = []
-    for seed in "012":
-        full = [row for row in rows if row["method"] == "full" and row["seed"] == seed]
-        line = sorted(
-            (float(r["validation_loss"]), float(r["prose_loss"])) for r in full if r["learning_rate"] != "0.003"
-        )
-        (ours,) = (r for r in rows if (r["rank"], r["learning_rate"], r["seed"]) == ("64", rate, seed))
-        at = float(ours["validation_loss"])
+    for row in ours:
+        full = [
+            r for r in matrices if r["seed"] == row["seed"] and r["learning_rate"] != "0.003"
+        ]  # that is past its best
+        line = sorted((float(r["validation_loss"]), float(r["prose_loss"])) for r in full)
+        at = float(row["validation_loss"])
         if line[0][0] <= at <= line[-1][0]:
-            changes.append(float(ours["prose_loss"]) - np.interp(at, *zip(*line)))
-    found = verdicts.forgetting_at_equal_loss(float(rate))
-    assert (found.mean, found.runs) == (pytest.approx(np.mean(changes)), len(changes))
+            changes.append(float(row["prose_loss"]) - np.interp(at, *zip(*line)))
+    low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    typed = results.select(results.load_results("e2e"), steps=120)
+    found = verdicts.forgetting_at_equal_loss(
+        results.select(typed, rank=64, alpha=float(alpha), use_rslora=root == "True", learning_rate=0.003),
+        results.select(typed, targets="matrices"),
+    )
+    assert len(changes) == 3 and (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+    assert found.verdict() == verdict
 
 
 def rates_of(lowest, seed, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)):

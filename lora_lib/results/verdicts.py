@@ -160,15 +160,15 @@ COMPARISONS = {
 }  # fmt: skip
 
 
-def forgetting_at_equal_loss(learning_rate: float) -> Difference:
-    """Loss on prose of LoRA (r = 64, linear layers, at this rate), less full fine-tuning's of these layers at its loss.
+def forgetting_at_equal_loss(rows: Iterable[Row], full: Iterable[Row]) -> Difference:
+    """How much higher the loss on prose of `rows` is than that of `full` at the same loss on the task: see `at_equal`.
 
-    Of full fine-tuning the rates up to its best are taken: beyond it, it learns less and forgets more.
+    Of `full`, runs at several learning rates, those up to the best are taken: beyond it, more is forgotten and less
+    learned. Raises ValueError when no run lies within what they reach.
     """
-    parts = load_results("parts")
-    best = best_runs(select(parts, **_FULL_LINEAR))[0]["learning_rate"]
-    full = [row for row in select(parts, **_FULL_LINEAR) if row["learning_rate"] <= best]
-    return at_equal(select(parts, **_64_LINEAR, learning_rate=learning_rate), full, "prose_loss")
+    full = list(full)
+    best = best_runs(full)[0]["learning_rate"]
+    return at_equal(rows, [row for row in full if row["learning_rate"] <= best], "prose_loss")
 
 
 def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: str = "validation_loss") -> Difference:
