@@ -92,7 +92,9 @@ TURNS = [
     Turn("04_injection", "steps=12", "steps=1"),
     Turn("04_injection", 'LoRAConfig(["c_attn", "c_fc"], r=8)', 'LoRAConfig(["mlp.c_proj"], r=1)'),
     Turn("04_injection", "alpha_pattern={", 'alpha_pattern={"h.0.attn.c_attn": 1, '),
-    Turn("05_fine_tuning", '"eatType", "food", "area"', '"priceRange"'),
+    Turn(
+        "05_fine_tuning", '"eatType", "food", "area"', '"priceRange"', error="slots must be name and two or more others"
+    ),
     Turn("05_fine_tuning", "seed=0, slots", "seed=7, slots"),
     Turn("05_fine_tuning", '"food": "Thai", "area": "riverside"', '"area": "old town"'),
     Turn("05_fine_tuning", "test[:60]", "test[:1]"),
