@@ -95,6 +95,9 @@ def test_what_cannot_be_quantised_is_said_and_nothing_is_changed():
         QuantisedLinear(nn.Embedding(4, 4), normal_levels(4))
     with pytest.raises(ValueError, match="even blocks"):
         QuantisedLinear(nn.Linear(3, 3), normal_levels(4), block=3)
+    with pytest.raises(ValueError, match="257 levels"):
+        QuantisedLinear(nn.Linear(4, 4), torch.linspace(-1, 1, 257), block=4)
+    assert QuantisedLinear(nn.Linear(4, 4), torch.linspace(-1, 1, 256), block=4).dequantised().shape == (4, 4)
     with pytest.raises(ValueError, match="a block of 0"):
         quantise(torch.ones(4), even_levels(4), 0)
     codes, scales = quantise(torch.tensor([0.5, -2.0]), even_levels(4), 1)
