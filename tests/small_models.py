@@ -1,5 +1,7 @@
 """A GPT-2 small enough to be quick, with weights large enough to matter, and a tiny one to train."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -23,6 +25,18 @@ def scatter(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def small(seed: int = 0) -> GPT2Model:
     return scatter(GPT2Model(SMALL), seed)
+
+
+def save_hugging_face_gpt2(folder: Path) -> Path:
+    """The same sizes in Hugging Face's GPT-2, saved to a folder that both libraries open."""
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    scatter(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
+    return folder
 
 
 def stir(model: PeftModel, name: str = "default", seed: int = 1) -> PeftModel:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_models import ATTENTION_AND_MLP, IDS, scatter, stir, three_adapters
+from small_models import ATTENTION_AND_MLP, IDS, save_hugging_face_gpt2, scatter, stir, three_adapters
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,13 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A small GPT-2's folder, which both libraries open."""
-    config = transformers.GPT2Config(
-        vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("base")
-    scatter(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
-    return folder
+    return save_hugging_face_gpt2(tmp_path_factory.mktemp("base"))
 
 
 def theirs(folder):

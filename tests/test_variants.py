@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from small_models import ATTENTION_AND_MLP, IDS, scatter, small, stir, three_adapters
+from small_models import ATTENTION_AND_MLP, IDS, save_hugging_face_gpt2, small, stir, three_adapters
 from torch import nn
 from torch.nn import functional as F
 
@@ -273,14 +273,8 @@ def test_dora_can_be_counted_without_numbers():
 def base(tmp_path_factory):
     """A small GPT-2's folder, which both libraries open."""
     pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("base")
-    scatter(transformers.GPT2LMHeadModel(config)).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    return save_hugging_face_gpt2(tmp_path_factory.mktemp("base"))
 
 
 def theirs(folder, dtype=torch.float32):
