@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from common import Row, Rows
-from geometry import FIRST, SECOND, load
+from geometry import SECOND, load, shared_directions
 from parts import arguments, folder
 from torch import Tensor
 
@@ -31,7 +31,6 @@ from lora_lib.analysis import (
     amplification,
     intruder_dimensions,
     low_rank_factors,
-    subspace_similarity,
     weight_changes,
 )
 
@@ -83,11 +82,7 @@ class Weights:
         }
 
     def overlap(self, of: str, one: Row, other: Row) -> Row:
-        layers = zip(self.directions(of, one), self.directions(of, other))
-        phi = torch.stack([subspace_similarity(X, Y) for X, Y in layers]).mean(0)
-        entries = [(i, j) for i in FIRST for j in SECOND]
-        known = {(i, j): round(float(phi[i - 1, j - 1]), 4) for i, j in entries if i <= len(phi) and j <= len(phi.T)}
-        return {f"phi_{i}_{j}": known.get((i, j), "") for i, j in entries}
+        return shared_directions(zip(self.directions(of, one), self.directions(of, other)))
 
     def directions(self, of: str, run: Row) -> Iterator[Tensor]:
         """One matrix a layer, whose left singular vectors are compared: A, the change, or noise of A's shape."""

@@ -13,7 +13,7 @@ Reads the weights that rank_sweep.py left, at each rank's best learning rate, an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -87,6 +87,14 @@ def load(model: str, folder: Path) -> GPT2Model | PeftModel:
     return load_model(folder)
 
 
+def shared_directions(layers: Iterable[tuple[Tensor, Tensor]]) -> Row:
+    """φ between the first i directions of one matrix and the first j of the other, a mean over the layers."""
+    phi = torch.stack([subspace_similarity(X, Y) for X, Y in layers]).mean(0)
+    entries = [(i, j) for i in FIRST for j in SECOND]
+    known = {(i, j): round(float(phi[i - 1, j - 1]), 4) for i, j in entries if i <= len(phi) and j <= len(phi.T)}
+    return {f"phi_{i}_{j}": known.get((i, j), "") for i, j in entries}
+
+
 class Weights:
     """The runs' weights, compared with those of the base."""
 
@@ -117,11 +125,7 @@ class Weights:
         return {**means, "spectrum": " ".join(f"{s:.4f}" for s in torch.stack(spectra).mean(0).tolist())}
 
     def similarity(self, of: str, one: Row, other: Row) -> Row:
-        layers = zip(self.directions(of, one), self.directions(of, other))
-        phi = torch.stack([subspace_similarity(X, Y) for X, Y in layers]).mean(0)
-        entries = [(i, j) for i in FIRST for j in SECOND]
-        known = {(i, j): round(float(phi[i - 1, j - 1]), 4) for i, j in entries if i <= len(phi) and j <= len(phi.T)}
-        return {f"phi_{i}_{j}": known.get((i, j), "") for i, j in entries}
+        return shared_directions(zip(self.directions(of, one), self.directions(of, other)))
 
     def directions(self, of: str, run: Row) -> Iterator[Tensor]:
         """One matrix a layer, whose left singular vectors are compared: A, the change, or noise of A's shape."""

@@ -86,7 +86,7 @@ def _few_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: T
 
 
 def can_fuse(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> bool:
-    """Whether these are the plain layers that `_Fused` knows: base frozen, and no hook that is to see its output."""
+    """Whether these are the plain layers that `fused` knows: base frozen, and no hook that is to see its output."""
     plain = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
     if not bypasses or not plain:
         return False
