@@ -51,7 +51,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/biome ci --error-on-warnings lab
+	$(BIN)/biome ci --error-on-warnings lab lora_lib/live
 	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests

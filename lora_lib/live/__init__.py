@@ -1,0 +1,115 @@
+"""Pictures that the reader changes by hand: the product A·B, and LoRA's layers in a GPT-2.
+
+A knob (`lora_lib.knobs`) turns through pictures that were drawn in advance. What is here is computed as it is touched,
+by a plain script that lies beside this file and is put into the cell's output: it asks for no network and no kernel.
+Where no script runs, the start stands as a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lora_lib.knobs import Axis
+
+HERE = Path(__file__).parent
+HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
+ENTRY = range(-3, 4)  # what an entry of A or B may be
+Matrix = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A picture with its script. As the last line of a cell, it shows itself."""
+
+    html: str
+    words: str
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def _figure(
+    kind: str, words: str, caption: str, readout: str, frame: str, axes: Iterable[tuple[Axis, int]], **data: Any
+) -> Live:
+    """The picture as HTML. Its parts have the knob's names, so that a page gives both one look."""
+    key = f"live-{kind}"
+    controls = "\n".join(axis.html(key, at) for axis, at in axes)
+    data["controls"] = f'<div class="knob-controls">\n{controls}\n</div>'
+    packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return Live(
+        f"""<figure class="knob live {key}" id="{key}">
+<style>{(HERE / "live.css").read_text(encoding="utf8")}</style>
+<p class="knob-still knob-hint">{HINT}</p>
+<div class="knob-line"><p aria-live="polite">{escape(readout)}</p></div>
+<div class="knob-frames live-picture">
+{frame}
+</div>
+<figcaption>{escape(caption)}</figcaption>
+<script type="application/json" class="knob-data">{packed}</script>
+<script>{(HERE / f"{kind}.js").read_text(encoding="utf8")}</script>
+</figure>""",
+        words,
+    )
+
+
+def product(A: Matrix, B: Matrix, W: Matrix, *, rank: int, alpha: int, alphas: Sequence[int], caption: str) -> Live:
+    """W + s·A·B in cells: the reader changes entries of A and B, the rank and α, and sees which sums change.
+
+    A is (d × R), B is (R × k) and W is (d × k), of whole numbers; those of A and B lie between -3 and 3. Of A's columns
+    and B's rows the first `rank` are in use at the start, and the reader may use up to R.
+    Raises ValueError for shapes that do not fit, and for other entries.
+    """
+    d, most, k = len(A), len(B), len(W[0])
+    for name, M, rows, columns in (("A", A, d, most), ("B", B, most, k), ("W", W, d, k)):
+        if len(M) != rows or {len(row) for row in M} != {columns}:
+            raise ValueError(f"{name} has rows of {[len(row) for row in M]} numbers: expected {rows} rows of {columns}")
+        if name != "W" and not {number for row in M for number in row} <= set(ENTRY):
+            raise ValueError(f"{name} holds {M}: expected whole numbers from {ENTRY[0]} to {ENTRY[-1]}")
+    ranks = list(range(1, most + 1))
+    if rank not in ranks or alpha not in alphas:
+        raise ValueError(f"starts at rank {rank} and α {alpha}: expected one of {ranks} and one of {list(alphas)}")
+
+    s = Fraction(alpha, rank)
+    AB = [[sum(A[i][n] * B[n][j] for n in range(rank)) for j in range(k)] for i in range(d)]
+    changed = [[w + s * ab for w, ab in zip(*rows)] for rows in zip(W, AB)]
+    frame = "\n".join(
+        _table(name, M)
+        for name, M in (
+            (f"A ({d} × {rank})", [row[:rank] for row in A]),
+            (f"B ({rank} × {k})", B[:rank]),
+            (f"A·B ({d} × {k})", AB),
+            (f"W ({d} × {k})", W),
+            (f"W' = W + s·A·B, s = {_number(s)}", changed),
+        )
+    )
+    axes = [Axis("rank", "rank r", [str(r) for r in ranks], ranks, True)]
+    axes += [Axis("alpha", "α", [str(a) for a in alphas], list(alphas), False)]
+    start = [rank - 1, list(alphas).index(alpha)]
+    return _figure(
+        "product",
+        f"W + s·A·B for a W of {d} × {k}, at rank {rank} and α = {alpha}",
+        caption,
+        f"s = α/r = {_number(s)}",
+        frame,
+        zip(axes, start),
+        A=A, B=B, W=W, alphas=list(alphas), start=start,
+    )  # fmt: skip
+
+
+def _table(caption: str, M: Sequence[Sequence[int | Fraction]]) -> str:
+    rows = "".join(f"<tr>{''.join(f'<td>{_number(x)}</td>' for x in row)}</tr>" for row in M)
+    return f"<table><caption>{caption}</caption><tbody>{rows}</tbody></table>"
+
+
+def _number(x: int | Fraction) -> str:
+    """With a minus sign and at most two digits behind the point, as the scripts write it."""
+    return f"{float(x):.2f}".rstrip("0").rstrip(".").replace("-", "−")
