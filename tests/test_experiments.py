@@ -361,17 +361,22 @@ class Letters:
 
 def test_a_real_models_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning):
     torch.manual_seed(0)
-    size = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    size = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, pad_token_id=0))
     monkeypatch.setattr(real_model, "load_smollm2", lambda: (model, Letters()))
     prose = tmp_path / "prose.txt"
     prose.write_text("It was a dark and stormy night. " * 100)
     options = ["--prose", str(prose), "--out", str(tmp_path / "s.csv"), "--seeds", "0", "--steps", "2"]
-    real_model.main([*options, "--ranks", "0", "8"])
+    real_model.main([*options, "--ways", "full", "lora 8", "full, linear", "rslora 64"])
     rows = read(tmp_path / "s.csv")
-    assert [(row["method"], row["rank"]) for row in rows] == [("base", "0"), ("full", "0"), ("lora", "8")]
+    ways = [("base", "0"), ("full", "0"), ("lora", "8"), ("full, linear", "0"), ("rslora", "64")]
+    assert [(row["method"], row["rank"]) for row in rows] == ways
     assert all(float(row["exact"]) == 0 and 4 < float(row["prose_loss"]) < 7 for row in rows)
-    assert int(rows[1]["trainable"]) == sum(p.numel() for p in model.parameters())
+    linear = 7 * 64 * 64
+    adapter = 7 * 2 * 64  # for each rank
+    assert [int(row["trainable"]) for row in rows[1:]] == [
+        sum(p.numel() for p in model.parameters()), 8 * adapter, linear, 64 * adapter
+    ]  # fmt: skip
 
 
 def test_an_order_is_scored_value_by_value():
