@@ -8,17 +8,23 @@ Where no script runs, the start stands as a table.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from lora_lib.knobs import Axis
+from torch import nn
+
+from lora_lib.gpt2 import GPT2Model
+from lora_lib.knobs import STYLE, Axis
+from lora_lib.lora_linear import linear_shape
 
 HERE = Path(__file__).parent
 HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
+HEAD = "out_head"
+KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", HEAD]  # of GPT-2's linear layers
 ENTRY = range(-3, 4)  # what an entry of A or B may be
 Matrix = Sequence[Sequence[int]]
 
@@ -45,9 +51,10 @@ def _figure(
     controls = "\n".join(axis.html(key, at) for axis, at in axes)
     data["controls"] = f'<div class="knob-controls">\n{controls}\n</div>'
     packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    script = "\n".join((HERE / name).read_text(encoding="utf8") for name in ("live.js", f"{kind}.js"))
     return Live(
         f"""<figure class="knob live {key}" id="{key}">
-<style>{(HERE / "live.css").read_text(encoding="utf8")}</style>
+<style>{STYLE.replace("ID", key)}{(HERE / "live.css").read_text(encoding="utf8")}</style>
 <p class="knob-still knob-hint">{HINT}</p>
 <div class="knob-line"><p aria-live="polite">{escape(readout)}</p></div>
 <div class="knob-frames live-picture">
@@ -55,7 +62,10 @@ def _figure(
 </div>
 <figcaption>{escape(caption)}</figcaption>
 <script type="application/json" class="knob-data">{packed}</script>
-<script>{(HERE / f"{kind}.js").read_text(encoding="utf8")}</script>
+<script>
+{{
+{script}}}
+</script>
 </figure>""",
         words,
     )
@@ -103,6 +113,56 @@ def product(A: Matrix, B: Matrix, W: Matrix, *, rank: int, alpha: int, alphas: S
         zip(axes, start),
         A=A, B=B, W=W, alphas=list(alphas), start=start,
     )  # fmt: skip
+
+
+def injection(
+    models: Mapping[str, GPT2Model], *, ranks: Sequence[int], rank: int, chosen: Sequence[str], caption: str
+) -> Live:
+    """A GPT-2 drawn as its linear layers: the reader chooses which get an adapter, and sees what it costs.
+
+    `models` are shown by their name, the first at the start; on the meta device they weigh nothing. `chosen` are the
+    kinds of layer with an adapter at the start, as `KINDS` has them. Counts are those of `get_peft_model`: r·(d + k)
+    for each layer, and a share of all parameters, the adapter's own included.
+    Raises ValueError for a rank that is not in `ranks` or larger than a layer has, and for other kinds.
+    """
+    if rank not in ranks or not set(chosen) <= set(KINDS):
+        raise ValueError(f"starts at rank {rank} with {list(chosen)}: expected one of {list(ranks)} and of {KINDS}")
+    shapes = {name: [linear_shape(layer) for layer in _kinds(model)] for name, model in models.items()}
+    if max(ranks) > (least := min(min(shape) for found in shapes.values() for shape in found)):
+        raise ValueError(f"a rank of {max(ranks)} is more than the smallest layer has: expected {least} or less")
+    described = [
+        {
+            "name": name,
+            "blocks": model.config.n_layer,
+            "shapes": shapes[name],
+            "embedding": list(model.wte.weight.shape),
+            "size": sum(p.numel() for p in model.parameters()),
+        }
+        for name, model in models.items()
+    ]
+    names, blocks = list(models), next(iter(models.values())).config.n_layer
+    rows = "".join(
+        f"<tr><td>{kind}</td><td>{d:,} × {k:,}</td><td>{1 if kind == HEAD else blocks}</td>"
+        f"<td>{f'{rank * (d + k):,}' if kind in chosen else 'frozen'}</td></tr>"
+        for kind, (d, k) in zip(KINDS, shapes[names[0]])
+    )
+    head = "<tr><th>layer</th><th>d × k</th><th>how many</th><th>each learns</th></tr>"
+    axes = [Axis("rank", "rank r", [f"{r}" for r in ranks], list(ranks), True)]
+    axes += [Axis("model", "model", names, names, False)]
+    return _figure(
+        "injection",
+        f"{names[0]} with adapters of rank {rank} on {', '.join(chosen)}",
+        caption,
+        f"{names[0]}, adapters of rank {rank}",
+        f"<table><caption>The linear layers of {names[0]}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>",
+        zip(axes, (list(ranks).index(rank), 0)),
+        models=described, kinds=KINDS, chosen=list(chosen), ranks=list(ranks), start=[list(ranks).index(rank), 0],
+    )  # fmt: skip
+
+
+def _kinds(model: GPT2Model) -> list[nn.Module]:
+    """One layer of each kind: those of the first block, and the head."""
+    return [model.get_submodule(kind if kind == HEAD else f"h.0.{kind}") for kind in KINDS]
 
 
 def _table(caption: str, M: Sequence[Sequence[int | Fraction]]) -> str:
