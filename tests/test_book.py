@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gzip
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -334,6 +335,81 @@ def test_first_turn_within_ten_seconds_on_a_slow_phone(browser: Browser, address
     assert tab.locator(".knob-line > p").first.inner_text() != before
     assert time.perf_counter() - began < 10
     tab.close()
+
+
+WORD, CITATION = "article a:has(> .std-term)", "article a[href*='bibliography.html#']"
+
+
+def test_cards_say_what_a_word_means_to_mouse_keyboard_and_screen_reader(browser: Browser) -> None:
+    context = browser.new_context(offline=True, viewport={"width": 1440, "height": 900})
+    tab = context.new_page()
+    tab.goto((HTML / CHAPTERS[1]).as_uri())  # as a file: a page on a server has no more at hand than this
+    card, word, citation = tab.locator(".book-card"), tab.locator(WORD).first, tab.locator(CITATION).first
+    assert card.count() == 0
+    word.hover()
+    card.wait_for(state="visible")
+    definition = soup("book/glossary.html").find(id=word.get_attribute("href").split("#")[1])
+    name, text = card.locator("[role=tooltip] > *").all_inner_texts()
+    assert name == definition.find(string=True, recursive=False)
+    assert text and definition.find_next("dd").get_text().startswith(text[:40])
+    assert word.get_attribute("aria-describedby") == card.locator("[role=tooltip]").get_attribute("id")
+    card.hover()  # a card stays while the mouse is on it, and leaves when the mouse does
+    tab.wait_for_timeout(400)
+    assert card.is_visible()
+    tab.locator("article h1").hover()
+    card.wait_for(state="hidden")
+
+    citation.focus()
+    assert card.is_visible() and not word.get_attribute("aria-describedby")
+    assert card.locator("a").get_attribute("href") in soup("book/bibliography.html").decode()
+    assert re.search(r"\b(19|20)\d\d\.", card.inner_text())
+    tab.keyboard.press("Tab")
+    assert card.locator("a").evaluate("link => link === document.activeElement")
+    tab.keyboard.press("Escape")
+    assert not card.is_visible()
+    assert citation.evaluate("link => link === document.activeElement"), "the keyboard is back where it was"
+    word.press("Enter")
+    tab.wait_for_url("**/glossary.html#term-*")
+    context.close()
+
+
+@pytest.mark.parametrize("selector", [WORD, CITATION])
+def test_the_first_tap_shows_a_card_and_the_second_follows(browser: Browser, address: str, selector: str) -> None:
+    phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    tab = phone.new_page()
+    for link in range(3):
+        tab.goto(address + CHAPTERS[1])
+        before, word, card = tab.url, tab.locator(selector).nth(link), tab.locator(".book-card")
+        word.tap()
+        box = card.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and "Tap again" in card.inner_text()
+        tab.locator("article h1").tap()
+        assert not card.is_visible() and tab.url == before
+        word.tap()
+        word.tap()
+        tab.wait_for_url(re.compile("(glossary|bibliography).html#"))
+    phone.close()
+
+
+@in_files
+@pytest.mark.parametrize("page", READ)
+def test_every_word_and_citation_has_its_card(page: str) -> None:
+    article = soup(page).find("article")
+    texts = article.find(id="book-cards")
+    cards = json.loads(texts.string) if texts else {}
+    links = article.select("a:has(> .std-term), a[href*='bibliography.html#']")
+    assert {link["href"] for link in links} == set(cards)
+    assert all(10 < len(card["text"]) < 400 and "  " not in card["text"] for card in cards.values())
+
+
+@in_files
+def test_the_letters_lead_to_every_word_of_the_glossary() -> None:
+    glossary = soup("book/glossary.html")
+    letters = {link.get_text(): link["href"].removeprefix("#") for link in glossary.select(".letters a")}
+    words = [entry.find_previous("dt")["id"] for entry in glossary.select("dl.glossary > dd")]
+    assert list(letters) == sorted({word.removeprefix("term-")[0].upper() for word in words})
+    for letter, anchor in letters.items():
+        assert anchor.removeprefix("term-")[0].upper() == letter
 
 
 @on(CHAPTERS)
