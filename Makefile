@@ -51,7 +51,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/biome ci --error-on-warnings lab lora_lib/live
+	$(BIN)/biome ci --error-on-warnings lab lora_lib/live book/_static
 	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests
@@ -61,7 +61,7 @@ test-library: $(INSTALLED)  ## the library's tests
 test-book: $(INSTALLED)  ## build the pages with warnings as errors, and read them in a browser
 	@echo "Part 3 of 4: the pages"
 	$(BUILD)
-	$(BIN)/pytest tests/test_book.py
+	$(PYTEST) tests/test_book.py --dist loadgroup --no-loadscope-reorder
 
 test-notebooks: $(INSTALLED)  ## run every notebook, and compare its outputs with the committed ones
 	@echo "Part 4 of 4: the notebooks"
