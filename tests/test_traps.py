@@ -146,6 +146,21 @@ def test_what_a_trainer_saves_beside_the_adapter_names_a_folder_of_this_machine(
     assert str(tmp_path).encode() in (tmp_path / "saved" / "training_args.bin").read_bytes()
 
 
+def test_an_adapter_finds_its_base_by_the_name_in_its_config(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    ours = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4)
+    with torch.no_grad():
+        for layer in ours.lora_layers().values():
+            layer.adapters["default"].B.normal_()
+    ours.save_pretrained(tmp_path / "adapter")
+    path, ids = tmp_path / "adapter" / "adapter_config.json", torch.arange(8)[None]
+    settings = json.loads(path.read_text())
+    assert "base_model_name_or_path" not in settings  # a model that was made here has no name to go by
+    path.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "base")}))
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.allclose(theirs(input_ids=ids).logits, ours(input_ids=ids).logits, atol=1e-4)
+
+
 def test_a_saved_tokenizer_has_its_template_along(tmp_path):
     letters_tokenizer().save_pretrained(tmp_path)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template == TEMPLATE
