@@ -17,7 +17,7 @@ from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, loa
 # Nats a token, points of BLEU, shares.
 MARGIN = {
     "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
-    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
+    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "missed": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
 }  # fmt: skip
 
 
@@ -87,6 +87,13 @@ _ON_E2E: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _PLAYS: dict[str, Any] = {"steps": 120, "targets": "all"}
 _SPAM: dict[str, Any] = {"max_length": 160}
+_ON_SMOLLM2: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rank 1 against 8": ({"method": "lora", "rank": 1}, {"method": "lora", "rank": 8}),
+    "rank 64 against 8": ({"method": "lora", "rank": 64}, {"method": "lora", "rank": 8}),
+    "rank 8 against full": ({"method": "lora", "rank": 8}, {"method": "full"}),
+    "rank 64 against full": ({"method": "lora", "rank": 64}, {"method": "full"}),
+}
+AMOUNTS = (50, 200, 1000, 4000)  # examples
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -141,6 +148,30 @@ COMPARISONS = {
     "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
     "attention against MLP": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, _SIZED),
     "head against all": Comparison("e2e", {**_LORA, "targets": "head", "rank": 21}, {**_LORA, "rank": 3}),
+    # few examples and many, small batches and large
+    **{
+        f"rank {rank} against full, {examples} examples": Comparison(
+            "amounts", {"rank": rank, "examples": examples, "batch_size": 8},
+            {"method": "full", "examples": examples, "batch_size": 8},
+        )
+        for rank in (1, 8)
+        for examples in AMOUNTS
+    },
+    # a policy gradient
+    **{
+        f"rank {rank} against full, reward": Comparison(
+            "reinforce", {"rank": rank}, {"method": "full"}, "missed", "missed"
+        )
+        for rank in (1, 8)
+    },
+    # a real model
+    **{
+        f"{name}, SmolLM2{of}": Comparison("smollm2", ours, theirs, measure)
+        for name, (ours, theirs) in _ON_SMOLLM2.items()
+        for of, measure in {
+            "": "validation_loss", ", right answers": "exact", ", forgetting": "prose_loss"
+        }.items()
+    },
     # LoRA's relatives
     **{
         f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
