@@ -7,8 +7,9 @@ The weights come in a Python package, in 4 bits (GGUF, Q4_1), and are dequantise
 they are a rounded copy. The task is made here: an order in words is answered with one line of JSON. Weekdays,
 quantities and urgency can be read off the order; the code of an article cannot, it must be learned by heart (there are
 10). Names of test orders are in no training order. 60 steps of 4 orders; all linear layers, alpha = 32, as for
-gpt2-mini; computed in bfloat16 where the hardware can. The learning rate is tuned on the first seed, over a grid of
-factor 3, then the best runs on the others. Rows: lora_lib/results/smollm2.csv.
+gpt2-mini; computed in bfloat16 where the hardware can. Besides, on equal parts: full fine-tuning of these linear layers
+alone, and r = 64 with rsLoRA's scale. The learning rate is tuned on the first seed, over a grid of factor 3, then the
+best runs on the others. Rows: lora_lib/results/smollm2.csv.
 
 - `validation_loss`: nats an answer token, 100 orders. `exact`: the share of these whose whole answer is the likeliest
   at every token, which is what greedy generation writes. `fields`: of the values, each after the right ones before it.
@@ -24,35 +25,52 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from common import Row, Rows, arguments, curve, device, tune, validation_loss
 from torch import nn
 from torch.nn import functional as F
 
-from lora_lib import get_peft_model
+from lora_lib import find_targets, get_peft_model
 from lora_lib.examples import IGNORE, Encoded, batches
 from lora_lib.smollm2 import load_smollm2
 from lora_lib.training import PAD, evaluate, fit
 
-START = {0: -2, 1: 0, 8: 0, 64: 0}  # where the search for a rank's learning rate begins; 0 is full fine-tuning
+
+class Way(NamedTuple):
+    """How to train: the method, and where the search for its learning rate begins."""
+
+    method: str  # "lora", "rslora", "full" or "full, linear"
+    rank: int
+    alpha: float
+    start: int
+
+
+WAYS = {
+    "lora 8": Way("lora", 8, 32, 0),
+    "full": Way("full", 0, 32, -2),
+    "lora 64": Way("lora", 64, 32, 0),
+    "lora 1": Way("lora", 1, 32, 0),
+    "full, linear": Way("full, linear", 0, 32, -2),
+    "rslora 64": Way("rslora", 64, 11.314, 0),  # s = 4 at r = 8, as LoRA's 32 gives
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "smollm2.csv")
     parser.set_defaults(model="SmolLM2-135M-Instruct")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 0, 64, 1], help="0: full fine-tuning")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--prose", type=Path, required=True)
     args = parser.parse_args(argv)
     task = Orders(args)
-    task.run("base", 0, 0.0, 0)
-    best = {rank: task.tune(rank) for rank in args.ranks}
+    task.run(Way("base", 0, 32, 0), 0.0, 0)
+    best = {name: task.tune(WAYS[name]) for name in args.ways}
     for seed in args.seeds[1:]:
-        for rank, rate in best.items():
-            task.run("lora" if rank else "full", rank, rate, seed)
+        for name, rate in best.items():
+            task.run(WAYS[name], rate, seed)
 
 
 class Orders:
@@ -67,24 +85,21 @@ class Orders:
         starts = [i * (len(tokens) - 129) // 7 for i in range(8)]
         self.prose = [(torch.tensor(tokens[s : s + 128]), torch.tensor(tokens[s + 1 : s + 129])) for s in starts]
 
-    def tune(self, rank: int) -> float:
+    def tune(self, way: Way) -> float:
         """The learning rate with the least loss on the first seed."""
-        method, seed = "lora" if rank else "full", self.args.seeds[0]
-        return tune(lambda rate: validation_loss(self.run(method, rank, rate, seed)), START[rank])
+        return tune(lambda rate: validation_loss(self.run(way, rate, self.args.seeds[0])), way.start)
 
-    def run(self, method: str, rank: int, learning_rate: float, seed: int) -> Row:
+    def run(self, way: Way, learning_rate: float, seed: int) -> Row:
         settings = {
-            "model": self.args.model, "method": method, "rank": rank, "alpha": 32, "learning_rate": learning_rate,
-            "steps": self.args.steps, "batch_size": self.args.batch_size, "seed": seed,
+            "model": self.args.model, "method": way.method, "rank": way.rank, "alpha": way.alpha,
+            "learning_rate": learning_rate, "steps": self.args.steps, "batch_size": self.args.batch_size, "seed": seed,
         }  # fmt: skip
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def measure(self, settings: Row) -> Row:
         model = copy.deepcopy(self.model).to(device())
         torch.manual_seed(settings["seed"])
-        trained = model
-        if settings["method"] == "lora":
-            trained = get_peft_model(model, "all-linear", settings["rank"], settings["alpha"]).enable_lora_training()
+        trained = self.prepare(model, settings)
         start, losses = time.process_time(), list[float]()
         if settings["method"] != "base":
             losses = fit(
@@ -100,6 +115,19 @@ class Orders:
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad) if losses else 0,
             "train_cpu_seconds": round(seconds, 1), "curve": curve(losses, every=10),
         }  # fmt: skip
+
+    @staticmethod
+    def prepare(model: nn.Module, settings: Row) -> nn.Module:
+        """The model with what the method trains asking for gradients."""
+        if settings["rank"]:
+            return get_peft_model(
+                model, "all-linear", settings["rank"], settings["alpha"], use_rslora=settings["method"] == "rslora"
+            ).enable_lora_training()
+        if settings["method"] == "full, linear":
+            model.requires_grad_(False)
+            for name in find_targets(model, "all-linear"):
+                cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
+        return model
 
 
 # --- the task -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 
+import amounts
 import capacity
 import common
 import controls
@@ -16,6 +17,7 @@ import plateau
 import pytest
 import rank_sweep
 import real_model
+import reinforce
 import scale
 import sms
 import starts
@@ -79,7 +81,7 @@ def no_tuning(monkeypatch):
         assert loss_at(common.rate(start)) >= 0
         return common.rate(start)
 
-    for module in (common, sms, capacity, parts, plateau, real_model):
+    for module in (common, amounts, sms, capacity, parts, plateau, real_model, reinforce):
         monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(common, "neighbours", lambda best: ())
 
@@ -294,6 +296,59 @@ def test_the_cached_features_give_the_models_own_logits(folder):
         torch.testing.assert_close(found, model(keys)[:, -1])
 
 
+def test_amounts_keeps_the_best_validation_of_each_amount(e2e, monkeypatch, no_tuning):
+    monkeypatch.setattr(amounts, "DATA", (amounts.Amount(4, 8, 2), amounts.Amount(12, 16, 2)))
+    monkeypatch.setattr(amounts, "BATCHES", (amounts.Amount(12, 4, 8),))
+    rows = e2e(amounts, "--ranks", "8", "0", "--examples", "4", "12", "--batches", "2", "8")
+    settings = [tuple(row[name] for name in ("rank", "examples", "steps", "batch_size", "seed")) for row in rows]
+    assert settings == [
+        (rank, *amount, seed)
+        for rank in ("8", "0") for amount in (("4", "8", "2"), ("12", "16", "2"), ("12", "4", "8")) for seed in "01"
+    ]  # fmt: skip
+    for row in rows:
+        losses = [float(loss) for loss in row["curve"].split()]
+        assert len(losses) == (5 if row["batch_size"] == "8" else 9)  # before the first step, and on the way
+        assert float(row["validation_loss"]) == pytest.approx(min(losses), abs=1e-3)
+        assert losses[0] > float(row["validation_loss"]) and int(row["best_step"]) > 0
+        assert float(row["last_loss"]) == pytest.approx(losses[-1], abs=1e-3) and 5 < float(row["prose_loss"]) < 12
+
+
+def test_a_run_that_diverges_is_a_row(e2e, monkeypatch, no_tuning):
+    def fit(model, train, **settings):
+        settings["on_validation"](0, model)
+        raise FloatingPointError
+
+    monkeypatch.setattr(amounts, "fit", fit)
+    row = e2e(amounts, "--ranks", "8", "--examples", "50", "--seeds", "0")[-1]
+    assert row["last_loss"] == "inf" and row["best_step"] == "0"
+
+
+def test_reinforcement_raises_a_reward_that_can_be_had(folder, tmp_path, monkeypatch, no_tuning):
+    def reward(text, meaning):  # for one letter, which a step or two make likelier
+        return min(1.0, text.count("e") / 10)
+
+    monkeypatch.setattr(reinforce, "slot_accuracy", reward)
+    monkeypatch.setattr(reinforce, "NEW_TOKENS", 12)
+    monkeypatch.setattr(reinforce, "rate", lambda step: 1e-5)
+    options = f"--model {folder} --out {tmp_path}/r.csv --ranks 4 0 --seeds 0 --first 1 --steps 12"
+    monkeypatch.setattr(reinforce, "START", {0: 0, 4: 3})
+    reinforce.main(options.split())
+    start, lora, full = read(tmp_path / "r.csv")
+    assert [start["method"], lora["method"], full["method"]] == ["start", "lora", "full"]
+    assert int(lora["trainable"]) == 2 * 4 * (256 + 128 + 320 + 320) and int(full["trainable"]) == 2 * 64 * 64 * 12
+    assert float(lora["missed"]) < float(start["missed"]) > float(full["missed"])
+
+
+def test_the_policy_loss_pushes_what_was_rewarded(folder):
+    model = load_model(folder)
+    texts = [reinforce.Text([5, 6], [7, 8], 1.0), reinforce.Text([5, 6], [9], 0.0)]
+    loss = reinforce.policy_loss(model, texts, group=2)
+    with torch.no_grad():  # half above and half below the mean; three tokens were written
+        log_p = [model(torch.tensor([t.prompt + t.answer])).log_softmax(-1)[0] for t in texts]
+        by_hand = (-(log_p[0][1, 7] + log_p[0][2, 8]) + log_p[1][1, 9]) * 0.5 / 3
+    assert loss.item() == pytest.approx(by_hand.item(), abs=0.02)  # bfloat16
+
+
 class Letters:
     """A tokenizer with a token for each character."""
 
@@ -306,17 +361,22 @@ class Letters:
 
 def test_a_real_models_orders_are_encoded_and_scored(tmp_path, monkeypatch, no_tuning):
     torch.manual_seed(0)
-    size = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    size = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, pad_token_id=0))
     monkeypatch.setattr(real_model, "load_smollm2", lambda: (model, Letters()))
     prose = tmp_path / "prose.txt"
     prose.write_text("It was a dark and stormy night. " * 100)
     options = ["--prose", str(prose), "--out", str(tmp_path / "s.csv"), "--seeds", "0", "--steps", "2"]
-    real_model.main([*options, "--ranks", "0", "8"])
+    real_model.main([*options, "--ways", "full", "lora 8", "full, linear", "rslora 64"])
     rows = read(tmp_path / "s.csv")
-    assert [(row["method"], row["rank"]) for row in rows] == [("base", "0"), ("full", "0"), ("lora", "8")]
+    ways = [("base", "0"), ("full", "0"), ("lora", "8"), ("full, linear", "0"), ("rslora", "64")]
+    assert [(row["method"], row["rank"]) for row in rows] == ways
     assert all(float(row["exact"]) == 0 and 4 < float(row["prose_loss"]) < 7 for row in rows)
-    assert int(rows[1]["trainable"]) == sum(p.numel() for p in model.parameters())
+    linear = 7 * 64 * 64
+    adapter = 7 * 2 * 64  # for each rank
+    assert [int(row["trainable"]) for row in rows[1:]] == [
+        sum(p.numel() for p in model.parameters()), 8 * adapter, linear, 64 * adapter
+    ]  # fmt: skip
 
 
 def test_an_order_is_scored_value_by_value():

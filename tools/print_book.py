@@ -28,7 +28,7 @@ from playwright.sync_api import sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
 WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
-.lab"""
+.lab, .letters, #book-cards"""
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"

@@ -72,9 +72,11 @@ _RESTAURANTS: dict[str, Any] = {"method": "lora", "base": "float32", "rank": 8, 
 _PARTS: dict[str, Any] = {"steps": 120, "alpha": 32, "use_rslora": False}
 _64_LINEAR = {**_PARTS, "method": "lora", "rank": 64, "parts": "linear"}
 _64_WTE = {**_64_LINEAR, "parts": "linear + wte"}
+_64_ROOT = {**_64_LINEAR, "alpha": 11.314, "use_rslora": True}
+_8_LINEAR, _8_WTE = {**_64_LINEAR, "rank": 8}, {**_64_WTE, "rank": 8}
 _FULL = {**_PARTS, "method": "full", "rank": 0, "parts": "all"}
 _FULL_LINEAR = {**_FULL, "parts": "linear"}
-_64_GENTLE: dict[str, Any] = {"method": "lora", "rank": 64, "learning_rate": 0.003}
+_64_GENTLE: dict[str, Any] = {"method": "lora", "rank": 64, "alpha": 32, "learning_rate": 0.003}
 _FULL_GENTLE: dict[str, Any] = {"method": "full", "learning_rate": 0.0003}
 _RELATIVES: dict[str, dict[str, Any]] = {
     "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
@@ -92,7 +94,10 @@ COMPARISONS = {
         name + of: Comparison("parts", ours, theirs, measure)
         for name, (ours, theirs) in {
             "as usual": (_64_LINEAR, _FULL), "same layers": (_64_LINEAR, _FULL_LINEAR),
+            "same layers, α/√r": (_64_ROOT, _FULL_LINEAR), "same layers, rank 8": (_8_LINEAR, _FULL_LINEAR),
             "with the embedding": (_64_WTE, _FULL), "the embedding": (_64_WTE, _64_LINEAR),
+            "with the embedding, rank 8": (_8_WTE, _FULL), "rank 64 against 8, with the embedding": (_64_WTE, _8_WTE),
+            "α/√r against α/r": (_64_ROOT, _64_LINEAR),
         }.items()
         for of, measure in {
             "": "validation_loss", ", BLEU": "bleu", ", values": "values_told", ", forgetting": "prose_loss"
