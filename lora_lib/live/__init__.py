@@ -185,11 +185,11 @@ def switching(x: Sequence[int], W: Matrix, adapters: Mapping[str, tuple[Matrix, 
         "switch",
         f"A layer with the adapters {', '.join(names)}",
         caption,
-        "No adapter is in use.",
+        f"In use: {names[0]}.",
         "\n".join(_table(name, M) for name, M in parts),
-        zip(axes, (0, 0)),
+        zip(axes, (1, 0)),
         x=[list(x)], W=W, adapters={name: {"A": A, "B": B} for name, (A, B) in adapters.items()},
-        choices=choices, start=[0, 0],
+        choices=choices, start=[1, 0],
     )  # fmt: skip
 
 

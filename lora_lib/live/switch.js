@@ -35,13 +35,16 @@ class Switch extends Picture {
     const lane = name => {
       const { A, B } = adapters[name];
       const used = this.used.includes(name);
-      const way = !used
-        ? "at rest"
-        : this.folded
-          ? "folded in: W holds it, nothing is computed here"
-          : "in use, beside W";
-      const part = row(name, sign(name), this.table("A", A), sign("·"), this.table("B", B), sign(way));
-      part.classList.toggle("live-rest", !used || this.folded);
+      const way = !used ? "at rest" : this.folded ? "folded in: W holds it" : "in use, beside W";
+      const part = row(
+        `adapter ${name}`,
+        sign(name),
+        this.table("A", A),
+        sign("·"),
+        this.table("B", B),
+        sign(way),
+      );
+      part.classList.add(used && !this.folded ? "live-used" : "live-rest");
       return part;
     };
     this.picture.replaceChildren(
