@@ -13,12 +13,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
-from lora_lib.live import KINDS, injection, product
+from lora_lib.live import KINDS, injection, product, switching
 
 A = [[1, 0, 1, -1], [2, 1, 0, 1], [0, -1, 2, 0], [-1, 2, 1, 1]]
 B = [[1, -1, 2, 0, 1], [0, 2, 1, -1, 1], [1, 0, -1, 1, 0], [0, 1, 1, -1, 2]]
 W = [[3, 0, -2, 1, 1], [0, 2, 1, -1, 0], [1, -1, 3, 0, 2], [-2, 1, 0, 2, -1]]
 ALPHAS = [1, 2, 4, 8]
+X, BASE = [1, 2, -1], [[3, 0, -2, 1], [0, 2, 1, -1], [1, -1, 3, 0]]
+ADAPTERS = {"writer": ([[1], [0], [2]], [[1, -1, 0, 2]]), "reader": ([[0], [1], [-1]], [[2, 0, 1, -1]])}
 SMALL = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2)
 PAGE = """<!DOCTYPE html><html lang="en"><head><title>live</title></head><body><main class="bd-article"><h1>live</h1>
 {}</main></body></html>"""
@@ -238,19 +240,58 @@ def test_nothing_chosen_is_said_and_a_larger_model_has_its_own_counts(browser: B
     page.context.close()
 
 
+def the_switch() -> str:
+    return switching(X, BASE, ADAPTERS, caption="Two adapters").html
+
+
+@pytest.mark.parametrize("folded", ["no", "yes"])
+@pytest.mark.parametrize("use", ["none", "writer", "reader", "both"])
+def test_switching_and_folding_in_give_what_the_formula_gives(browser: Browser, use: str, folded: str) -> None:
+    page = opened(browser, the_switch())
+    page.get_by_text(use, exact=True).first.click()
+    page.get_by_text(folded, exact=True).first.click()
+    used = [name for name in ADAPTERS if use in (name, "both")]
+    W = torch.tensor(BASE)
+    changed = W + sum(torch.tensor(A) @ torch.tensor(B) for A, B in (ADAPTERS[name] for name in used))
+    held = changed if folded == "yes" else W
+    told = [number(text) for text in page.locator("table", has_text="y comes out").locator("td").all_inner_texts()]
+    assert told == (torch.tensor(X) @ changed).tolist()
+    rows = page.locator("table").nth(1).locator("tr").all()
+    assert [[number(text) for text in row.locator("td").all_inner_texts()] for row in rows] == held.tolist()
+    assert page.locator(".live-lit").count() == (held != W).sum()
+    line = page.locator(".knob-line p").inner_text()
+    beside = 0 if folded == "yes" else 7 * len(used)
+    assert (
+        line.startswith(f"In use: {' and '.join(used) or 'no adapter'}.") and f" {12 + beside} multiplications" in line
+    )
+    assert page.locator(".live-used").count() == (len(used) if folded == "no" else 0)
+    page.context.close()
+
+
+def test_adapters_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="two adapters or more"):
+        switching(X, BASE, {"writer": ADAPTERS["writer"]}, caption="")
+    with pytest.raises(ValueError, match="third's A is 2 × 1 and its B 1 × 4, beside an x of 3"):
+        switching(X, BASE, ADAPTERS | {"third": ([[1], [0]], [[1, 2, 3, 4]])}, caption="")
+
+
 @pytest.mark.parametrize("scheme", ["active", "none"])
-@pytest.mark.parametrize("kind", ["product", "injection"])
+@pytest.mark.parametrize("kind", ["product", "injection", "switch"])
 def test_axe_finds_nothing_and_what_matters_is_drawn_in_few_colours(browser: Browser, kind: str, scheme: str) -> None:
-    page = opened(browser, the_product() if kind == "product" else the_model(), forced_colors=scheme)
-    page.get_by_role("slider", name="rank r").press("End")
+    made = {"product": the_product, "injection": the_model, "switch": the_switch}[kind]
+    page = opened(browser, made(), forced_colors=scheme)
+    if kind == "switch":
+        page.get_by_text("yes", exact=True).click()
+    else:
+        page.get_by_role("slider", name="rank r").press("End")
     if kind == "product":
         entry(page, "A", 1, 1).press("ArrowUp")
     found = Axe().run(page, options={"rules": {"label-content-name-mismatch": {"enabled": True}}}).response
     assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"] if v["id"] != "region"] == []
-    mark = page.locator(".live-lit" if kind == "product" else ".live-chosen .live-a").first
+    mark = page.locator(".live-chosen .live-a" if kind == "injection" else ".live-lit").first
     style = mark.evaluate("e => [getComputedStyle(e).outlineStyle, getComputedStyle(e).backgroundColor]")
     ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
-    assert style[0] == "solid" if kind == "product" else style[1] != ground
+    assert style[1] != ground if kind == "injection" else style[0] == "solid"
     page.context.close()
 
 

@@ -160,6 +160,39 @@ def injection(
     )  # fmt: skip
 
 
+def switching(x: Sequence[int], W: Matrix, adapters: Mapping[str, tuple[Matrix, Matrix]], *, caption: str) -> Live:
+    """Adapters on one weight: the reader chooses which are in use, and whether they are folded into W.
+
+    x is (d), W is (d × k), and each adapter is a pair of A (d × r) and B (r × k), of whole numbers, with s = 1.
+    Raises ValueError for fewer than two adapters, and for shapes that do not fit.
+    """
+    if len(adapters) < 2:
+        raise ValueError(f"there is nothing to switch between with {list(adapters)}: expected two adapters or more")
+    d, k = len(x), len(W[0])
+    for name, (A, B) in adapters.items():
+        if (len(W), len(A), len(A[0]), len(B[0])) != (d, d, len(B), k):
+            raise ValueError(
+                f"{name}'s A is {len(A)} × {len(A[0])} and its B {len(B)} × {len(B[0])}, beside an x of {d} and a W of "
+                f"{len(W)} × {k}: expected A of d × r and B of r × k"
+            )
+    names = list(adapters)
+    choices: list[list[str]] = [[], *([name] for name in names), names]
+    labels = ["none", *names, "all" if len(names) > 2 else "both"]
+    axes = [Axis("use", "in use", labels, labels, False), Axis("fold", "folded in", ["no", "yes"], [0, 1], False)]
+    parts = [("x", [x]), ("W", W)]
+    parts += [(f"{name}'s {part}", M) for name in names for part, M in zip("AB", adapters[name])]
+    return _figure(
+        "switch",
+        f"A layer with the adapters {', '.join(names)}",
+        caption,
+        f"In use: {names[0]}.",
+        "\n".join(_table(name, M) for name, M in parts),
+        zip(axes, (1, 0)),
+        x=[list(x)], W=W, adapters={name: {"A": A, "B": B} for name, (A, B) in adapters.items()},
+        choices=choices, start=[1, 0],
+    )  # fmt: skip
+
+
 def _kinds(model: GPT2Model) -> list[nn.Module]:
     """One layer of each kind: those of the first block, and the head."""
     return [model.get_submodule(kind if kind == HEAD else f"h.0.{kind}") for kind in KINDS]

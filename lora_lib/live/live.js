@@ -1,6 +1,7 @@
 // What every live picture has: its controls, the way back to the start, and its state in the address.
 // The scripts of this folder are put into a page together, inside braces, so that their names stay their own.
 
+const number = (x, digits = 2) => `${Number(x.toFixed(digits)) || 0}`.replace("-", "−");
 const range = n => Array.from({ length: n }, (_, i) => i);
 
 // An element with attributes and children.
@@ -44,7 +45,7 @@ class Picture {
       this.toStart();
       this.build();
       this.keep();
-      this.figure.querySelector("[type=range]").focus();
+      this.figure.querySelector(".knob-axis input:is([type=range], :checked)").focus();
     });
     this.figure.addEventListener("keydown", event => {
       if (event.key.startsWith("Arrow")) event.stopPropagation(); // JupyterLab would take them for itself

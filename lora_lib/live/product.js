@@ -2,7 +2,6 @@
 const LEAST = -3;
 const MOST = 3;
 
-const number = (x, digits = 2) => `${Number(x.toFixed(digits)) || 0}`.replace("-", "−");
 const factor = x => (x < 0 ? `(${number(x)})` : number(x));
 
 // How many rows of M do not follow from the others: Gauss's elimination.
