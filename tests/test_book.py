@@ -21,6 +21,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import print_book
 import pytest
+import set_address
 from axe_playwright_python.base import AXE_SCRIPT
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
@@ -389,6 +390,74 @@ def test_the_first_tap_shows_a_card_and_the_second_follows(browser: Browser, add
         word.tap()
         tab.wait_for_url(re.compile("(glossary|bibliography).html#"))
     phone.close()
+
+
+def ticked(tab: Page) -> list[str]:
+    """The chapters that the list of chapters shows as read."""
+    return tab.locator("nav.bd-links a:has(> .read-tick)").evaluate_all("all => all.map(a => a.href.split('/').pop())")
+
+
+def test_a_chapter_read_to_its_end_is_ticked_until_the_ticks_are_cleared(browser: Browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    tab = context.new_page()
+    tab.clock.install()
+    first, second = CHAPTERS[:2]
+    end, box = tab.locator(".read-mark"), tab.get_by_label("I have read this chapter")
+    tab.goto(address + first)
+    end.scroll_into_view_if_needed()
+    assert ticked(tab) == [] and not tab.get_by_text("Clear all ticks").is_visible()
+    tab.clock.run_for(30_000)  # time goes on by itself too
+    assert not box.is_checked(), "to hurry to the end is not to read"
+    tab.clock.run_for(31_000)
+    assert box.is_checked() and ticked(tab) == [Path(first).name + "#"]
+    tab.goto(address + second)
+    assert ticked(tab) == [Path(first).name]
+    box.check()
+    assert ticked(tab) == [Path(first).name, Path(second).name + "#"]
+    box.uncheck()
+    end.scroll_into_view_if_needed()
+    tab.clock.run_for(61_000)
+    assert not box.is_checked(), "what was unticked by hand stays so"
+    tab.get_by_text("Clear all ticks").click()
+    assert ticked(tab) == [] and tab.evaluate("localStorage.getItem('lora-book-read')") is None
+    tab.evaluate("localStorage.setItem('lora-book-read', '{')")
+    tab.reload()
+    assert ticked(tab) == []
+    context.close()
+
+
+REFUSED = """for (const store of ["localStorage", "sessionStorage"]) Object.defineProperty(window, store, {
+  configurable: true,
+  get() { throw new DOMException("refused", "SecurityError"); },
+});"""
+
+
+def test_nothing_breaks_where_the_browser_keeps_nothing(browser: Browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light")
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.add_init_script(REFUSED)
+    tab.goto(address + CHAPTERS[0])
+    assert tab.locator(".read-mark").count() == 0, "a tick that would be gone with the page"
+    tab.locator(".theme-switch-button").first.click()
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab.locator(".knob [type=range]").first.press("ArrowRight")
+    assert errors == []
+    context.close()
+
+
+@in_files
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_colab_is_offered_in_words(page: str) -> None:
+    notebook = (
+        set_address.address().removeprefix("https://github.com/") + "/blob/main/" + page.replace(".html", ".ipynb")
+    )
+    name, notebook = set_address.address().removeprefix("https://github.com/"), page.replace(".html", ".ipynb")
+    (link,) = soup(page).select(".article-header-buttons > a")
+    assert link.get_text(strip=True) == "Open in Colab" and not link.get("aria-label")
+    assert link["href"] == f"https://colab.research.google.com/github/{name}/blob/main/{notebook}"
+    assert "Open in Binder" in soup(page).select_one(".dropdown-download-buttons").get_text()
 
 
 @in_files

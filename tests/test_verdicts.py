@@ -61,17 +61,23 @@ def test_few_seeds_are_compared_and_settle_nothing():
         verdicts.best_runs([])
 
 
-def test_at_equal_loss_the_measure_is_read_off_the_line_between_two_rates():
-    def run(seed, loss, prose):
-        return {"seed": seed, "validation_loss": loss, "prose_loss": prose}
+def test_forgetting_is_read_off_the_parabola_at_the_same_loss():
+    def full(seed):  # loss 1 + x², prose 5 + x, for x the rate's logarithm
+        return [
+            {"seed": seed, "learning_rate": math.exp(x), "validation_loss": 1 + x * x, "prose_loss": 5 + x}
+            for x in (-3, -2, -1, 0, 1)
+        ]
 
-    others = [run(seed, loss, prose) for seed in range(3) for loss, prose in ((2.0, 4.0), (1.0, 6.0), (1.5, 4.5))]
-    rows = [run(0, 1.25, 5.0), run(1, 1.9, 4.0), run(2, 1.0, 6.0), run(3, 1.1, 9.0)]
-    found = verdicts.at_equal(rows, others, "prose_loss")
-    assert found.runs == 3 and found.mean == pytest.approx((5 - 5.25 + 4 - 4.1 + 0) / 3)
-    assert verdicts.at_equal([run(0, 1.5, 5.0), run(1, 3.0, 1.0)], others, "prose_loss")[0::3] == (0.5, 1)
+    others = [run for seed in range(4) for run in full(seed)]
+    rows = [
+        {"seed": seed, "validation_loss": 1 + x * x, "prose_loss": 9.0} for seed, x in enumerate((-2.5, -1.5, -0.3))
+    ]
+    found = verdicts.forgetting_at_equal_loss(rows, others)
+    assert found.runs == 3 and found.mean == pytest.approx(9 - (5 - 4.3 / 3))
+    out_of_reach = [{"seed": 3, "validation_loss": loss, "prose_loss": 9.0} for loss in (0.9, 12.0)]
+    assert verdicts.forgetting_at_equal_loss([*rows, *out_of_reach], others) == found
     with pytest.raises(ValueError, match="nothing can be compared"):
-        verdicts.at_equal([run(0, 0.5, 5.0)], others, "prose_loss")
+        verdicts.forgetting_at_equal_loss(out_of_reach, others)
 
 
 @pytest.mark.parametrize(("alpha", "root", "verdict"), [("11.314", "True", "less"), ("256", "False", "more")])
@@ -80,16 +86,19 @@ def test_forgetting_at_equal_loss(alpha, root, verdict):
     rows = [row for row in kept("e2e") if all(row[key] == value for key, value in usual.items())]
     matrices = [row for row in rows if row["targets"] == "matrices"]
     at_rate = {"rank": "64", "alpha": alpha, "use_rslora": root, "learning_rate": "0.003"}
-    ours = [row for row in rows if all(row[key] == value for key, value in at_rate.items())]
     changes = []
-    for row in ours:
-        full = [
-            r for r in matrices if r["seed"] == row["seed"] and r["learning_rate"] != "0.003"
-        ]  # that is past its best
-        line = sorted((float(r["validation_loss"]), float(r["prose_loss"])) for r in full)
-        at = float(row["validation_loss"])
-        if line[0][0] <= at <= line[-1][0]:
-            changes.append(float(row["prose_loss"]) - np.interp(at, *zip(*line)))
+    for row in (row for row in rows if all(row[key] == value for key, value in at_rate.items())):
+        full = sorted(
+            (float(r["learning_rate"]), float(r["validation_loss"]), float(r["prose_loss"]))
+            for r in matrices
+            if r["seed"] == row["seed"]
+        )
+        rate, loss, prose = (np.array(column) for column in zip(*full))
+        i = next(i for i in range(len(full)) if loss[i] >= float(row["validation_loss"]) >= loss[i + 1])
+        x = np.log(rate)
+        roots = np.roots(np.polyfit(x[i : i + 3], loss[i : i + 3], 2) - [0, 0, float(row["validation_loss"])])
+        (at,) = (root.real for root in roots if x[i] <= root.real <= x[i + 1])
+        changes.append(float(row["prose_loss"]) - np.interp(at, x, prose))
     low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
     typed = results.select(results.load_results("e2e"), steps=120)
     found = verdicts.forgetting_at_equal_loss(

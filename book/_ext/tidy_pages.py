@@ -10,9 +10,28 @@ from sphinx.application import Sphinx
 
 SEARCH = '<button class="btn search-button-field search-button__button pst-js-only" title="Search"'
 SIDEBAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar"'
-THEME_NAMES = {
+EARLY = '<script data-cfasync="false">'
+# Where a browser refuses storage, the theme's scripts would end in an error: they get one that is gone with the page.
+STORE = """<script>
+for (const name of ["localStorage", "sessionStorage"])
+  try {
+    window[name].length;
+  } catch {
+    const kept = new Map();
+    const value = {
+      getItem: key => kept.get(key) ?? null,
+      setItem: (key, value) => void kept.set(key, String(value)),
+      removeItem: key => void kept.delete(key),
+    };
+    Object.defineProperty(window, name, { value });
+    document.documentElement.dataset.unkept = "";
+  }
+</script>
+"""
+MENDED = {
     f'{SEARCH} aria-label="Search"': SEARCH,
     f"{SIDEBAR}>": f'{SIDEBAR} role="region" aria-label="The book">',
+    EARLY: STORE + EARLY,
 }
 
 
@@ -39,11 +58,11 @@ def name_folds(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
 
 
-def name_parts(app: Sphinx, error: Exception | None) -> None:
-    """The same for the theme's search button, and a name for the side bar, which is no part of the text."""
+def mend_theme(app: Sphinx, error: Exception | None) -> None:
+    """The same for the theme's search button; a name for the side bar, which is no part of the text; a store."""
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf8")
-        for old, new in THEME_NAMES.items():
+        for old, new in MENDED.items():
             text = text.replace(old, new)
         page.write_text(text, encoding="utf8")
 
@@ -64,13 +83,28 @@ def search_in_files(app: Sphinx, error: Exception | None) -> None:
         script.write_text(text.replace(test, test[:-1] + ' && location.protocol !== "file:")'), encoding="utf8")
 
 
+def say_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A link in words in the top bar, not two behind a rocket. Binder's goes to the other ways to take a page along."""
+    groups = {group["label"]: group for group in context.get("header_buttons", []) if group["type"] == "group"}
+    launch = groups.get("launch-buttons")
+    if launch is None:
+        return
+    links = {button["text"]: button for button in launch["buttons"]}
+    place = context["header_buttons"].index(launch)
+    context["header_buttons"][place] = {"type": "link", "text": "Open in Colab", "url": links["Colab"]["url"]}
+    binder = {"type": "link", "text": "Open in Binder", "icon": "fas fa-rocket", "url": links["Binder"]["url"]}
+    groups["download-buttons"]["buttons"].append(binder)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.add_js_file("progress.js", loading_method="defer")
+    app.connect("html-page-context", say_colab, priority=900)  # after the theme has made its buttons
     app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", unmark_citations)
     app.connect("html-page-context", name_folds)
     app.connect("build-finished", empty_icon_script)
-    app.connect("build-finished", name_parts)
+    app.connect("build-finished", mend_theme)
     app.connect("build-finished", search_in_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

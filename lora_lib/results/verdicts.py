@@ -7,7 +7,6 @@ measure may differ by and still be called level.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, loa
 # Nats a token, points of BLEU, shares.
 MARGIN = {
     "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
-    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
+    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "missed": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
 }  # fmt: skip
 
 
@@ -77,6 +76,7 @@ _8_LINEAR, _8_WTE = {**_64_LINEAR, "rank": 8}, {**_64_WTE, "rank": 8}
 _FULL = {**_PARTS, "method": "full", "rank": 0, "parts": "all"}
 _FULL_LINEAR = {**_FULL, "parts": "linear"}
 _64_GENTLE: dict[str, Any] = {"method": "lora", "rank": 64, "alpha": 32, "learning_rate": 0.003}
+_8_GENTLE = {**_64_GENTLE, "rank": 8}
 _FULL_GENTLE: dict[str, Any] = {"method": "full", "learning_rate": 0.0003}
 _RELATIVES: dict[str, dict[str, Any]] = {
     "LoRA+ 16": {"lr_ratio": 16}, "PiSSA": {"method": "pissa", "alpha": 8}, "DoRA": {"method": "dora"},
@@ -87,6 +87,13 @@ _ON_E2E: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _PLAYS: dict[str, Any] = {"steps": 120, "targets": "all"}
 _SPAM: dict[str, Any] = {"max_length": 160}
+_ON_SMOLLM2: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rank 1 against 8": ({"method": "lora", "rank": 1}, {"method": "lora", "rank": 8}),
+    "rank 64 against 8": ({"method": "lora", "rank": 64}, {"method": "lora", "rank": 8}),
+    "rank 8 against full": ({"method": "lora", "rank": 8}, {"method": "full"}),
+    "rank 64 against full": ({"method": "lora", "rank": 64}, {"method": "full"}),
+}
+AMOUNTS = (50, 200, 1000, 4000)  # examples
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -98,16 +105,22 @@ COMPARISONS = {
             "with the embedding": (_64_WTE, _FULL), "the embedding": (_64_WTE, _64_LINEAR),
             "with the embedding, rank 8": (_8_WTE, _FULL), "rank 64 against 8, with the embedding": (_64_WTE, _8_WTE),
             "α/√r against α/r": (_64_ROOT, _64_LINEAR),
+            "α/√r against α/r, one rate": (_64_ROOT, {**_64_GENTLE, **_64_LINEAR}),
+            "rank 64 against 8, linear": (_64_LINEAR, _8_LINEAR), "rank 64 with α/√r against 8": (_64_ROOT, _8_LINEAR),
+            "as usual, rank 8": (_8_LINEAR, _FULL), "as usual, α/√r": (_64_ROOT, _FULL),
         }.items()
         for of, measure in {
             "": "validation_loss", ", BLEU": "bleu", ", values": "values_told", ", forgetting": "prose_loss"
         }.items()
     },
     # new directions among W's strongest, at about the same loss
-    "intruders, same loss": Comparison("directions", _64_GENTLE, _FULL_GENTLE, "intruders"),
-    "intruders, same loss and size": Comparison(
-        "directions", _64_GENTLE, _FULL_GENTLE, "intruders_equal_size"
-    ),
+    **{
+        f"{name}, rank {ours['rank']}": Comparison("directions", ours, _FULL_GENTLE, measure)
+        for ours in (_8_GENTLE, _64_GENTLE)
+        for name, measure in {
+            "intruders, same loss": "intruders", "intruders, same loss and size": "intruders_equal_size"
+        }.items()
+    },
     # rank
     "rank 8 against 1": Comparison("e2e", {**_LORA, "rank": 8}, {**_LORA, "rank": 1}),
     "rank 16 against 8": Comparison("e2e", {**_LORA, "rank": 16}, {**_LORA, "rank": 8}),
@@ -141,6 +154,30 @@ COMPARISONS = {
     "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
     "attention against MLP": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, _SIZED),
     "head against all": Comparison("e2e", {**_LORA, "targets": "head", "rank": 21}, {**_LORA, "rank": 3}),
+    # few examples and many, small batches and large
+    **{
+        f"rank {rank} against full, {examples} examples": Comparison(
+            "amounts", {"rank": rank, "examples": examples, "batch_size": 8},
+            {"method": "full", "examples": examples, "batch_size": 8},
+        )
+        for rank in (1, 8)
+        for examples in AMOUNTS
+    },
+    # a policy gradient
+    **{
+        f"rank {rank} against full, reward": Comparison(
+            "reinforce", {"rank": rank}, {"method": "full"}, "missed", "missed"
+        )
+        for rank in (1, 8)
+    },
+    # a real model
+    **{
+        f"{name}, SmolLM2{of}": Comparison("smollm2", ours, theirs, measure)
+        for name, (ours, theirs) in _ON_SMOLLM2.items()
+        for of, measure in {
+            "": "validation_loss", ", right answers": "exact", ", forgetting": "prose_loss"
+        }.items()
+    },
     # LoRA's relatives
     **{
         f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
@@ -166,38 +203,37 @@ COMPARISONS = {
 
 
 def forgetting_at_equal_loss(rows: Iterable[Row], full: Iterable[Row]) -> Difference:
-    """How much higher the loss on prose of `rows` is than that of `full` at the same loss on the task: see `at_equal`.
+    """How much higher the loss on prose of `rows` is than that of `full` at the same loss on the task, over the seeds.
 
-    Of `full`, runs at several learning rates, those up to the best are taken: beyond it, more is forgotten and less
-    learned. Raises ValueError when no run lies within what they reach.
+    `full` are runs at several learning rates, one above the best among them. The loss on the task is taken between two
+    rates from the parabola through these and the next, over the rate's logarithm, and the loss on prose from a straight
+    line. A seed whose loss lies outside of what `full` reaches is left out. Raises ValueError when all are.
     """
-    full = list(full)
-    best = best_runs(full)[0]["learning_rate"]
-    return at_equal(rows, [row for row in full if row["learning_rate"] <= best], "prose_loss")
-
-
-def at_equal(rows: Iterable[Row], others: Iterable[Row], measure: str, equal: str = "validation_loss") -> Difference:
-    """How much more of `measure` the runs `rows` have than `others` at the same `equal`, paired over the seeds.
-
-    `others` are runs at several learning rates: between two neighbours, by their `equal`, the measure is taken from the
-    straight line. A seed whose run lies outside of what the others reach is left out.
-    """
-    rows, others = list(rows), list(others)
-    found = []
-    for seed, at in by_seed(rows, equal).items():
-        line = sorted((row[equal], row[measure]) for row in select(others, seed=seed))
-        reached = _between(line, at)
-        if reached is not None:
-            found.append(by_seed(select(rows, seed=seed), measure)[seed] - reached)
+    full, found = list(full), []
+    for row in rows:
+        runs = sorted(select(full, seed=row["seed"]), key=lambda run: run["learning_rate"])
+        x = [math.log(run["learning_rate"]) for run in runs]
+        for i in range(len(runs) - 2):
+            at = _crossing(x[i : i + 3], [run["validation_loss"] for run in runs[i : i + 3]], row["validation_loss"])
+            if at is not None:
+                share, (low, high) = (at - x[i]) / (x[i + 1] - x[i]), (run["prose_loss"] for run in runs[i : i + 2])
+                found.append(row["prose_loss"] - (low + share * (high - low)))
+                break
     return Difference.of(found)
 
 
-def _between(line: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The height of the line through these points at x, None outside of them."""
-    for (x1, y1), (x2, y2) in itertools.pairwise(line):
-        if x1 <= x <= x2:
-            return y1 if x1 == x2 else y1 + (x - x1) / (x2 - x1) * (y2 - y1)
-    return None
+def _crossing(x: Sequence[float], y: Sequence[float], height: float) -> float | None:
+    """Where the parabola through three points comes down to `height` between the first two; None where it does not."""
+    if not y[0] >= height >= y[1]:
+        return None
+    slope = (y[1] - y[0]) / (x[1] - x[0])
+    bend = ((y[2] - y[1]) / (x[2] - x[1]) - slope) / (x[2] - x[0])
+    low, high = x[0], x[1]
+    for _ in range(60):  # halved until nothing is left
+        middle = (low + high) / 2
+        above = y[0] + slope * (middle - x[0]) + bend * (middle - x[0]) * (middle - x[1]) > height
+        low, high = (middle, high) if above else (low, middle)
+    return low
 
 
 def best_rates(rows: Iterable[Row], measure: str = "validation_loss") -> dict[int, float]:
