@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from itertools import product as every
 
+import nbformat
 import print_book
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from test_knobs import lab  # noqa: F401 - the fixture: JupyterLab on a folder of its own
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
 from lora_lib.live import KINDS, injection, product, switching
@@ -361,3 +363,24 @@ def test_a_product_that_does_not_fit_is_refused(change: dict, message: str) -> N
 def test_an_injection_that_does_not_fit_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         injection({"small": GPT2Model(SMALL)}, **{"ranks": [1, 8], "rank": 8, "chosen": KINDS, "caption": ""} | change)
+
+
+def test_in_jupyterlab_it_lives_when_trusted_and_stands_still_when_not(browser: Browser, lab) -> None:  # noqa: F811
+    folder, address, notary = lab
+    output = nbformat.v4.new_output("display_data", {"text/plain": "", "text/html": the_product()})
+    cells = [nbformat.v4.new_code_cell("1", outputs=[output], execution_count=1)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "live.ipynb")
+    page = browser.new_page(viewport={"width": 1100, "height": 1400})
+
+    page.goto(f"{address}/doc/tree/live.ipynb?reset")
+    page.get_by_text("To change it, run this cell").wait_for()
+    numbers = page.locator("figure table").first.locator("td").all_inner_texts()
+    assert [number(text) for text in numbers] == [x for row in A for x in row[:2]]
+    assert page.get_by_role("spinbutton").count() == 0
+
+    notary.sign(nbformat.read(folder / "live.ipynb", as_version=4))
+    page.goto(f"{address}/doc/tree/live.ipynb?reset")
+    page.locator("[data-status=idle]").first.wait_for()  # until then JupyterLab still draws
+    entry(page, "A", 2, 1).press("ArrowUp")
+    assert said(page).startswith("Row 2, column 1 of A is 3. All of row 2 of A·B has changed")
+    page.close()

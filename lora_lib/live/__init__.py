@@ -53,7 +53,7 @@ def _figure(
     packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     script = "\n".join((HERE / name).read_text(encoding="utf8") for name in ("live.js", f"{kind}.js"))
     return Live(
-        f"""<figure class="knob live {key}" id="{key}">
+        f"""<figure class="knob live {key}" id="{key}" data-lm-suppress-shortcuts="true">
 <style>{STYLE.replace("ID", key)}{(HERE / "live.css").read_text(encoding="utf8")}</style>
 <p class="knob-still knob-hint">{HINT}</p>
 <div class="knob-line"><p aria-live="polite">{escape(readout)}</p></div>
