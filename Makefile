@@ -28,7 +28,7 @@ book: $(INSTALLED)  ## the pages, in _build/html
 	$(BUILD)
 	@echo "Open _build/html/index.html in a browser."
 
-pdf: book  ## the whole book in one file, _build/lora-book.pdf; needs Chromium or Chrome
+pdf: book  ## the whole book in one file, _build/lora-book.pdf, and a link to it in the pages; needs Chromium or Chrome
 	$(BIN)/python tools/print_book.py _build/html _build/lora-book.pdf
 
 test: start lint test-library test-book test-notebooks  ## check everything

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import measure_pages
 import print_book
 import pytest
 import set_address
@@ -183,12 +185,19 @@ def on(pages: list[str]) -> pytest.MarkDecorator:
 
 
 # The longest test comes first, so that it is not left over at the end.
-def test_the_whole_book_prints(browser: Browser, tmp_path: Path) -> None:
-    pdf = tmp_path / "book.pdf"
-    subprocess.run([sys.executable, print_book.__file__, HTML, pdf], check=True)
+def test_the_whole_book_prints_and_the_pages_lead_to_it(browser: Browser, tmp_path: Path) -> None:
+    pdf, html = tmp_path / "book.pdf", tmp_path / "html"
+    shutil.copytree(HTML, html)
+    for page in html.rglob("*.html"):  # a copy of a book that was printed before has its link
+        page.write_text(re.sub(r'<p class="book-pdf">.*?</p>', "", page.read_text(encoding="utf8")), encoding="utf8")
+    subprocess.run([sys.executable, print_book.__file__, html, pdf], check=True)
     printed = pdf.read_bytes()
     assert printed.startswith(b"%PDF") and b"/Outlines" in printed
     assert len(re.findall(rb"/Type /Page\b", printed)) > 10 * len(CHAPTERS)
+    for page in READ:
+        (link,) = BeautifulSoup((html / page).read_bytes(), "html.parser").select(".book-pdf a")
+        assert (html / page).parent.joinpath(link["href"]).resolve().read_bytes() == printed
+    assert not (html / "print.html").exists()
 
 
 @on(PAGES)
@@ -201,6 +210,13 @@ def test_page_opens_cleanly_and_asks_nothing_of_other_machines(visit: Visit, add
     files = {urlsplit(url).path.lstrip("/") for url in visit.requests if url.startswith(address)}
     weight = sum(map(weight_on_the_wire, files))
     assert weight < (700_000 if visit.page == START else 3_000_000)
+
+
+@pytest.mark.parametrize("page", READ)
+def test_a_page_is_light_and_keeps_still(browser: Browser, address: str, page: str) -> None:
+    cost = measure_pages.measure(browser, address + page, slow=False)
+    assert cost.shift < 0.05
+    assert cost.before_load < 1_600_000  # 8 seconds of a slow phone; its text stands long before that
 
 
 @pytest.mark.parametrize("width", [1440, 768, 390])

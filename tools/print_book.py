@@ -4,7 +4,7 @@
 
 Joins what `make book` has built, in the order of the table of contents, with one table of contents in
 front and every link between pages turned into a link within the file. Knobs stand where they start, folded
-answers and solutions are open, and code that the pages fold away is left out.
+answers and solutions are open, and code that the pages fold away is left out. The pages then get a link to the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import gzip
 import http.server
 import os
+import re
 import shutil
 import sys
 import threading
@@ -32,6 +33,8 @@ WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set >
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"
+FILE = "lora-book.pdf"
+NAVIGATION = re.compile(r'<nav class="bd-links.*?</nav>', re.DOTALL)
 FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
 STYLE = """
 @page { size: A4; margin: 18mm 17mm 20mm }
@@ -178,6 +181,18 @@ def print_to(html: Path, pdf: Path) -> None:
         joined.unlink()
 
 
+def link_to(html: Path, pdf: Path) -> None:
+    """Put the file beside the pages, and below each list of chapters a link to it; without the file, none is there."""
+    shutil.copy(pdf, html / FILE)
+    size = f"{pdf.stat().st_size / 1e6:.0f} MB"
+    for page in html.rglob("*.html"):
+        text = page.read_text(encoding="utf8")
+        up = "../" * (len(page.relative_to(html).parts) - 1)
+        link = f'<p class="book-pdf"><a href="{up}{FILE}">The whole book as a PDF ({size})</a></p>'
+        text = re.sub(r'<p class="book-pdf">.*?</p>', "", text)
+        page.write_text(re.sub(NAVIGATION, rf"\g<0>{link}", text, count=1), encoding="utf8")
+
+
 def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,6 +200,7 @@ def main() -> None:
     parser.add_argument("pdf", type=Path, help="the file to write")
     args = parser.parse_args()
     print_to(args.html, args.pdf)
+    link_to(args.html, args.pdf)
     print(f"{args.pdf}: {args.pdf.stat().st_size / 1e6:.1f} MB")
 
 

@@ -28,10 +28,16 @@ for (const name of ["localStorage", "sessionStorage"])
   }
 </script>
 """
+# The theme's last script chooses light or dark, and all that was painted before has other colours and sizes.
+THEME_SAVED = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "";'
+THEME_NOW = """
+    if (!["light", "dark"].includes(document.documentElement.dataset.mode))
+      document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
 MENDED = {
     f'{SEARCH} aria-label="Search"': SEARCH,
     f"{SIDEBAR}>": f'{SIDEBAR} role="region" aria-label="The book">',
     EARLY: STORE + EARLY,
+    THEME_SAVED: THEME_SAVED + THEME_NOW,
 }
 
 
@@ -59,7 +65,7 @@ def name_folds(app: Sphinx, page: str, template: str, context: dict[str, Any], d
 
 
 def mend_theme(app: Sphinx, error: Exception | None) -> None:
-    """The same for the theme's search button; a name for the side bar, which is no part of the text; a store."""
+    """The same for the search button; a name for the side bar, which is no part of the text; a store; a theme."""
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf8")
         for old, new in MENDED.items():
