@@ -41,13 +41,14 @@ def scripts_later(head: str, page: Path) -> str:
         attributes, source = match.groups()
         name = urlsplit(source).path.rpartition("/")[2]
         if name in SEARCH:
-            return match[0] if page.name == "search.html" else ""
+            return ""
         if name == "documentation_options.js":  # others read it at once, and it is short
             script = page.parent.joinpath(unquote(urlsplit(source).path)).read_text(encoding="utf8")
             return f"<script>{script}</script>"
         return match[0] if "defer" in attributes else f'<script {attributes}defer src="{source}"></script>'
 
-    return SCRIPT.sub(change, head)
+    # What the search's page does on loading needs all of its scripts in their order.
+    return head if page.name == "search.html" else SCRIPT.sub(change, head)
 
 
 def pictures_later(body: str, folder: Path) -> str:
