@@ -162,7 +162,12 @@ COMPARISONS = {
         for examples in AMOUNTS
     },
     # a policy gradient
-    "rank 1 against full, reward": Comparison("reinforce", {"rank": 1}, {"method": "full"}, "missed", "missed"),
+    **{
+        f"rank {rank} against full, reward": Comparison(
+            "reinforce", {"rank": rank}, {"method": "full"}, "missed", "missed"
+        )
+        for rank in (1, 8)
+    },
     # a real model
     **{
         f"{name}, SmolLM2{of}": Comparison("smollm2", ours, theirs, measure)
