@@ -60,12 +60,12 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 
 test-library: $(INSTALLED)  ## the library's tests
 	@echo "Part 2 of 4: the library"
-	$(PYTEST) --ignore=tests/test_book.py
+	$(PYTEST) --ignore=tests/test_book.py --ignore=tests/test_live.py
 
 test-book: $(INSTALLED)  ## build the pages with warnings as errors, and read them in a browser
 	@echo "Part 3 of 4: the pages"
 	$(BUILD)
-	$(PYTEST) tests/test_book.py --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) tests/test_book.py tests/test_live.py --dist loadgroup --no-loadscope-reorder
 
 test-notebooks: $(INSTALLED)  ## run every notebook, and compare its outputs with the committed ones
 	@echo "Part 4 of 4: the notebooks"

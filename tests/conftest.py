@@ -1,13 +1,37 @@
 """What several test files share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+import print_book
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from lora_lib import Tokenizer
 from lora_lib.examples import Splits
 from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
 from lora_lib.restaurants import Restaurant, restaurant_data
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """A reader without a browser may go on; continuous integration may not."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all: a process can hold no second one of Playwright's."""
+    path = print_book.find_browser()
+    if path is None:
+        skip_or_fail(
+            f"no browser found (looked for {', '.join(print_book.BROWSERS)}): `apt install chromium` brings one"
+        )
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

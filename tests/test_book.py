@@ -27,7 +27,8 @@ import set_address
 from axe_playwright_python.base import AXE_SCRIPT
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, sync_playwright
+from conftest import skip_or_fail
+from playwright.sync_api import Browser, Page
 
 import lora_lib
 
@@ -91,12 +92,6 @@ NEW_KINDS_ALONE = """;axe.configure({ rules: [
   { id: "link-in-text-block", selector: "a[href][data-new-kind]" },
 ] })"""
 AXE = Axe(AXE_SCRIPT + NEW_KINDS_ALONE)
-IN_CI = os.environ.get("CI") == "true"
-
-
-def skip_or_fail(reason: str) -> None:
-    """A reader without a browser may go on; continuous integration may not."""
-    (pytest.fail if IN_CI else pytest.skip)(reason)
 
 
 @functools.cache
@@ -126,19 +121,6 @@ def address() -> Iterator[str]:
     """Where the book is served: a port of this machine, as on a web server and unlike a folder of files."""
     with print_book.serve(HTML) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = print_book.find_browser()
-    if path is None:
-        skip_or_fail(
-            f"no browser found (looked for {', '.join(print_book.BROWSERS)}): `apt install chromium` brings one"
-        )
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
-        yield chromium
-        chromium.close()
 
 
 class Visit:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -206,18 +205,6 @@ def test_bad_axes_are_named(axes, message):
 def test_a_draw_that_returns_nothing_is_named():
     with pytest.raises(TypeError, match="draw returned NoneType for rank 1: expected a matplotlib Figure"):
         knob(lambda rank: None, rank=[1, 2], caption="c")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright, to test knobs in a browser")
-    chromium = shutil.which("chromium")
-    if chromium is None and "CI" not in os.environ:
-        pytest.skip("no chromium on this machine (Debian and Ubuntu: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 def shown(page):

@@ -21,15 +21,14 @@ from typing import Any
 import build_lab
 import firefox
 import measure_lab
-import print_book
 import pytest
 import safetensors.torch
 import torch
 from axe_playwright_python.sync_playwright import Axe
+from conftest import skip_or_fail
 from measure_lab import Engine
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from playwright.sync_api import Error as PlaywrightError
-from test_book import skip_or_fail
 from torch import Tensor
 
 from lora_lib import PeftModel, get_peft_model, load_model, load_pretrained
@@ -47,17 +46,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lab")
     build_lab.write_site(folder)
     return folder / "lab.html"
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = print_book.find_browser()
-    if path is None:
-        skip_or_fail("no Chromium or Chrome found: `apt install chromium` brings one")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module", params=["relaxed", "plain"])

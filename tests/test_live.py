@@ -11,7 +11,7 @@ import print_book
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 from test_book import CHAPTERS, HTML
 from test_knobs import lab  # noqa: F401 - the fixture: JupyterLab on a folder of its own
 
@@ -27,17 +27,6 @@ ADAPTERS = {"writer": ([[1], [0], [2]], [[1, -1, 0, 2]]), "reader": ([[0], [1], 
 SMALL = GPT2Config(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2)
 PAGE = """<!DOCTYPE html><html lang="en"><head><title>live</title></head><body><main class="bd-article"><h1>live</h1>
 {}</main></body></html>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = print_book.find_browser()
-    if path is None:
-        pytest.skip(f"no browser found (looked for {', '.join(print_book.BROWSERS)})")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def opened(browser: Browser, html: str, **context: object) -> Page:
