@@ -35,7 +35,7 @@ test: start lint test-library test-book test-notebooks  ## check everything
 
 .PHONY: start
 start:
-	@echo "Four parts: lint, library, book, notebooks. About eighteen minutes on two cores, installation apart."
+	@echo "Four parts: lint, library, book, notebooks. About fourteen minutes on two cores, installation apart."
 
 lab: $(INSTALLED)  ## the chapters, in JupyterLab
 	$(BIN)/jupyter lab notebooks
