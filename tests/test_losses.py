@@ -46,6 +46,14 @@ def test_the_chunked_loss_is_the_plain_one_in_value_and_gradients(make, monkeypa
         torch.testing.assert_close(loss_sum(model, ids, targets), values[1])
 
 
+def test_the_chunked_loss_of_doubles_is_summed_in_doubles(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS", 150)
+    model, ids = tiny().double(), torch.randint(50, (3, 10))
+    found = loss_sum(model, ids, ids.roll(-1, 1))
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, plain_loss_sum(model, ids, ids.roll(-1, 1)), rtol=1e-12, atol=0)
+
+
 def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
     monkeypatch.setattr(losses, "LOGITS", 500)
     torch.manual_seed(0)

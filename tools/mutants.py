@@ -28,7 +28,7 @@ CORE = {
     "variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_adapter_algebra test_peft_both_ways test_other_models test_wrong_input",
     "adapter_parts": "test_peft_wrapper test_adapter_files test_peft_both_ways test_other_models test_wrong_input",
-    "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds",
+    "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
     "targets": "test_peft_wrapper test_other_models test_wrong_input",
     "adapter_files": "test_adapter_files test_wrong_input test_peft_both_ways",
     "tensor_files": "test_adapter_files test_checkpoints",
