@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # module -> the test files that are to notice
 CORE = {
-    "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds",
+    "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds test_variants",
     "fused": "test_lora_linear",
     "variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_adapter_algebra test_peft_both_ways test_other_models test_wrong_input",
