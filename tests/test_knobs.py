@@ -243,13 +243,18 @@ def test_first_frame_is_there_without_scripts(browser):
     context.close()
 
 
+def write_notebook(cell, path):
+    """A notebook of one cell. It names its kernel: JupyterLab would ask for one."""
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), path)
+
+
 def notebook(path, monkeypatch):
     """A notebook of one knob, with the outputs that running it leaves and no widget's state."""
     scope = {}
     exec(NUMBERS.replace("\nknob(", "\nmade = knob("), scope)
     cell = nbformat.v4.new_code_cell(NUMBERS, outputs=outputs(scope["made"], monkeypatch), execution_count=1)
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), path)
+    write_notebook(cell, path)
     return path
 
 

@@ -13,7 +13,10 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page
 from test_book import CHAPTERS, HTML
-from test_knobs import lab  # noqa: F401 - the fixture: JupyterLab on a folder of its own
+from test_knobs import (
+    lab,  # noqa: F401 - the fixture: JupyterLab on a folder of its own
+    write_notebook,
+)
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
 from lora_lib.live import KINDS, injection, product, switching
@@ -358,8 +361,7 @@ def test_an_injection_that_does_not_fit_is_refused(change: dict, message: str) -
 def test_in_jupyterlab_it_lives_when_trusted_and_stands_still_when_not(browser: Browser, lab) -> None:  # noqa: F811
     folder, address, notary = lab
     output = nbformat.v4.new_output("display_data", {"text/plain": "", "text/html": the_product()})
-    cells = [nbformat.v4.new_code_cell("1", outputs=[output], execution_count=1)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "live.ipynb")
+    write_notebook(nbformat.v4.new_code_cell("1", outputs=[output], execution_count=1), folder / "live.ipynb")
     page = browser.new_page(viewport={"width": 1100, "height": 1400})
 
     page.goto(f"{address}/doc/tree/live.ipynb?reset")
