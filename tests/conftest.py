@@ -25,9 +25,7 @@ def browser() -> Iterator[Browser]:
     """One browser for all: a process can hold no second one of Playwright's."""
     path = print_book.find_browser()
     if path is None:
-        skip_or_fail(
-            f"no browser found (looked for {', '.join(print_book.BROWSERS)}): `apt install chromium` brings one"
-        )
+        skip_or_fail(print_book.NO_BROWSER)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
         yield chromium

@@ -15,7 +15,10 @@ from typing import Any
 
 import websocket
 
-NAMES = ("firefox", "firefox-esr")
+NAMES = (
+    "firefox", "firefox-esr", "/Applications/Firefox.app/Contents/MacOS/firefox",
+    r"C:\Program Files\Mozilla Firefox\firefox.exe",
+)  # fmt: skip
 # A proxy where nobody listens cuts the network. Downloads go to a folder without a question.
 SETTINGS = {
     "network.proxy.type": 1, "network.proxy.http": "127.0.0.1", "network.proxy.http_port": 9,

@@ -26,7 +26,12 @@ from urllib.parse import urldefrag, urlsplit
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+)  # fmt: skip
+NO_BROWSER = "no Chromium or Chrome found: `apt install chromium` brings one"
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
 WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
 .lab, .letters, #book-cards"""
@@ -162,7 +167,7 @@ def print_to(html: Path, pdf: Path) -> None:
     """Print the joined book into one file."""
     browser = find_browser()
     if browser is None:
-        sys.exit(f"no browser found (looked for {', '.join(BROWSERS)}): `apt install chromium` brings one")
+        sys.exit(NO_BROWSER)
     joined = html / "print.html"  # beside the pages, so that its pictures and scripts are found
     joined.write_text(str(join(html)), encoding="utf8")
     foot = '<p style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></p>'
