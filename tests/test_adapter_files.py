@@ -34,6 +34,12 @@ def test_round_trip(folder):
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
+def test_folders_on_the_way_are_made(folder, tmp_path):
+    saved = read_adapter(folder)
+    write_adapter(tmp_path / "one" / "after" / "another", saved.config, saved.layers)
+    assert read_adapter(tmp_path / "one" / "after" / "another").layers.keys() == saved.layers.keys()
+
+
 def test_the_config_says_what_peft_needs(folder):
     values = json.loads((folder / CONFIG_FILE).read_text())
     assert values["peft_type"] == "LORA" and values["inference_mode"] is True and values["bias"] == "none"
@@ -64,6 +70,8 @@ def test_the_config_says_what_peft_needs(folder):
         ({"task_type": "CHESS"}, "task_type = 'CHESS' is not a value"),
         ({"layers_to_transform": [-1]}, "layers_to_transform"),
         ({"layers_pattern": ["h"]}, "layers_pattern says where"),
+        ({"layers_to_transform": [0], "target_modules": "layer"}, "needs target_modules to be a list of names"),
+        ({"layers_pattern": ["h"], "target_modules": "layer"}, "needs target_modules to be a list of names"),
         ({"exclude_modules": [1]}, "exclude_modules = .1. is not a value"),
         ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' is not a value"),
         ({"use_new_thing": True}, "use_new_thing = True is not supported"),

@@ -6,6 +6,7 @@ from small_models import ATTENTION_AND_MLP, IDS, SMALL, small, stir, three_adapt
 from torch import nn
 
 from lora_lib import GPT_CONFIG_124M, AdapterError, GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
+from lora_lib.adapter_parts import base_sample
 
 
 def test_the_original_guide_runs_word_for_word():
@@ -300,6 +301,10 @@ def test_the_sample_of_the_base_is_taken_where_it_always_was(tmp_path):
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         sample = file.metadata()["base_sample"].split()
     assert sample == GOLDEN.split()
+    large = nn.Linear(2000, 2000, bias=False)  # as many numbers as float32 can count
+    large.weight.data = torch.arange(2000.0 * 2000).view(2000, 2000).T  # (d, k) is what is counted along
+    golden_ratio = (5**0.5 - 1) / 2
+    assert base_sample(nn.Sequential(large), ["0"]) == [int(i * golden_ratio % 1 * 2000 * 2000) for i in range(64)]
 
 
 GOLDEN = (

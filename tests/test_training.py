@@ -13,7 +13,7 @@ from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
 from lora_lib.examples import IGNORE, batches
 from lora_lib.generation import generate_text
 from lora_lib.losses import loss_sum
-from lora_lib.training import check_settings, evaluate, fit, lr_factor
+from lora_lib.training import History, check_settings, evaluate, fit, lr_factor
 
 QUIET = {"bf16": False, "progress": False}
 
@@ -45,7 +45,14 @@ def test_fit_learns_with_the_adapter_and_leaves_the_base_alone():
     assert history.validation[-1][1] < 0.7 * history.validation[0][1]
     assert all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
     assert len(history.loss) == len(history.learning_rate) == 60 and history.tokens > 0
-    assert "60 steps" in repr(history)
+
+
+def test_a_history_is_told_in_a_line():
+    losses = [9.0, *([5.0] * 10), 3.0]
+    history = History(losses, [0.1] * 12, validation=[(0, 8.0), (6, 7.0), (12, 6.0)], tokens=1000, seconds=4.0)
+    told = "History(12 steps, loss 9.00 → 4.80, validation 8.00 → 6.00, 4 s, 250 tokens/s)"
+    assert repr(history) == told  # the last loss is a mean over ten steps
+    assert repr(History()) == "History(0 steps, 0 s, 0 tokens/s)"
 
 
 def test_the_same_seed_gives_the_same_run_and_the_callers_random_state_stays():

@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 # module -> the test files that are to notice
@@ -30,7 +33,7 @@ CORE = {
     "adapter_parts": "test_peft_wrapper test_adapter_files test_peft_both_ways test_other_models test_wrong_input",
     "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
     "targets": "test_peft_wrapper test_other_models test_wrong_input",
-    "adapter_files": "test_adapter_files test_wrong_input test_peft_both_ways",
+    "adapter_files": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds",
     "tensor_files": "test_adapter_files test_checkpoints",
     "training": "test_training test_checkpoints test_command_line test_wrong_input",
     "losses": "test_losses test_training",
@@ -39,6 +42,12 @@ CORE = {
     "files": "test_files test_wrong_input",
     "quantised": "test_quantised",
 }
+os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, below
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of a test that was stopped on its way
+# Imported once: a mutant's process is a copy of one that has them. Windows and macOS have no such copies that hold.
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    _CONTEXT.set_forkserver_preload(["torch._dynamo", "transformers", "hypothesis", "playwright.sync_api"])
 OTHER_COMPARISON = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -97,13 +106,25 @@ def survives(module: str, text: str) -> bool:
             shutil.copy(ROOT / name, copied)
         (copied / "lora_lib" / f"{module}.py").write_text(text, encoding="utf8")
         tests = [f"tests/{name}.py" for name in CORE[module].split()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        try:
-            run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=600, check=False)
-        except subprocess.TimeoutExpired:  # an endless loop is noticed, too
-            return False
-        return run.returncode == 0
+        run = _CONTEXT.Process(target=_run, args=(folder, tests))
+        run.start()
+        run.join(600)
+        if run.exitcode is None:  # an endless loop is noticed, too
+            run.kill()
+            run.join()
+        return run.exitcode == 0
+
+
+def _run(folder: str, tests: list[str]) -> NoReturn:
+    """In a new process: pytest over these tests, with the `lora_lib` of this folder, and without a word."""
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = folder  # for the processes that tests start
+    sys.dont_write_bytecode = True
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
 
 
 def main() -> None:
