@@ -34,6 +34,11 @@ def test_round_trip(folder):
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
+def test_a_config_has_defaults_that_hold():
+    config = LoRAConfig("all-linear")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (8, 16, 0.0, False)
+
+
 def test_folders_on_the_way_are_made(folder, tmp_path):
     saved = read_adapter(folder)
     write_adapter(tmp_path / "one" / "after" / "another", saved.config, saved.layers)

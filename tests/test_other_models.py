@@ -103,13 +103,24 @@ def test_peft_opens_the_adapter_of_any_model_and_we_open_what_it_saves(tmp_path,
     assert torch.equal(answer(model.unload(), inputs), answer(fresh(), inputs))
 
 
+class OfNoFamily(nn.Sequential):
+    """A model of one's own that generates as transformers' do, and whose config says nothing of stacks."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4))
+
+    def prepare_inputs_for_generation(self, ids):
+        return {"input": ids}
+
+
 def test_a_task_is_guessed_for_causal_models_alone(tmp_path):
     for make, wanted in ((gpt2, "CAUSAL_LM"), (t5, None), (lambda: hf.BertModel(hf.BertConfig(**BERT)), None)):
         get_peft_model(make(), "all-linear", 2).save_pretrained(tmp_path)
         values = json.loads((tmp_path / "adapter_config.json").read_text())
         assert values.get("task_type") == wanted and values["inference_mode"] is True
-    get_peft_model(small(), ["c_attn"], 2).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    for make in (small, OfNoFamily):
+        get_peft_model(make(), "all-linear", 2).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
 def test_t5_reads_its_layers_weights_and_still_generates_row_by_row():

@@ -390,6 +390,7 @@ def test_each_row_of_a_batch_has_its_own_adapter():
     model, ids = three_adapters(), torch.randint(0, 97, (5, 6))
     rows = ["c", "__base__", "default", "b", "c"]
     mixed = model(ids, adapter_names=rows)
+    assert torch.equal(model(ids=ids, adapter_names=rows), mixed)
     for i, name in enumerate(rows):
         model.set_adapter([] if name == "__base__" else name)
         torch.testing.assert_close(mixed[i], model(ids[i : i + 1])[0], atol=1e-5, rtol=1e-5)

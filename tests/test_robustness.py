@@ -193,6 +193,7 @@ def test_a_merged_state_dict_does_not_go_into_an_unmerged_model_nor_the_other_wa
     plain = copy.deepcopy(model.state_dict())
     model.merge_adapter()
     merged = copy.deepcopy(model.state_dict())
+    next(iter(merged.values())).add_(1)  # it would show if only this much were loaded
     stir(other, seed=9)
     before = other(IDS)
     for strict in (True, False):

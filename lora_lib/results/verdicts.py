@@ -92,6 +92,10 @@ _ON_SMOLLM2: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rank 64 against 8": ({"method": "lora", "rank": 64}, {"method": "lora", "rank": 8}),
     "rank 8 against full": ({"method": "lora", "rank": 8}, {"method": "full"}),
     "rank 64 against full": ({"method": "lora", "rank": 64}, {"method": "full"}),
+    "same layers, rank 8": ({"method": "lora", "rank": 8}, {"method": "full, linear"}),
+    "same layers, rank 64": ({"method": "lora", "rank": 64}, {"method": "full, linear"}),
+    "same layers, α/√r": ({"method": "rslora", "rank": 64}, {"method": "full, linear"}),
+    "α/√r against α/r": ({"method": "rslora", "rank": 64}, {"method": "lora", "rank": 64}),
 }
 AMOUNTS = (50, 200, 1000, 4000)  # examples
 
