@@ -101,6 +101,24 @@ def test_peft_reads_and_writes_the_same(tmp_path, kind, targets):
     assert torch.equal(again(IDS), model(IDS))
 
 
+class Marked(LoRA):
+    """A kind whose config says that it is one."""
+
+    config_fields = {"marked": True}
+    fusible = True
+
+
+def test_what_a_kind_writes_into_the_config_is_asked_for_when_it_is_read(tmp_path):
+    model = stir(get_peft_model(small(), ["c_attn"], 2, kind=Marked))
+    model.save_pretrained(tmp_path / "marked")
+    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path / "marked", kind=Marked)(IDS), model(IDS))
+    with pytest.raises(AdapterError, match="marked = True is not supported here"):
+        PeftModel.from_pretrained(small(), tmp_path / "marked")
+    get_peft_model(small(), ["c_attn"], 2).save_pretrained(tmp_path / "plain")
+    with pytest.raises(AdapterError, match="marked = None, but its kind of adapter needs True"):
+        PeftModel.from_pretrained(small(), tmp_path / "plain", kind=Marked)
+
+
 def test_a_single_layer_takes_another_kind_too():
     table = LoRALinear(nn.Embedding(6, 5), 2, kind=EmbeddingLoRA)
     assert torch.equal(table(IDS[0, :4]), table.base(IDS[0, :4]))

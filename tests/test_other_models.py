@@ -91,6 +91,7 @@ def test_peft_opens_the_adapter_of_any_model_and_we_open_what_it_saves(tmp_path,
     model.save_pretrained(tmp_path / "ours")
     values = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert values.get("task_type") == task and values["base_model_name_or_path"] == "someone/tiny"
+    assert torch.equal(answer(PeftModel.from_pretrained(fresh(), tmp_path / "ours"), inputs), out)
     opened = peft.PeftModel.from_pretrained(fresh(), tmp_path / "ours").eval()
     torch.testing.assert_close(answer(opened, inputs), out, atol=1e-6, rtol=1e-5)
     opened.save_pretrained(tmp_path / "theirs")

@@ -35,7 +35,8 @@ CORE = {
     "test_adapter_files test_adapter_kinds test_peft_both_ways",
     "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
     "targets": "test_peft_wrapper test_robustness test_other_models test_wrong_input test_peft_both_ways",
-    "adapter_files": "test_adapter_files test_robustness test_wrong_input test_peft_both_ways test_adapter_kinds",
+    "adapter_files": "test_adapter_files test_robustness test_wrong_input test_other_models test_adapter_kinds "
+    "test_peft_both_ways",
     "tensor_files": "test_adapter_files test_robustness test_checkpoints",
     "training": "test_training test_checkpoints test_command_line test_wrong_input",
     "losses": "test_losses test_training",
