@@ -96,6 +96,7 @@ _ON_SMOLLM2: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "same layers, rank 64": ({"method": "lora", "rank": 64}, {"method": "full, linear"}),
     "same layers, α/√r": ({"method": "rslora", "rank": 64}, {"method": "full, linear"}),
     "α/√r against α/r": ({"method": "rslora", "rank": 64}, {"method": "lora", "rank": 64}),
+    "everything against these layers": ({"method": "full"}, {"method": "full, linear"}),
 }
 AMOUNTS = (50, 200, 1000, 4000)  # examples
 
