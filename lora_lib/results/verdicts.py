@@ -112,7 +112,7 @@ COMPARISONS = {
             "α/√r against α/r": (_64_ROOT, _64_LINEAR),
             "α/√r against α/r, one rate": (_64_ROOT, {**_64_GENTLE, **_64_LINEAR}),
             "rank 64 against 8, linear": (_64_LINEAR, _8_LINEAR), "rank 64 with α/√r against 8": (_64_ROOT, _8_LINEAR),
-            "as usual, rank 8": (_8_LINEAR, _FULL),
+            "as usual, rank 8": (_8_LINEAR, _FULL), "everything against these layers": (_FULL, _FULL_LINEAR),
         }.items()
         for of, measure in {
             "": "validation_loss", ", BLEU": "bleu", ", values": "values_told", ", forgetting": "prose_loss"
