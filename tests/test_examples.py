@@ -1,5 +1,7 @@
 """Examples as tokens: what is learned, what is cut, what is padded."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 
@@ -48,3 +50,8 @@ def test_batches_are_padded_and_ordered_by_their_seed():
     first = lengths(seed=5)
     torch.manual_seed(2)  # the order is its own seed's affair
     assert first == lengths(seed=5) != lengths(seed=6) and sorted(first) == list(range(1, 8))
+
+
+def test_splits_stay_as_they_were_drawn(splits):
+    with pytest.raises(FrozenInstanceError):
+        splits.test = splits.train

@@ -196,6 +196,13 @@ def test_what_leaves_nothing_is_refused(settings, message):
     assert type(model.h[0].attn.c_attn) is nn.Linear
 
 
+@pytest.mark.parametrize(("layers", "named"), [(5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4, …")])
+def test_what_was_left_out_is_named_up_to_five(layers, named):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+    with pytest.raises(ValueError, match=f"leave none of the targets: {named}$"):
+        get_peft_model(model, "all-linear", 2, exclude_modules=".*")
+
+
 def test_a_module_in_full_that_has_lora_layers_in_it_is_refused():
     model = get_peft_model(small(), ["c_attn"], 2)
     with pytest.raises(ValueError, match="modules_to_save names h.0.attn, and another adapter has LoRA layers in it"):
