@@ -164,6 +164,7 @@ def _counted(key: str, config: Any) -> _Sizes:
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()  # the first releases of transformers 5 do not do it on the meta device
         head = model.get_output_embeddings()
         layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
         weights = sum(p.numel() for p in model.parameters())

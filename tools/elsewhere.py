@@ -35,7 +35,7 @@ def check(level: str, threads: int, notebooks: list[str], python: str) -> tuple[
     environment = {**os.environ, **LEVELS[level], "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     lines = run.stdout.splitlines() or [run.stderr[-200:]]
-    return lines[-1], re.findall(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
+    return lines[-1], re.findall(r"^FAILED (\S+ \d+)", run.stdout, re.MULTILINE)
 
 
 def main() -> None:
