@@ -35,7 +35,7 @@ test: start lint test-library test-book test-notebooks  ## check everything
 
 .PHONY: start
 start:
-	@echo "Four parts: lint, library, book, notebooks. About fourteen minutes on two cores, installation apart."
+	@echo "Four parts: lint, library, book, notebooks. About fifteen minutes on two cores, installation apart."
 
 lab: $(INSTALLED)  ## the chapters, in JupyterLab
 	$(BIN)/jupyter lab notebooks
@@ -71,7 +71,7 @@ test-notebooks: $(INSTALLED)  ## run every notebook, and compare its outputs wit
 	@echo "Part 4 of 4: the notebooks"
 	$(PYTEST) $(NOTEBOOKS) $(NBVAL)
 
-test-elsewhere: $(INSTALLED)  ## the notebooks as other processors, threads and releases of PyTorch compute them; an hour
+test-elsewhere: $(INSTALLED)  ## the notebooks as other processors, threads and releases of PyTorch compute them; two hours
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest --resolution lowest-direct -r requirements-dev.txt
