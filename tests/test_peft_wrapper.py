@@ -1,5 +1,8 @@
 """The wrapper: injection, counts, named adapters, files, and Hugging Face PEFT as the other side."""
 
+import copy
+import json
+
 import pytest
 import torch
 from small_models import ATTENTION_AND_MLP, IDS, SMALL, small, stir, three_adapters
@@ -288,6 +291,33 @@ def test_a_spent_wrapper_is_not_wrapped_again():
     ):
         get_peft_model(model, ["c_attn"], 2)
     assert len(get_peft_model(plain, ["c_attn"], 2).lora_layers()) == 2
+
+
+def test_a_second_adapter_on_all_layers_takes_none_inside_of_the_first():
+    model = get_peft_model(small(), ["c_attn"], 2)
+    model.add_adapter("b", LoRAConfig("all-linear"))
+    layers = [name for name, layer in model.lora_layers().items() if "b" in layer.adapters]
+    assert layers == list(get_peft_model(small(), "all-linear", 2).lora_layers())
+
+
+def test_what_does_not_fit_is_told_by_three_names_of_each_side(tmp_path):
+    def layers(names):
+        return nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+
+    get_peft_model(layers("abcd"), list("abcd"), 2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": list("wxyz")}))
+    message = r"4 of its layers \['w', 'x', 'y'\], and weights for 4 that it does not have \['a', 'b', 'c'\];"
+    with pytest.raises(AdapterError, match=message):
+        PeftModel.from_pretrained(layers("wxyz"), tmp_path)
+
+
+def test_a_base_in_half_precision_is_known_though_its_smallest_weights_are_rounded_to_none(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.init.constant_(model[0].weight, 2e-8)  # float16 has nothing between 0 and 6e-8
+    get_peft_model(copy.deepcopy(model), ["0"], 2).save_pretrained(tmp_path)
+    assert not model.half()[0].weight.any()
+    PeftModel.from_pretrained(model, tmp_path)
 
 
 def test_the_sample_of_the_base_is_taken_where_it_always_was(tmp_path):
