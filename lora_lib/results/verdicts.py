@@ -107,7 +107,7 @@ COMPARISONS = {
         for name, (ours, theirs) in {
             "as usual": (_64_LINEAR, _FULL), "same layers": (_64_LINEAR, _FULL_LINEAR),
             "same layers, α/√r": (_64_ROOT, _FULL_LINEAR), "same layers, rank 8": (_8_LINEAR, _FULL_LINEAR),
-            "with the embedding": (_64_WTE, _FULL), "the embedding": (_64_WTE, _64_LINEAR),
+            "with the embedding": (_64_WTE, _FULL),
             "with the embedding, rank 8": (_8_WTE, _FULL), "rank 64 against 8, with the embedding": (_64_WTE, _8_WTE),
             "α/√r against α/r": (_64_ROOT, _64_LINEAR),
             "α/√r against α/r, one rate": (_64_ROOT, {**_64_GENTLE, **_64_LINEAR}),
