@@ -55,7 +55,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/biome ci --error-on-warnings lab lora_lib/live book/_static
+	$(BIN)/biome ci --error-on-warnings lab lora_lib/book/live book/_static
 	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests

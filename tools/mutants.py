@@ -28,22 +28,22 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds test_variants",
     "fused": "test_lora_linear",
-    "variants": "test_variants test_adapter_kinds",
+    "adapters/variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
     "test_adapter_algebra test_adapter_kinds test_peft_both_ways",
-    "adapter_parts": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
+    "adapters/parts": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
     "test_adapter_files test_adapter_kinds test_peft_both_ways",
-    "config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
-    "targets": "test_peft_wrapper test_robustness test_other_models test_wrong_input test_peft_both_ways",
-    "adapter_files": "test_adapter_files test_robustness test_wrong_input test_other_models test_adapter_kinds "
+    "adapters/config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
+    "adapters/targets": "test_peft_wrapper test_robustness test_other_models test_wrong_input test_peft_both_ways",
+    "adapters/files": "test_adapter_files test_robustness test_wrong_input test_other_models test_adapter_kinds "
     "test_peft_both_ways",
     "tensor_files": "test_adapter_files test_robustness test_checkpoints",
-    "training": "test_training test_checkpoints test_command_line test_wrong_input",
-    "losses": "test_losses test_training",
-    "checkpoints": "test_checkpoints",
-    "examples": "test_examples test_files test_wrong_input",
-    "files": "test_files test_wrong_input",
-    "quantised": "test_quantised",
+    "training/loop": "test_training test_checkpoints test_command_line test_wrong_input",
+    "training/losses": "test_losses test_training",
+    "training/checkpoints": "test_checkpoints",
+    "data/examples": "test_examples test_files test_wrong_input",
+    "data/readers": "test_files test_wrong_input",
+    "adapters/quantised": "test_quantised",
 }
 os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, below
 os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of a test that was stopped on its way
