@@ -56,7 +56,7 @@ def test_no_cell_writes_to_a_path_that_the_reader_puts_in(path: Path) -> None:
 
 
 def test_a_cell_that_would_is_found() -> None:
-    code = 'mine = work / "mine.csv"  # or the path of a file of yours\nwith mine.open("w", newline="") as file:\n    pass\n'
+    code = 'mine = work / "mine.csv"  # or a file of yours\nwith mine.open("w", newline="") as f:\n    pass\n'
     names = names_of_readers_paths(code)
     assert names == {"mine"}
     assert list(writes(code, names)) == ["mine.open('w', newline='')"]
