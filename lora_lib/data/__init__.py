@@ -24,6 +24,7 @@ from lora_lib.data.restaurants import (
     slot_report,
     to_examples,
 )
+from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
 from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "SYSTEM",
     "Encoded",
     "Example",
+    "Interval",
     "Record",
     "Restaurant",
     "Splits",
@@ -41,10 +43,13 @@ __all__ = [
     "batches",
     "chat_prompt",
     "collate",
+    "difference",
     "encode_chat",
     "encode_examples",
     "encode_records",
     "few_shot",
+    "interval",
+    "judge_answers",
     "make_tickets",
     "pack",
     "prompt_ids",
@@ -54,6 +59,7 @@ __all__ = [
     "read_records",
     "read_text",
     "restaurant_data",
+    "score_table",
     "score_texts",
     "score_tickets",
     "slot_accuracy",
