@@ -37,9 +37,7 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
     Raises ValueError for lists of different lengths, and for no items.
     """
     if len(answers) != len(wanted) or not wanted:
-        raise ValueError(
-            f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}"
-        )
+        raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
     targets = [_json_object(text) for text in wanted]
     if any(target is None for target in targets):
         pairs = [(answer.strip(), text.strip()) for answer, text in zip(answers, wanted)]
