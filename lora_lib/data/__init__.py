@@ -14,7 +14,16 @@ from lora_lib.data.examples import (
     pack,
     split,
 )
-from lora_lib.data.readers import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
+from lora_lib.data.readers import (
+    MISSING,
+    chat_prompt,
+    read_chats,
+    read_columns,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+)
 from lora_lib.data.restaurants import (
     PROMPT_END,
     Restaurant,
@@ -54,6 +63,7 @@ __all__ = [
     "pack",
     "prompt_ids",
     "read_chats",
+    "read_columns",
     "read_csv",
     "read_jsonl",
     "read_records",
