@@ -20,6 +20,10 @@ export const Lab = {
 window.Lab = Lab;
 
 const WEIGHT_PARTS = 8;
+const PATIENCE = 30_000; // milliseconds in which a worker must have begun
+const FORBIDDEN =
+  "The browser did not start the lab's worker. This page's policy, or an extension, may forbid workers: " +
+  "open the lab elsewhere, or as a file.";
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
 // VERSIONS has a digest of each script; the build puts it in.
@@ -82,11 +86,18 @@ export class Engine {
 
   constructor(source, relaxed) {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.worker = new Worker(url);
     this.waiting = new Map();
     this.asked = 0;
-    this.worker.onmessage = ({ data }) => this.hear(data);
-    this.worker.onerror = ({ message }) => this.fail(new Error(message));
+    this.failed = null; // why the worker did not start
+    try {
+      this.worker = new Worker(url);
+      this.worker.onmessage = ({ data }) => this.hear(data);
+      this.worker.onerror = ({ message }) => this.fail(new Error(message || FORBIDDEN));
+      this.worker.onmessageerror = () => this.fail(new Error("The lab's worker sent what cannot be read."));
+    } catch {
+      this.fail(new Error(FORBIDDEN));
+    }
+    this.patience = setTimeout(() => this.fail(new Error(FORBIDDEN)), PATIENCE);
     const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
     this.kernels = Object.fromEntries(kernels);
     this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
@@ -105,12 +116,17 @@ export class Engine {
   ask(job, what = {}, { news = () => {}, move = [] } = {}) {
     const id = ++this.asked;
     return new Promise((resolve, reject) => {
+      if (this.failed) return reject(this.failed);
       this.waiting.set(id, { resolve, reject, news });
       this.worker.postMessage({ id, job, ...what }, move);
     });
   }
 
-  hear({ id, result, error, news }) {
+  hear({ ready, id, result, error, news }) {
+    if (ready) {
+      this.started = true;
+      return clearTimeout(this.patience);
+    }
     const { resolve, reject, news: listener } = this.waiting.get(id);
     if (news) return listener(news);
     this.waiting.delete(id);
@@ -118,6 +134,8 @@ export class Engine {
   }
 
   fail(error) {
+    clearTimeout(this.patience);
+    if (!this.started) this.failed = error;
     for (const { reject } of this.waiting.values()) reject(error);
     this.waiting.clear();
   }

@@ -15,6 +15,7 @@ from typing import Any
 import build_lab
 import pytest
 import torch
+from lab_modules import as_module
 from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
 from playwright.sync_api import Browser
@@ -26,13 +27,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PROSE = (build_lab.LAB / "prose.txt").read_text(encoding="utf8")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab")
-    build_lab.write_site(folder)
-    return folder / "lab.html"
 
 
 @pytest.fixture(scope="module")
@@ -278,11 +272,6 @@ def test_gpt2s_own_files_give_the_tokens_of_tokenizers(
     found, back = in_page(browser, site, files, texts)
     assert found == [reference.encode(text).ids for text in texts]
     assert back == texts
-
-
-def as_module(name: str) -> str:
-    """An address from which a page can import a module of the lab."""
-    return "data:text/javascript;base64," + base64.b64encode(build_lab.bundle(name, "esm").encode()).decode()
 
 
 def in_page(browser: Browser, site: Path, files: dict[str, str], texts: list[str]) -> Any:
