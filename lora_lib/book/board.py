@@ -21,6 +21,7 @@ NAMES = {
     "greedy_missed": "slots missed, greedy", "test_accuracy": "right", "intruders": "intruders",
     "intruders_equal_size": "intruders, one size",
 }  # fmt: skip
+MARK = "\u00a0*"  # of a difference that survives the correction for many
 CHIPS = ("yes", "no", "level", "not settled")
 
 STYLE = """<style>
@@ -48,7 +49,9 @@ STYLE = """<style>
 @container (max-width: 34rem) {
   .found > li, .found.board > li { grid-template-columns: minmax(0, 1fr) auto; }
   .found > li > .wide { grid-column: 1 / -1; }
+  .found .chip { grid-area: 1 / 2; }
 }
+.behind { overflow-x: auto; }
 .behind table { border-collapse: collapse; font-size: 0.95em; margin: 0.5rem 0; }
 .behind th, .behind td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: left; vertical-align: top; font-weight: inherit; }
 .behind thead th { font-weight: 600; }
@@ -78,7 +81,7 @@ def line(label: str, name: str, survive: Iterable[str] = (), paper: float | None
         unit = 1
     found = flipped(comparison.difference(), unit * (1 if comparison.measure in MORE_IS_BETTER else -1))
     drawn = Line(label, found, abs(unit) * comparison.margin(), "", paper)
-    return drawn._replace(said=f"{interval(found, 1)}, {drawn.verdict}{' *' if name in survive else ''}")
+    return drawn._replace(said=f"{interval(found, 1)}, {drawn.verdict}{MARK if name in survive else ''}")
 
 
 def judged(comparison: Comparison) -> str:
@@ -110,8 +113,8 @@ def interval(found: Difference, digits: int = 2, unit: str = "") -> str:
 def track(drawn: Line, limit: float, second: Line | None = None) -> str:
     """The line's interval on an axis from -`limit` to `limit`; `second` adds another model's mean as a ring."""
 
-    def at(x: float) -> float:
-        return round(50 + 50 * max(-1.0, min(1.0, x / limit)), 1)
+    def at(x: float, inset: float = 0) -> float:
+        return round(min(100 - inset, max(inset, 50 + 50 * x / limit)), 1)
 
     low, high = (at(x) for x in drawn.found[1:3])
     left, right = at(-drawn.margin), at(drawn.margin)
@@ -119,7 +122,7 @@ def track(drawn: Line, limit: float, second: Line | None = None) -> str:
     if math.isfinite(drawn.found.low):
         parts.append(f'<span class="range" style="left:{low}%;width:{max(high - low, 0.5):.1f}%"></span>')
     points = {"point": drawn.found.mean, "point second": second and second.found.mean, "point paper": drawn.paper}
-    parts += [f'<span class="{kind}" style="left:{at(x)}%"></span>' for kind, x in points.items() if x is not None]
+    parts += [f'<span class="{kind}" style="left:{at(x, 3)}%"></span>' for kind, x in points.items() if x is not None]
     return f'<span class="track wide" aria-hidden="true">{"".join(parts)}</span>'
 
 
@@ -153,7 +156,7 @@ class Answer(NamedTuple):
 
 def board(answers: Sequence[Answer], limit: float = 30) -> str:
     """The board of all answers. Raises ValueError for an answer of more than 12 words, or a chip that is none."""
-    head = axis(("LoRA worse", "LoRA better"), limit, " %")
+    head = axis(("worse", "better"), limit, " %")
     rows = [f'<li><span class="wide"></span><span class="wide"></span><span></span>{head}</li>']
     for row in answers:
         if len(row.answer.split()) > 12 or row.chip not in CHIPS:
@@ -178,7 +181,7 @@ def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], 
         if name in COMPARISONS:
             comparison = COMPARISONS[str(name)]
             measure = NAMES[comparison.measure]
-            said = judged(comparison) + (" *" if name in survive else "")
+            said = judged(comparison) + (MARK if name in survive else "")
         rows.append(f'<tr><th scope="row">{html.escape(label)}</th><td>{measure}</td><td>{html.escape(said)}</td></tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("first less second", "measure", "found"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
