@@ -9,7 +9,7 @@ def kept_runs() -> dict[str, Row]:
     """The runs by name: the base, LoRA by rank, LoRA with the embedding trained too, and full at its best rate."""
     rows = load_results("one_sitting")
     runs = {"base": select(rows, parts="none")[0]}
-    runs |= {f"r = {row['rank']}": row for row in select(rows, parts="linear")}
+    runs |= {f"r = {row['rank']}": row for row in select(rows, parts="linear", learning_rate=0.005)}
     runs |= {f"r = {row['rank']} + embedding": row for row in select(rows, parts="linear + wte")}
     return runs | {"full": min(select(rows, parts="all"), key=lambda row: row["loss"])}
 
