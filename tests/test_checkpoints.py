@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, checkpoints, get_peft_model, training
-from lora_lib.training import check_writable, fingerprint, fit
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.training import check_writable, checkpoints, fingerprint, fit, loop
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
             "bf16": False, "progress": False}  # fmt: skip
@@ -30,7 +30,7 @@ def make(alpha: float = 8):
 
 def train(folder: Path, kill_at_call: int = 0, kill_in_save: int = 0) -> None:
     """Train, until this process kills itself at a step or while it saves."""
-    calls, saves, accumulate, replace = [], [], training._accumulate, os.replace
+    calls, saves, accumulate, replace = [], [], loop._accumulate, os.replace
 
     def counted(*args):
         calls.append(1)
@@ -44,7 +44,7 @@ def train(folder: Path, kill_at_call: int = 0, kill_in_save: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*args)
 
-    training._accumulate, os.replace = counted, killed
+    loop._accumulate, os.replace = counted, killed
     model, data = make()
     history = fit(model, data, checkpoint=folder / "run.safetensors", validation=data, validate_every=2, **SETTINGS)
     save_file({n: p.detach() for n, p in model.named_parameters()}, folder / "weights")
@@ -72,7 +72,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path):
 def test_a_checkpoint_is_written_now_and_then_and_after_the_last_step(tmp_path: Path, monkeypatch):
     path, done = tmp_path / "run.safetensors", []
     save = checkpoints.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint", lambda *args: (done.append(len(args[-1]["loss"])), save(*args)))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: (done.append(len(args[-1]["loss"])), save(*args)))
     model, data = make()
     history = fit(model, data, checkpoint=path, **{**SETTINGS, "steps": 7})
     assert done == [3, 6, 7]
