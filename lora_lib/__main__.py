@@ -50,7 +50,8 @@ from typing import Any
 import torch
 
 from lora_lib.adapters.config import LoRAConfig
-from lora_lib.data.examples import Encoded, encode_examples, encode_records
+from lora_lib.data.chats import encode_records
+from lora_lib.data.examples import Encoded, encode_examples
 from lora_lib.data.readers import read_object, read_records
 from lora_lib.data.restaurants import restaurant_data, to_examples
 from lora_lib.gpt2.pretrained import load_pretrained, save_pretrained_folder

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.data.examples import IGNORE
+from lora_lib.gpt2.loss import IGNORE
 from lora_lib.training.losses import loss_sum
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lora_lib.data.examples import IGNORE, Encoded, batches
+from lora_lib.data.examples import Encoded, batches
+from lora_lib.gpt2.loss import IGNORE
 from lora_lib.lora_linear import LoRALinear
 from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.training.distributed import Objective, averaged, place
