@@ -17,6 +17,7 @@ from lora_lib.data import (
     encode_records,
     pack,
     read_chats,
+    read_columns,
     read_csv,
     read_jsonl,
     read_records,
@@ -393,3 +394,39 @@ def test_what_is_made_can_be_trained_on(tokenizer, write):
     model, _ = load_pretrained("gpt2-mini")
     encoded = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
     assert 0 < evaluate(model, encoded + pack(["Once upon a time."], tokenizer, 256), bf16=False) < 12
+
+
+def test_columns_of_any_name_become_questions_and_json_answers(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("id,review,category,mood\n1,The box broke.,quality,bad\n", encoding="utf8")
+    (record,) = read_columns(path, ["review"], ["category", "mood"])
+    assert record.exchanges == (Example("The box broke.", '{"category": "quality", "mood": "bad"}'),)
+    (record,) = read_columns(path, ["id", "review"], ["mood"])
+    assert record.exchanges == (Example("id: 1\nreview: The box broke.", "bad"),)
+
+
+def test_columns_of_jsonl_keep_their_types(tmp_path):
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null}\n', encoding="utf8")
+    (record,) = read_columns(path, ["review"], ["stars", "refund"])
+    assert record.exchanges[0].completion == '{"stars": 2, "refund": null}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ask", "answer", "message"),
+    [
+        ("a.csv", "review,kind\nx,y\n", ["text"], ["kind"], "line 1: expected one column 'text', found the columns"),
+        ("a.csv", "review,kind\nx,nan\n", ["review"], ["kind"], "line 2: 'kind' is 'nan'"),
+        ("a.csv", "review,kind\n,y\n", ["review"], ["kind"], "line 2: 'review' is empty"),
+        ("a.jsonl", '{"review": "x"}\n', ["review"], ["kind"], "line 1: no 'kind', found 'review'"),
+        ("a.csv", "review,kind\nx,y\n", ["review"], [], "name the columns"),
+        ("a.csv", "review,kind\nx,y\n", ["review"], ["review"], "apart from them"),
+        ("a.xlsx", "x", ["review"], ["kind"], "must end in .csv, .tsv or .jsonl"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_named(tmp_path, name, text, ask, answer, message):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf8")
+    with pytest.raises(ValueError, match=message):
+        read_columns(path, ask, answer)
+    assert path.read_text(encoding="utf8") == text

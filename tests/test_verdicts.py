@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_lib import results
+from lora_lib.book import results
 from lora_lib.book.results import verdicts
 from lora_lib.book.results.verdicts import COMPARISONS, MARGIN
 

@@ -12,7 +12,16 @@ from lora_lib.data.examples import (
     pack,
     split,
 )
-from lora_lib.data.readers import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
+from lora_lib.data.readers import (
+    MISSING,
+    chat_prompt,
+    read_chats,
+    read_columns,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+)
 from lora_lib.data.restaurants import (
     PROMPT_END,
     Restaurant,
@@ -22,6 +31,7 @@ from lora_lib.data.restaurants import (
     slot_report,
     to_examples,
 )
+from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
 from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
 from lora_lib.gpt2.loss import IGNORE
 
@@ -33,6 +43,7 @@ __all__ = [
     "SYSTEM",
     "Encoded",
     "Example",
+    "Interval",
     "Record",
     "Restaurant",
     "Splits",
@@ -41,20 +52,25 @@ __all__ = [
     "batches",
     "chat_prompt",
     "collate",
+    "difference",
     "encode_chat",
     "encode_examples",
     "encode_records",
     "few_shot",
+    "interval",
+    "judge_answers",
     "make_tickets",
     "pack",
     "prompt_ids",
     "read_chats",
+    "read_columns",
     "read_csv",
     "read_jsonl",
     "read_records",
     "read_text",
     "record_chat",
     "restaurant_data",
+    "score_table",
     "score_texts",
     "score_tickets",
     "slot_accuracy",

@@ -2,6 +2,7 @@
 
     text file              read_text               list of documents   pack             blocks of one length
     CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
+    columns by name        read_columns            list of Records     encode_records   loss on the answers
     JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
 
 `read_records` chooses among the last three by the file's name and its first line. `split` comes between reading and
@@ -74,15 +75,54 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
     column that is missing or named twice, a header that comes again, a row with more or fewer fields than the header,
     broken quotes, and a field that is empty or `missing`.
     """
+    rows = _csv_fields(path, delimiter, Example._fields, missing)
+    return _not_empty(path, [_pair(fields, where) for where, fields in rows])
+
+
+def read_columns(
+    path: str | Path, ask: Sequence[str], answer: Sequence[str], *, missing: Collection[str] = MISSING
+) -> list[Record]:
+    """Pairs from the columns of any .csv, .tsv or .jsonl file: the model is given those of `ask` and writes `answer`.
+
+    Of one column its text is taken as it is. Several columns to ask with become a line each, "name: value"; several to
+    answer with become one JSON object, which `judge_answers` scores field by field.
+
+    Raises as `read_csv` and `read_jsonl` do, naming the column, and ValueError where no column is named or a name that
+    ends in anything else.
+    """
+    ending = Path(path).suffix.lower()
+    if not ask or not answer or set(ask) & set(answer):
+        raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path}: its name must end in .csv, .tsv or .jsonl, to say what it holds")
+    if ending == ".jsonl":
+        rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
+    else:
+        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
+    return _not_empty(path, [_record_of_columns(fields, ask, answer, where) for where, fields in rows])
+
+
+def _record_of_columns(fields: Mapping[str, Any], ask: Sequence[str], answer: Sequence[str], where: str) -> Record:
+    asked = {name: _text(fields, name, where) for name in ask}
+    prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
+    if len(answer) == 1:
+        return Record((Example(prompt, _text(fields, answer[0], where)),), where)
+    wanted = {name: _field(fields, name, where) for name in answer}
+    return Record((Example(prompt, json.dumps(wanted, ensure_ascii=False)),), where)
+
+
+def _csv_fields(
+    path: str | Path, delimiter: str, columns: Sequence[str], missing: Collection[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row is, and its fields by column; those of `columns` are there once, and none is `missing`."""
     rows = _csv_rows(path, delimiter)
     line, header = next(rows)
-    for name in Example._fields:
+    for name in columns:
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
                 "the first line names them, and `delimiter` says what stands between them"
             )
-    records = []
     for line, row in rows:
         where = f"{path}, line {line}"
         if row == header:
@@ -93,14 +133,13 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
                 f'text that holds a {delimiter!r} stands between double quotes: "like this"'
             )
         fields = dict(zip(header, row))
-        for name in Example._fields:
+        for name in columns:
             if fields[name].strip() in missing:
                 raise ValueError(
                     f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
                     "take the row out, or pass missing=() if it is meant as text"
                 )
-        records.append(_pair(fields, where))
-    return _not_empty(path, records)
+        yield where, fields
 
 
 def read_jsonl(path: str | Path) -> list[Record]:
