@@ -150,9 +150,7 @@ def test_a_tokenizer_without_a_template_reads_pairs_as_they_stand(tokenizer):
     letters = tokenizer.convert_tokens_to_ids([*"abcd", "<e>"])
     assert ids.tolist() == letters[:-1] and targets.tolist() == [IGNORE, *letters[2:]]
     assert ask_records([pair], tokenizer) == ([letters[:2]], ["cd"])
-    with pytest.raises(
-        ValueError, match="pairs.csv, line 2: this tokenizer has no chat template, so there is no place"
-    ):
+    with pytest.raises(ValueError, match="pairs.csv, line 2: this tokenizer has no chat template, so there is no"):
         encode_records([pair], tokenizer, 256, system="be kind")
     with pytest.raises(ValueError, match="a.jsonl, line 1: this tokenizer has no chat template: use a chat model"):
         encode_records([Record((), "a.jsonl, line 1", tuple(CHAT))], tokenizer, 256)
@@ -223,9 +221,7 @@ def test_what_cannot_be_generated_is_refused(tokenizer):
             generate_text(model, tokenizer, ["ab"], **change)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate_text(model, tokenizer, ["ab", ""])
-    with pytest.raises(
-        ValueError, match="a prompt of 2 tokens and 3000 new ones do not fit this model's context of 2048"
-    ):
+    with pytest.raises(ValueError, match="a prompt of 2 tokens and 3000 new ones do not fit this model's context"):
         generate_text(model, tokenizer, ["ab"], 3000)
     with pytest.raises(TypeError, match=r"got a tuple: load_pretrained returns a pair, \(model, tokenizer\)"):
         generate_text(load_pretrained("gpt2-mini"), tokenizer, ["ab"])

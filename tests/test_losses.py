@@ -87,6 +87,34 @@ def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():
     assert loss == 0 and all(not p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("make", [tiny, adapted])
+@pytest.mark.parametrize("hang", ["hook", "pre hook", "forward", "global hook"])
+def test_what_hangs_on_a_model_is_not_passed_over(make, hang):
+    model, ids, seen = make(), torch.arange(6)[None], []
+    plain = model.forward
+    if hang == "hook":
+        model.register_forward_hook(lambda *args: seen.append(1))
+    elif hang == "pre hook":
+        model.register_forward_pre_hook(lambda *args: seen.append(1))
+    elif hang == "forward":
+        model.forward = lambda ids: (seen.append(1), plain(ids))[1]
+    else:
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module is model))
+    loss = loss_sum(model, ids, ids)
+    if hang == "global hook":
+        handle.remove()
+    assert any(seen)
+    torch.testing.assert_close(loss, loss_sum(make(), ids, ids))
+
+
+def test_a_models_own_loss_is_taken():
+    class Own(nn.Module):
+        def loss_sum(self, ids, targets):
+            return torch.tensor(7.0)
+
+    assert loss_sum(Own(), torch.arange(6)[None], torch.arange(6)[None]) == 7
+
+
 def test_a_readers_own_forward_is_not_passed_over():
     class Shifted(GPT2Model):
         def forward(self, ids, cache=None):
