@@ -81,9 +81,7 @@ def test_the_files_of_the_weights_are_those_of_the_model(folder):
         save_file(other, folder / name)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in load_model(folder).state_dict().items())
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match=r"several files of weights, optimizer.safetensors, z.safetensors"
-    ):
+    with pytest.raises(ValueError, match=r"several files of weights, optimizer.safetensors, z.safetensors"):
         load_model(folder)
     (folder / "z.safetensors").unlink()
     assert not torch.equal(load_model(folder).wte.weight, whole["wte.weight"])  # the only one there is
