@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from lora_lib.gpt2.model import kept_modes
+from lora_lib.gpt2.model import expect_model, kept_modes
 from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.settings import check, number, optional, setting, whole
 
@@ -51,9 +50,7 @@ def generate_text(
     Raises ValueError for a setting that cannot be used, an empty prompt, and a prompt that leaves no room in the
     model's context; TypeError where `model` is not a model.
     """
-    if not isinstance(model, nn.Module):
-        hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
-        raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
+    expect_model(model)
     how = GenerationConfig(max_new_tokens, temperature, top_k, seed, batch_size)
     encoded = [_ids(prompt, tokenizer) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
     for index, ids in enumerate(encoded):

@@ -263,6 +263,14 @@ class GPT2Model(nn.Module):
         return out
 
 
+def expect_model(model: object) -> nn.Module:
+    """The model itself. Raises TypeError for anything else, such as the pair that `load_pretrained` returns."""
+    if isinstance(model, nn.Module):
+        return model
+    hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
+    raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
+
+
 @contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
     """Inside this context `model` may change between training and evaluation; afterwards each module is as before."""
