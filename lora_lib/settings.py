@@ -95,7 +95,7 @@ def shown(value: object) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the nearest known word, or nothing where none is near."""
+    """The nearest known word as a question, with a space before it; nothing where none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
