@@ -153,7 +153,7 @@ TURNS = [
     Turn("10_your_own_data", "factors = [0, 0.25, 0.5, 0.75, 1]", "factors = [0, 0.1, 2]"),
 ]
 
-# Where a chapter asks for a file of the reader's: the text that stands there, what a reader puts in its place, and a file.
+# Where a chapter asks for a file: the text that stands there, what a reader puts in its place, and a file.
 PAIRS = "prompt,completion\n" + "".join(f"{n} plus 1 =>, {n + 1}\n" for n in range(80))
 REVIEWS = "review,category,mood\n" + "".join(
     f"Order {n}: the box {('broke', 'is fine')[n % 2]}.,{('quality', 'other')[n % 2]},{('bad', 'good')[n % 2]}\n"
