@@ -1,7 +1,7 @@
 // The page's side of the worker: fetch the model, start the worker, ask it things.
 // The scripts that the book's build made call these. A page that was opened as a file may load scripts and no files.
-const delivered = { weights: [], adapters: {} };
-const Lab = {
+export const delivered = { weights: [], adapters: {} };
+export const Lab = {
   weights(part, text) {
     delivered.weights[part] = bytesOf(text);
   },
@@ -9,7 +9,7 @@ const Lab = {
     delivered.tokens = text;
   },
   worker(parts) {
-    Object.assign(delivered, parts); // {source, kernels, prose}
+    Object.assign(delivered, parts); // {source, kernels, prose, config}
   },
   adapter(name, files) {
     delivered.adapters[name] = Object.fromEntries(
@@ -22,8 +22,8 @@ window.Lab = Lab;
 const WEIGHT_PARTS = 8;
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
-// VERSIONS has a digest of each script; the build writes it at the top of this one.
-function script(name) {
+// VERSIONS has a digest of each script; the build puts it in.
+export function script(name) {
   return new Promise((resolve, reject) => {
     const tag = document.createElement("script");
     tag.src = new URL(`${name}?v=${VERSIONS[name]}`, HERE);
@@ -43,7 +43,7 @@ function bytesOf(text) {
 }
 
 // What is missing in this browser, or "" where nothing is.
-function missing() {
+export function missing() {
   if (typeof WebAssembly === "undefined") return "WebAssembly, which is switched off or not there";
   if (typeof Worker === "undefined") return "web workers";
   // The smallest module with a SIMD instruction: a function that gives four zeros.
@@ -56,7 +56,7 @@ function missing() {
     : "WebAssembly SIMD, which browsers have since 2021 to 2023";
 }
 
-class Engine {
+export class Engine {
   // Load the model; `progress` is told the share that is there. `relaxed: false` takes the plain kernels.
   static async start(progress = () => {}, { relaxed = true } = {}) {
     if (!delivered.source) await script("worker.js");
@@ -85,9 +85,10 @@ class Engine {
     );
     this.relaxed = relaxed && WebAssembly.validate(kernels.relaxed);
     const weights = await new Blob(delivered.weights).arrayBuffer();
-    const { tokens, prose } = delivered;
+    const { tokens, prose, config } = delivered;
     const wasm = this.relaxed ? kernels.relaxed : kernels.plain;
-    Object.assign(this, await this.ask("load", { wasm, weights, tokens, prose }, { move: [weights] }));
+    const what = { wasm, config, weights, tokens, prose };
+    Object.assign(this, await this.ask("load", what, { move: [weights] })); // {megabytes, config}
     delivered.weights = []; // the worker has them now
   }
 

@@ -21,7 +21,7 @@ const two = inBytes(2);
 const four = inBytes(4);
 
 // The bytes of a zip with these files, {name: Uint8Array}, stored as they are: floats hardly shrink.
-function zip(files) {
+export function zip(files) {
   const parts = [];
   const directory = [];
   let at = 0;
@@ -48,7 +48,7 @@ function zip(files) {
 }
 
 // The files in a zip, {name: ArrayBuffer}, without the folders that they were in.
-async function unzip(buffer) {
+export async function unzip(buffer) {
   const broken = () => new Error("This is not a whole zip file.");
   const view = new DataView(buffer);
   let end = buffer.byteLength - 22;
@@ -81,7 +81,7 @@ async function unpacked(bytes, method) {
 }
 
 // Hand a file to the reader, as a download.
-function save(name, data) {
+export function save(name, data) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(data instanceof Blob ? data : new Blob([data]));
   link.download = name;

@@ -1,5 +1,4 @@
-// The arithmetic of the lab: float32, one thread, WebAssembly SIMD, which does four numbers at a time. No
-// libc.
+// The arithmetic of the lab: float32, one thread, WebAssembly SIMD, which does four numbers at a time. No libc.
 //
 // Letters, in all functions: N rows (tokens), d inputs and k outputs of a layer, r the rank, C the model's
 // width, V its vocabulary, T tokens of one sequence, H heads of D numbers each. Matrices are row after row in
@@ -19,8 +18,7 @@ typedef v128_t vec; // four float32
 #define mul4 wasm_f32x4_mul
 #define div4 wasm_f32x4_div
 
-// a·b + c. Relaxed SIMD has one instruction for it, which not every browser knows: this file is compiled
-// twice.
+// a·b + c. Relaxed SIMD has one instruction for it, which not every browser knows: this file is compiled twice.
 #ifdef RELAXED
 #define muladd(a, b, c) wasm_f32x4_relaxed_madd(a, b, c)
 #else
@@ -50,8 +48,7 @@ INLINE float largest_of(vec a) {
   return larger(low, high);
 }
 
-// ---- Simple things
-// ---------------------------------------------------------------------------------------------
+// ---- Simple things ----------------------------------------------------------------------------------------
 
 EXPORT(zero) void zero(float *x, int n) {
   for (int i = 0; i < n; i += 4) store(x + i, same(0));
@@ -89,9 +86,8 @@ EXPORT(half_to_float) void half_to_float(const unsigned short *half, float *x, i
   }
 }
 
-// ---- The large product
-// ----------------------------------------------------------------------------------------- A weight is read
-// in panels of 8 columns: what is needed next always lies next in memory.
+// ---- The large product ------------------------------------------------------------------------------------
+// A weight is read in panels of 8 columns: what is needed next always lies next in memory.
 
 // W (d, k) to panels (k/8, d, 8).
 EXPORT(pack) void pack(const float *W, float *panels, int d, int k) {
@@ -178,10 +174,9 @@ void matmul(const float *x, int N, int d, const float *panels, int k, const floa
   }
 }
 
-// ---- The thin products of LoRA
-// --------------------------------------------------------------------------------- Three of them make its
-// forward and its backward pass. M is A or B with one row for each of the r directions: A transposed, (r, d),
-// and B as it is, (r, k). Below, m is the length of such a row.
+// ---- The thin products of LoRA ----------------------------------------------------------------------------
+// Three of them make its forward and its backward pass. M is A or B with one row for each of the r directions:
+// A transposed, (r, d), and B as it is, (r, k). Below, m is the length of such a row.
 
 // c (N, r) = s · x·Mᵀ, for x (N, m).
 EXPORT(project) void project(const float *x, int N, int m, const float *M, int r, float s, float *c) {
@@ -257,8 +252,7 @@ EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, fl
   }
 }
 
-// ---- GELU
-// ------------------------------------------------------------------------------------------------------
+// ---- GELU -------------------------------------------------------------------------------------------------
 
 // e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as
 // exponent.
@@ -308,8 +302,7 @@ EXPORT(gelu_backward) void gelu_backward(const float *x, float *g, int n) {
   }
 }
 
-// ---- LayerNorm
-// -------------------------------------------------------------------------------------------------
+// ---- LayerNorm --------------------------------------------------------------------------------------------
 
 // y = (x - mean) / deviation · w + b, row by row. Keeps each row's mean and 1 / deviation for the way back.
 EXPORT(norm) void norm(const float *x, int N, int C, const float *w, const float *b, float *y, float *kept) {
@@ -351,8 +344,7 @@ void norm_backward(
   }
 }
 
-// ---- Attention
-// -------------------------------------------------------------------------------------------------
+// ---- Attention --------------------------------------------------------------------------------------------
 
 INLINE float dot(const float *a, const float *b, int n) {
   vec sum = same(0);
@@ -422,8 +414,7 @@ void attention_backward(
   }
 }
 
-// ---- Loss and update
-// -------------------------------------------------------------------------------------------
+// ---- Loss and update --------------------------------------------------------------------------------------
 
 // The loss of row n is log(sum) + gap, with sum = Σ e^(logit - top) and gap = top - the target's logit: kept
 // (N, 2) takes the two. logits (N, V) become `weight` times their gradient, softmax minus one at the target.

@@ -1,4 +1,7 @@
-// gpt2-mini with LoRA in it, as `lora_lib.gpt2` and `lora_lib.lora_linear` have it: W' = W + s·A·B.
+// GPT-2 with LoRA in it, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`.
+//
+// What the worker needs of a model, whatever computes it: `place`, `use`, `restart`, `next`, `loss`, `step` and
+// `baseSample`. The worker awaits all but `use` and `restart`.
 //
 // Each layer's backward pass stands below its forward pass. Forward: the layer's output from its input. Backward:
 // `g`, the loss's gradient at the output, becomes the gradient at the input, and, in a LoRA layer, at A and B.
@@ -7,66 +10,17 @@
 // Letters: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary, H heads;
 // a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
-// The layers that LoRA can adapt, with their inputs and outputs in multiples of the model's width.
-const KINDS = {
-  "attn.c_attn": { d: 1, k: 3 }, // queries, keys and values
-  "attn.c_proj": { d: 1, k: 1 },
-  "mlp.c_fc": { d: 1, k: 4 },
-  "mlp.c_proj": { d: 4, k: 1 },
-};
 
-// WebAssembly's memory, handed out in pieces of float32.
-class Memory {
-  constructor() {
-    this.wasm = new WebAssembly.Memory({ initial: 64, maximum: 32768 }); // pages of 64 kB: up to 2 GB
-    this.sizes = new Map(); // bytes of each piece in use, by where it begins
-    this.holes = []; // [begin, bytes] of pieces given back, in order
-    this.top = 0; // nothing beyond it was ever used
-  }
+import { LabError } from "./errors.js";
+import { KINDS } from "./layers.js";
+import { LoadedAdapter } from "./loaded_adapter.js";
+import { Memory } from "./memory.js";
 
-  alloc(count) {
-    const bytes = Math.ceil(count / 16) * 64; // each piece begins at a cache line
-    let hole = this.holes.find(([, size]) => size >= bytes);
-    if (!hole) {
-      const missing = this.top + bytes - this.wasm.buffer.byteLength;
-      if (missing > 0) this.wasm.grow(Math.ceil(missing / 65536));
-      hole = [this.top, bytes];
-      this.top += bytes;
-      this.holes.push(hole);
-    }
-    const [begin, size] = hole;
-    if (size === bytes) this.holes.splice(this.holes.indexOf(hole), 1);
-    else [hole[0], hole[1]] = [begin + bytes, size - bytes];
-    this.sizes.set(begin, bytes);
-    return begin;
-  }
-
-  free(begin) {
-    this.holes.push([begin, this.sizes.get(begin)]);
-    this.sizes.delete(begin);
-    this.holes.sort((a, b) => a[0] - b[0]);
-    this.holes = this.holes.reduce((joined, [start, size]) => {
-      const last = joined.at(-1);
-      if (last && last[0] + last[1] === start) last[1] += size;
-      else joined.push([start, size]);
-      return joined;
-    }, []);
-  }
-
-  // `count` numbers as an array; it is of no more use once the memory has grown.
-  floats(begin, count) {
-    return new Float32Array(this.wasm.buffer, begin, count);
-  }
-
-  ints(begin, count) {
-    return new Int32Array(this.wasm.buffer, begin, count);
-  }
-}
-
-class GPT2 {
-  // `wasm`: the bytes of kernels.wasm. `tensors`: gpt2-mini's, raw float16 as `readSafetensors` gives them.
-  constructor(wasm, tensors) {
-    Object.assign(this, { C: 320, H: 5, V: 4096, depth: 6, context: 256 });
+export class GPT2 {
+  // `wasm`: the bytes of kernels.wasm. `config`: see config.js. `tensors`: raw float16, see `readSafetensors`.
+  constructor(wasm, config, tensors) {
+    this.config = config;
+    Object.assign(this, config);
     this.memory = new Memory();
     const module = new WebAssembly.Module(wasm);
     this.kernels = new WebAssembly.Instance(module, { env: { memory: this.memory.wasm } }).exports;
@@ -90,9 +44,13 @@ class GPT2 {
     const head = this.pack(this.wte, V, C, true);
     this.head = { forward: head.backward, backward: head.forward }; // the head is the embedding, transposed
     this.caches = this.blocks.map(() => this.memory.alloc(this.context * 3 * C)); // query, key, value of each token
-    this.read = 0; // tokens in the caches
+    this.restart();
     this.rooms = {};
-    this.use({});
+    this.use(null);
+  }
+
+  get megabytes() {
+    return this.memory.wasm.buffer.byteLength / 1e6;
   }
 
   readHalf(bytes) {
@@ -211,9 +169,13 @@ class GPT2 {
 
   // ---- Writing -------------------------------------------------------------------------------------------------
 
+  // Begin a new text.
+  restart() {
+    this.read = 0; // tokens in the caches
+  }
+
   // Read `ids`, which go on after the tokens read before; returns the logits (V) after the last of them.
-  // `this.read = 0` begins a new text.
-  next(ids) {
+  async next(ids) {
     const { kernels, C, V, depth, caches, ln_f } = this;
     const T = ids.length;
     if (this.read + T > this.context) throw new LabError(`The model reads at most ${this.context} tokens.`);
@@ -232,9 +194,25 @@ class GPT2 {
 
   // ---- Learning ------------------------------------------------------------------------------------------------
 
+  // One step of AdamW for the adapter in use, which was placed to learn. `step` counts from 1. Returns the loss before
+  // it. Where that is not finite, or above `most`, nothing is learned: the weights of the last sound loss come back.
+  async step(loaded, rows, targets, { step, rate, most }) {
+    const loss = this.lossAndGradients(rows, targets, true);
+    if (loss <= most) {
+      loaded.keep();
+      loaded.update(step, rate);
+    } else loaded.goBack();
+    return loss;
+  }
+
   // The mean loss of all wanted targets, in nats a token. rows and targets: B lists of T token ids each; a target of
-  // -100 is not wanted. With `gradients`, those at A and B of the adapter in use are added to its dA and dB.
-  loss(rows, targets, gradients = false) {
+  // -100 is not wanted.
+  async loss(rows, targets) {
+    return this.lossAndGradients(rows, targets, false);
+  }
+
+  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB.
+  lossAndGradients(rows, targets, gradients) {
     const { kernels, memory, C, V, depth, ln_f, head } = this;
     const [B, T] = [rows.length, rows[0].length];
     const N = B * T;
@@ -262,14 +240,19 @@ class GPT2 {
 
   // ---- Adapters and room ---------------------------------------------------------------------------------------
 
-  // `bypasses`: {layer: {A, B, dA, dB, r, s}}, dA and dB only where they are trained. {} is the base alone.
-  use(bypasses) {
-    this.bypasses = bypasses;
-    this.rank = Math.max(1, ...Object.values(bypasses).map(bypass => bypass.r));
+  // Copy an adapter into the model's memory; `learning` if it will be trained.
+  async place(adapter, learning = false) {
+    return new LoadedAdapter(this, adapter, learning);
+  }
+
+  // Use a placed adapter as the sliders are set, `view`: {rank, strength, off}. null is the base alone.
+  use(loaded, view) {
+    this.bypasses = loaded?.bypasses(view) ?? {};
+    this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
   }
 
   // 64 numbers out of the weights of these layers, as `lora_lib` writes them beside an adapter: the base's fingerprint.
-  baseSample(names) {
+  async baseSample(names) {
     return Array.from({ length: 64 }, (_, i) => {
       const [, l, kind] = names[Math.floor((i * names.length) / 64)].match(/^h\.(\d+)\.(.*)$/);
       const { d, k, forward } = this.blocks[l][kind];

@@ -1,6 +1,5 @@
 // The safetensors format: 8 bytes that tell the header's length, the header in JSON, then all numbers.
-// What a reader can mend: the message is shown as it is.
-class LabError extends Error {}
+import { LabError } from "./errors.js";
 
 const READERS = {
   F16: bytes => Float32Array.from(new Uint16Array(bytes), halfToFloat),
@@ -12,7 +11,7 @@ const BYTES = { F16: 2, BF16: 2, F32: 4, F64: 8 };
 
 // {metadata, tensors: {name: {shape, data}}}, data a Float32Array, or with `raw` the bytes as they are.
 // Throws LabError for a file that is none, or not whole.
-function readSafetensors(buffer, raw = false) {
+export function readSafetensors(buffer, raw = false) {
   const broken = why => new LabError(`This is not a whole safetensors file: ${why}.`);
   if (buffer.byteLength < 8) throw broken(`it has only ${buffer.byteLength} bytes`);
   const length = Number(new DataView(buffer).getBigUint64(0, true));
@@ -46,7 +45,7 @@ function readSafetensors(buffer, raw = false) {
 }
 
 // The bytes of a file with these tensors, {name: {shape, data: Float32Array}}.
-function writeSafetensors(tensors, metadata) {
+export function writeSafetensors(tensors, metadata) {
   const header = { __metadata__: metadata };
   let end = 0;
   for (const [name, { shape, data }] of Object.entries(tensors)) {

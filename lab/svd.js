@@ -4,7 +4,7 @@
 // the first q rows of both are the nearest product of rank q (Eckart and Young, 1936). And `sizes`, the r singular
 // values. The product itself, (d, k), is never formed: with orthonormal rows Qa and Qb, and A = Raᵀ·Qa, B = Rbᵀ·Qb,
 // it is Qaᵀ·(Ra·Rbᵀ)·Qb, and only the matrix in the middle, (r, r), needs a singular value decomposition.
-function orderBySize(A, B, r, d, k) {
+export function orderBySize(A, B, r, d, k) {
   const a = orthonormalRows(A, r, d);
   const b = orthonormalRows(B, r, k);
   const middle = square(r, (i, j) => sum(r, t => a.R[i][t] * b.R[j][t])); // Ra·Rbᵀ

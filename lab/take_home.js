@@ -1,4 +1,9 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
+import { save, unzip, zip } from "./files.js";
+import { $, lab, say } from "./shared.js";
+import { chooseAdapter, offerAdapter } from "./train.js";
+import { view } from "./write.js";
+
 const ONE_FILE = {
   "download-weights": "adapter_model.safetensors",
   "download-config": "adapter_config.json",
@@ -12,8 +17,8 @@ function anythingLeft() {
   return rank > 0 && strength > 0 && kinds.some(kind => !off.includes(kind));
 }
 
-function takingChanged() {
-  const { adapter, rank, strength } = view();
+export function takingChanged() {
+  const { rank, strength } = view();
   const some = anythingLeft();
   for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
   const name = $("adapter").selectedOptions[0].textContent;
@@ -85,7 +90,7 @@ function standardName(name) {
   return /\.safetensors$/i.test(name) ? "adapter_model.safetensors" : name;
 }
 
-function prepareTaking() {
+export function prepareTaking() {
   takingChanged();
   $("download").addEventListener("click", () => download(files => save(`${folderName()}.zip`, zip(files))));
   for (const [id, name] of Object.entries(ONE_FILE)) {

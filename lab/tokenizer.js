@@ -4,7 +4,7 @@
 const PIECES =
   /'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
-class Tokenizer {
+export class Tokenizer {
   // `lines`: the text of a .tiktoken file, a token a line: its bytes in base64, a space, its rank.
   constructor(lines) {
     this.bytes = []; // of each token

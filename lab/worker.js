@@ -1,8 +1,19 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
 // The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
-let model;
-let tokenizer;
+import { ordered } from "./adapter.js";
+import { adapterFiles, readAdapter } from "./adapter_files.js";
+import { readModelConfig } from "./config.js";
+import { LabError } from "./errors.js";
+import { kindOf } from "./layers.js";
+import { GPT2 } from "./model.js";
+import { readSafetensors } from "./safetensors.js";
+import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { Tokenizer } from "./tokenizer.js";
+import { Diverged, Trainer } from "./trainer.js";
+
+export let model;
+export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
 let run; // the training that goes on, or is paused
 const adapters = new Map(); // by name, as they are in files
@@ -33,19 +44,19 @@ function breathe() {
 
 // ---- Adapters ----------------------------------------------------------------------------------------------------
 
-// Make the model use the named adapter as the sliders have it, `view`: {adapter, rank, strength, off}. No name: none.
-function show(view) {
+// Make the model use the named adapter as the sliders are set, `view`: {adapter, rank, strength, off}. No name: none.
+export async function show(view) {
   const adapter = adapters.get(view?.adapter);
   if (shown && shown.adapter !== adapter) {
     shown.whole.free();
     shown.inOrder?.free();
     shown = null;
   }
-  if (!adapter) return model.use({});
-  shown ??= { adapter, whole: new LoadedAdapter(model.memory, adapter) };
+  if (!adapter) return model.use(null);
+  shown ??= { adapter, whole: await model.place(adapter) };
   const cut = view.rank < adapter.r;
-  if (cut) shown.inOrder ??= new LoadedAdapter(model.memory, ordered(adapter));
-  return model.use((cut ? shown.inOrder : shown.whole).bypasses(view));
+  if (cut) shown.inOrder ??= await model.place(ordered(adapter));
+  return model.use(cut ? shown.inOrder : shown.whole, view);
 }
 
 function describe(name) {
@@ -60,18 +71,18 @@ const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longe
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
-  const ids = begin(prompt, model.context - count);
+  const ids = begin(prompt, model.config.context - count);
   const written = [];
-  show(view);
-  model.read = 0;
-  let logits = model.next(ids);
+  await show(view);
+  model.restart();
+  let logits = await model.next(ids);
   while (written.length < count && wanted()) {
     const id = pick(logits, temperature, random);
     if (id === tokenizer.endOfText) break;
     written.push(id);
     news({ tokens: pieces(written), ids: written });
     if (written.length % 4 === 0) await breathe();
-    logits = model.next([id]);
+    logits = await model.next([id]);
   }
   return { tokens: pieces(written), ids: written };
 }
@@ -125,7 +136,7 @@ async function train(settings, news) {
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
     if (run.paused) {
-      adapters.set(run.name, run.trainer.loaded.read());
+      adapters.set(run.name, await run.trainer.loaded.read());
       news({ pausedAt: step });
     }
     while (run.paused && !run.stopped) await called(run);
@@ -141,27 +152,33 @@ function called(sleeper) {
 }
 
 // What the adapter in training writes by now; it can be chosen like any other from here on.
-function sample({ prompt }) {
-  adapters.set(run.name, run.trainer.loaded.read());
+async function sample({ prompt }) {
+  adapters.set(run.name, await run.trainer.loaded.read());
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
   return write(view, { prompt, count: 40, temperature: 0.8, seed: 1 }, () => {});
 }
 
+// The probability of each token after these.
+async function nextAfter(ids, view) {
+  await show(view);
+  model.restart();
+  return probabilities(await model.next(ids));
+}
+
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
-const jobs = {
+export const jobs = {
   // The model's files and this browser's kernels.
-  load({ wasm, weights, tokens, prose: text }) {
+  load({ wasm, config, weights, tokens, prose: text }) {
     tokenizer = new Tokenizer(tokens);
-    model = new GPT2(wasm, readSafetensors(weights, true).tensors);
+    model = new GPT2(wasm, readModelConfig(config), readSafetensors(weights, true).tensors);
     prose = text;
-    return { megabytes: model.memory.wasm.buffer.byteLength / 1e6 };
+    return { megabytes: model.megabytes, config: model.config };
   },
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
-  keep({ name, files }) {
-    const sample = layers => model.baseSample(layers);
-    adapters.set(name, readAdapter(files, sample));
+  async keep({ name, files }) {
+    adapters.set(name, await readAdapter(files, model));
     return describe(name);
   },
 
@@ -182,13 +199,9 @@ const jobs = {
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
   // the adapter. `also`: more tokens that are wanted.
   bars({ view, prompt, ids: written, count, also }) {
-    return inTurn(() => {
-      const context = [...begin(prompt, model.context), ...written];
-      const [base, adapted] = [null, view].map(which => {
-        show(which);
-        model.read = 0;
-        return probabilities(model.next(context));
-      });
+    return inTurn(async () => {
+      const context = [...begin(prompt, model.config.context), ...written];
+      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -205,20 +218,20 @@ const jobs = {
   // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
-    run = { name, trainer: await inTurn(() => new Trainer(model, tokenizer, settings, prose)) };
+    run = { name, trainer: await inTurn(() => Trainer.start(model, tokenizer, settings, prose)) };
     const { trainer } = run;
-    let burst = null;
+    let diverged = null;
     try {
       await train(settings, news);
     } catch (error) {
-      if (!(error instanceof Burst)) throw error;
-      burst = error.message;
+      if (!(error instanceof Diverged)) throw error;
+      diverged = error.message;
     } finally {
-      adapters.set(name, trainer.loaded.read());
+      adapters.set(name, await trainer.loaded.read());
       trainer.free();
       run = null;
     }
-    return { ...describe(name), steps: trainer.step, burst };
+    return { ...describe(name), steps: trainer.step, diverged };
   },
   pause() {
     if (run) run.paused = true;
@@ -234,7 +247,7 @@ const jobs = {
 
   // The two files of an adapter as the sliders have it, {file name: bytes}.
   files({ view }) {
-    return adapterFiles(chosen(view), view, names => model.baseSample(names));
+    return adapterFiles(chosen(view), view, model);
   },
 };
 

@@ -36,7 +36,7 @@ from lora_lib.analysis import low_rank_factors
 from lora_lib.training import fit
 
 LAB = build_lab.LAB
-PROBE = (LAB / "probe.js").read_text(encoding="utf8")
+PROBE = build_lab.bundle("probe.js")
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
@@ -53,6 +53,11 @@ def engine(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iter
     engine = Engine(browser, site, request.param == "relaxed")
     yield engine
     engine.tab.close()
+
+
+def as_module(name: str) -> str:
+    """An address that a page can import: the module, with all that it imports, from `lab/`."""
+    return "data:text/javascript;base64," + base64.b64encode(build_lab.bundle(name, "esm").encode()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +220,10 @@ def test_tokens_of_hard_strings_are_tiktokens(browser: Browser, site: Path, base
     tab = browser.new_page()
     tab.goto(site.as_uri())
     tab.evaluate(  # no model is needed for this, nor a worker
-        """async tokens => { window.Tokenizer = (0, eval)(tokens + "; Tokenizer"); await new Promise(resolve => {
-        const { tokens } = Lab;
-        Lab.tokens = text => { window.tokenizer = new Tokenizer(text); resolve(); };
-        document.head.append(Object.assign(document.createElement("script"), { src: "tokens.js" })); }); }""",
-        (LAB / "tokenizer.js").read_text(encoding="utf8"),
+        """async ([module, tokens]) => {
+        const { Tokenizer } = await import(module);
+        window.tokenizer = new Tokenizer(tokens); }""",
+        [as_module("tokenizer.js"), (build_lab.MODEL / "bpe.tiktoken").read_text(encoding="ascii")],
     )
     found = json.loads(
         tab.evaluate("texts => JSON.stringify(JSON.parse(texts).map(t => tokenizer.encode(t)))", json.dumps(texts))
@@ -239,11 +243,10 @@ def test_rank_cut_is_that_of_an_svd(browser: Browser, site: Path, r: int, d: int
     if r > 2:
         A[2] = 2 * A[1]  # a direction that is none of its own
     tab = browser.new_page()
-    script = """([source, A, B, r, d, k]) => { const order = (0, eval)(source + "; orderBySize");
-        const out = order(Float32Array.from(A), Float32Array.from(B), r, d, k);
+    script = """async ([module, A, B, r, d, k]) => { const { orderBySize } = await import(module);
+        const out = orderBySize(Float32Array.from(A), Float32Array.from(B), r, d, k);
         return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes }; }"""
-    source = (LAB / "svd.js").read_text(encoding="utf8")
-    found = tab.evaluate(script, [source, A.flatten().tolist(), B.flatten().tolist(), r, d, k])
+    found = tab.evaluate(script, [as_module("svd.js"), A.flatten().tolist(), B.flatten().tolist(), r, d, k])
     tab.close()
     product = A.double().T @ B.double()
     U, S, Vh = torch.linalg.svd(product, full_matrices=False)
@@ -417,9 +420,9 @@ def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.
     assert [url for url in tab.requests if not url.startswith(("file:", "blob:", "data:"))] == []
 
 
-WITH_PROBE = """(probe => {
+WITH_PROBE = """(source => {
   const { worker } = Lab;
-  Lab.worker = parts => worker({ ...parts, source: parts.source + probe });
+  Lab.worker = parts => worker({ ...parts, source });
 })"""
 
 
@@ -549,7 +552,7 @@ def test_odd_texts_are_learned_from(page: Chromium, text: str) -> None:
     assert all(math.isfinite(loss) for loss in page.losses())
 
 
-def test_a_rate_that_bursts_stops_and_keeps_the_last_good_adapter(page: Chromium) -> None:
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_adapter(page: Chromium) -> None:
     page.fill("text", LONG * 30)
     page.train(rate=1, steps=30, train_rank=2)
     assert "a rate of 1 is too high" in page.text("train-status")

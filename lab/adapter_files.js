@@ -1,0 +1,133 @@
+// An adapter as the two files that `lora_lib` and Hugging Face PEFT open.
+//
+// `lora_A.weight` is (r, d), as A is kept here; `lora_B.weight` is (k, r), our B transposed.
+import { turned } from "./adapter.js";
+import { LabError } from "./errors.js";
+import { layerShapes } from "./layers.js";
+import { readSafetensors, writeSafetensors } from "./safetensors.js";
+
+const CONFIG_FILE = "adapter_config.json";
+const WEIGHTS_FILE = "adapter_model.safetensors";
+
+// {file name: bytes} of an adapter as the sliders leave it, for the base `model`.
+export async function adapterFiles(adapter, view, model) {
+  const { rank: r, strength } = view;
+  const layers = turned(adapter.layers, view);
+  const tensors = {};
+  for (const [name, { d, k, A, B }] of Object.entries(layers)) {
+    const path = `base_model.model.transformer.${name}`;
+    tensors[`${path}.lora_A.weight`] = { shape: [r, d], data: A.slice(0, r * d) };
+    tensors[`${path}.lora_B.weight`] = { shape: [k, r], data: transposed(B, r, k) };
+  }
+  const config = {
+    peft_type: "LORA",
+    task_type: "CAUSAL_LM",
+    r,
+    lora_alpha: strength * adapter.s * r,
+    lora_dropout: 0,
+    target_modules: Object.keys(layers).map(name => `transformer.${name}`),
+    bias: "none",
+    use_rslora: false,
+    fan_in_fan_out: true, // Hugging Face's GPT-2 keeps its weights as (d, k)
+    inference_mode: true,
+    base_model_name_or_path: null,
+  };
+  const numbers = (await model.baseSample(Object.keys(layers))).map(w => w.toPrecision(4));
+  const metadata = { format: "pt", base_sample: numbers.join(" ") };
+  return {
+    [WEIGHTS_FILE]: writeSafetensors(tensors, metadata),
+    [CONFIG_FILE]: new TextEncoder().encode(`${JSON.stringify(config, null, 2)}\n`),
+  };
+}
+
+// The adapter in these files, {name: ArrayBuffer}, which `lora_lib`, PEFT or this page wrote.
+// Throws LabError, which says why, for one that does not fit the base `model`.
+export async function readAdapter(files, model) {
+  for (const name of [CONFIG_FILE, WEIGHTS_FILE]) {
+    if (!files[name])
+      throw new LabError(`${name} is missing: choose both of an adapter's files, or a zip of them.`);
+  }
+  const { r, lora_alpha: alpha, use_rslora: rooted } = readConfig(files[CONFIG_FILE], model.config.C);
+  const { metadata, tensors } = readSafetensors(files[WEIGHTS_FILE]);
+  const layers = {};
+  for (const [name, { d, k }] of Object.entries(layerShapes(model.config))) {
+    const path = `base_model.model.transformer.${name}`;
+    const [A, B] = ["A", "B"].map(part => {
+      const key = `${path}.lora_${part}.weight`;
+      const tensor = tensors[key];
+      delete tensors[key];
+      const want = part === "A" ? [r, d] : [k, r];
+      if (tensor && `${tensor.shape}` !== `${want}`) {
+        throw new LabError(
+          `${key} is ${tensor.shape.join(" × ")}, gpt2-mini needs ${want.join(" × ")}: another base?`,
+        );
+      }
+      if (tensor && !tensor.data.every(Number.isFinite))
+        throw new LabError(`${key} has NaN or infinity in it.`);
+      return tensor?.data;
+    });
+    if (Boolean(A) !== Boolean(B)) throw new LabError(`${name} has only one of A and B.`);
+    if (A) layers[name] = { d, k, A, B: transposed(B, k, r) };
+  }
+  const [strange] = Object.keys(tensors);
+  if (strange)
+    throw new LabError(
+      `${strange} is no part of a LoRA adapter for gpt2-mini: was it made for another base?`,
+    );
+  if (!Object.keys(layers).length) throw new LabError("There is no layer in this adapter.");
+  checkBase(metadata.base_sample, await model.baseSample(Object.keys(layers)));
+  return { r, alpha, s: alpha / (rooted ? Math.sqrt(r) : r), layers };
+}
+
+// Fields that change no result, and values that ask for nothing; any other that is set is refused, never ignored.
+const NO_EFFECT = `auto_mapping base_model_name_or_path corda_config eva_config fan_in_fan_out inference_mode lora_alpha
+  lora_dropout megatron_core peft_type peft_version qalora_group_size r revision target_modules task_type use_rslora`;
+const ASKS_NOTHING = { bias: ["none"], init_lora_weights: [true, "gaussian", "orthogonal"] };
+
+// `maxRank`: the shorter side of every layer.
+function readConfig(buffer, maxRank) {
+  let config;
+  try {
+    config = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(buffer));
+  } catch {
+    throw new LabError(`${CONFIG_FILE} is no JSON.`);
+  }
+  if (config?.peft_type !== "LORA")
+    throw new LabError(`${CONFIG_FILE} is not of a LoRA adapter (peft_type "LORA").`);
+  for (const [key, value] of Object.entries(config)) {
+    const empty = !value || (typeof value === "object" && Object.keys(value).length === 0);
+    if (empty || NO_EFFECT.split(/\s+/).includes(key) || ASKS_NOTHING[key]?.includes(value)) continue;
+    throw new LabError(`${CONFIG_FILE}: ${key} = ${JSON.stringify(value)} is not supported here.`);
+  }
+  const { r, lora_alpha } = config;
+  if (!(Number.isInteger(r) && r >= 1 && r <= maxRank)) {
+    throw new LabError(
+      `${CONFIG_FILE}: r must be a whole number from 1 to ${maxRank}, it is ${JSON.stringify(r)}.`,
+    );
+  }
+  if (!(typeof lora_alpha === "number" && lora_alpha > 0)) {
+    throw new LabError(
+      `${CONFIG_FILE}: lora_alpha must be a number above 0, it is ${JSON.stringify(lora_alpha)}.`,
+    );
+  }
+  return config;
+}
+
+// An adapter that `lora_lib` saved has a sample of the base's weights with it: another base is noticed.
+function checkBase(saved, own) {
+  const found = (saved ?? "").split(" ").filter(Boolean).map(Number);
+  if (!found.length) return;
+  const alike =
+    found.length === own.length &&
+    found.every((w, i) => Math.abs(w - own[i]) <= 2 ** -8 * Math.abs(own[i]) + 1e-7);
+  if (!alike) throw new LabError("This adapter was made for a model with other weights than gpt2-mini's.");
+}
+
+// M (rows, columns) as (columns, rows).
+function transposed(M, rows, columns) {
+  const out = new Float32Array(rows * columns);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) out[j * rows + i] = M[i * columns + j];
+  }
+  return out;
+}

@@ -1,0 +1,19 @@
+// The linear layers of a GPT-2, which LoRA can adapt: their names and their shapes.
+
+// Inputs d and outputs k, in multiples of the model's width.
+export const KINDS = {
+  "attn.c_attn": { d: 1, k: 3 }, // queries, keys and values
+  "attn.c_proj": { d: 1, k: 1 },
+  "mlp.c_fc": { d: 1, k: 4 },
+  "mlp.c_proj": { d: 4, k: 1 },
+};
+
+// {name: {d, k}} of all layers of these kinds, in the order in which `lora_lib` names them.
+export function layerShapes({ C, depth }, kinds = Object.keys(KINDS)) {
+  const names = Array.from({ length: depth }, (_, l) => kinds.map(kind => [`h.${l}.${kind}`, KINDS[kind]]));
+  return Object.fromEntries(names.flat().map(([name, { d, k }]) => [name, { d: d * C, k: k * C }]));
+}
+
+export function kindOf(name) {
+  return name.replace(/^h\.\d+\./, "");
+}
