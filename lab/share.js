@@ -2,8 +2,9 @@
 //
 // The letters are base64url of: a version (1 byte), the length of all bytes (4), a checksum of what follows (4), the
 // length of the header (2), the header (JSON, deflated), and of each tensor its scales and its numbers.
-import { crc32 } from "./files.js";
+
 import { LabError } from "./errors.js";
+import { crc32 } from "./files.js";
 import { readSafetensors, writeSafetensors } from "./safetensors.js";
 
 const VERSION = 1;
@@ -44,22 +45,29 @@ export async function toLink(files, about) {
   return letters;
 }
 
-// {files: {name: ArrayBuffer}, about} of such letters. Throws LabError, which says what is broken.
+// {files: {name: ArrayBuffer}, config, about} of such letters. Throws LabError, which says what is broken.
 export async function fromLink(letters) {
   const bytes = fromLetters(letters);
   const view = new DataView(bytes.buffer);
   if (bytes.length && view.getUint8(0) !== VERSION) {
-    throw new LabError("The link begins in a way that this page does not know: it was damaged, or a newer lab made it.");
+    throw new LabError(
+      "The link begins in a way that this page does not know: it was damaged, or a newer lab made it.",
+    );
   }
   const whole = bytes.length < BEFORE_HEADER ? Infinity : view.getUint32(1);
   if (bytes.length < whole) {
-    const missing = whole === Infinity ? "nearly all" : `${(whole - bytes.length).toLocaleString("en")} bytes`;
-    throw new LabError(`The link is cut off: ${missing} of the adapter did not arrive. Ask for it as a file.`);
+    const missing =
+      whole === Infinity ? "nearly all" : `${(whole - bytes.length).toLocaleString("en")} bytes`;
+    throw new LabError(
+      `The link is cut off: ${missing} of the adapter did not arrive. Ask for it as a file.`,
+    );
   }
   if (bytes.length > whole)
     throw new LabError(`The link has ${bytes.length - whole} bytes too many at its end: copy it again.`);
   if (crc32(bytes.subarray(9)) !== view.getUint32(5))
-    throw new LabError("Some letters of the link were changed on the way (its checksum differs): copy it again.");
+    throw new LabError(
+      "Some letters of the link were changed on the way (its checksum differs): copy it again.",
+    );
   const begin = BEFORE_HEADER + view.getUint16(9);
   const { config, metadata, shapes, about } = await readHeader(bytes.slice(BEFORE_HEADER, begin));
   const tensors = readTensors(bytes.slice(begin), shapes, config.r);
@@ -67,7 +75,7 @@ export async function fromLink(letters) {
     [CONFIG]: new TextEncoder().encode(JSON.stringify(config)).buffer,
     [WEIGHTS]: writeSafetensors(tensors, metadata).buffer,
   };
-  return { files, about };
+  return { files, config, about };
 }
 
 async function readHeader(packed) {
@@ -80,19 +88,24 @@ async function readHeader(packed) {
   const { config, metadata, shapes, about } = header ?? {};
   const sound =
     [1, MOST_RANK].includes(config?.r) &&
+    Array.isArray(config.target_modules) &&
+    config.target_modules.every(name => typeof name === "string") &&
     Array.isArray(shapes) &&
     shapes.every(
       entry => Array.isArray(entry) && typeof entry[0] === "string" && isMatrix(entry[1], config.r),
     );
-  if (!sound)
-    throw new LabError(`The link does not describe an adapter of rank 1 or ${MOST_RANK}.`);
+  if (!sound) throw new LabError(`The link does not describe an adapter of rank 1 or ${MOST_RANK}.`);
   return { config, metadata: metadata ?? {}, shapes, about: about ?? {} };
 }
 
 // A is (r, d), B is (k, r).
 function isMatrix(shape, r) {
-  return Array.isArray(shape) && shape.length === 2 && shape.every(side => Number.isInteger(side) && side > 0) &&
-    shape.includes(r);
+  return (
+    Array.isArray(shape) &&
+    shape.length === 2 &&
+    shape.every(side => Number.isInteger(side) && side > 0) &&
+    shape.includes(r)
+  );
 }
 
 function readTensors(bytes, shapes, r) {
@@ -100,7 +113,8 @@ function readTensors(bytes, shapes, r) {
   let at = 0;
   for (const [name, shape] of shapes) {
     const end = at + 4 * r + shape[0] * shape[1];
-    if (end > bytes.length) throw new LabError(`The link describes more numbers than it has: ${name} is not whole.`);
+    if (end > bytes.length)
+      throw new LabError(`The link describes more numbers than it has: ${name} is not whole.`);
     tensors[name] = { shape, data: fromEightBits(bytes.slice(at, end), shape, r) };
     at = end;
   }
@@ -156,7 +170,8 @@ function joined(parts) {
 
 function toLetters(bytes) {
   let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  for (let at = 0; at < bytes.length; at += 8192)
+    text += String.fromCharCode(...bytes.subarray(at, at + 8192));
   return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
@@ -164,13 +179,22 @@ function fromLetters(letters) {
   const strange = /[^A-Za-z0-9_-]/.exec(letters);
   if (strange) {
     const [letter] = letters.slice(strange.index); // a whole one, also of two halves
-    throw new LabError(`The link has “${letter}” at letter ${strange.index + 1} of its adapter: copy it again.`);
+    throw new LabError(
+      `The link has “${letter}” at letter ${strange.index + 1} of its adapter: copy it again.`,
+    );
   }
   if (letters.length > 2 * MOST_LETTERS) {
-    throw new LabError(`The link has ${letters.length.toLocaleString("en")} letters: no adapter of this page is so large.`);
+    throw new LabError(
+      `The link has ${letters.length.toLocaleString("en")} letters: no adapter of this page is so large.`,
+    );
   }
   // One letter alone holds no byte: what is left over of a link that was cut.
-  const text = atob(letters.slice(0, letters.length % 4 === 1 ? -1 : undefined).replaceAll("-", "+").replaceAll("_", "/"));
+  const text = atob(
+    letters
+      .slice(0, letters.length % 4 === 1 ? -1 : undefined)
+      .replaceAll("-", "+")
+      .replaceAll("_", "/"),
+  );
   return Uint8Array.from(text, letter => letter.charCodeAt(0));
 }
 

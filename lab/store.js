@@ -69,18 +69,19 @@ export async function keptAdapters() {
   return all.sort((a, b) => a.created - b.created);
 }
 
-// Keep an adapter under `about.id`, in place of one that is there.
+// Keep an adapter under `about.id`, which no other may have: another tab's is never replaced.
 export function keep(about, files) {
   return transact("readwrite", `Keeping “${about.title}”`, (abouts, allFiles) => {
-    abouts.put(about);
-    return allFiles.put(files, about.id);
+    abouts.add(about);
+    return allFiles.add(files, about.id);
   });
 }
 
 // The two files of a kept adapter. Throws LabError if it is gone.
 export async function filesOf({ id, title }) {
   const files = await transact("readonly", `Reading “${title}”`, (_, allFiles) => allFiles.get(id));
-  if (!files) throw new LabError(`“${title}” is no longer kept in this browser: was it deleted in another tab?`);
+  if (!files)
+    throw new LabError(`“${title}” is no longer kept in this browser: was it deleted in another tab?`);
   return files;
 }
 

@@ -1,8 +1,9 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
 import { save, unzip, zip } from "./files.js";
+import { keepWhole, offerKeeping } from "./kept.js";
+import { ready } from "./loading.js";
 import { $, lab, say } from "./shared.js";
-import { chooseAdapter, offerAdapter } from "./train.js";
-import { view } from "./write.js";
+import { chooseAdapter, offerAdapter, view } from "./write.js";
 
 const ONE_FILE = {
   "download-weights": "adapter_model.safetensors",
@@ -28,6 +29,7 @@ export function takingChanged() {
       ? `${name}, ${as}.`
       : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
   }
+  offerKeeping();
   $("python").textContent = libraryLines(folderName());
   $("peft").textContent = peftLines(folderName());
 }
@@ -76,11 +78,13 @@ async function bring(chosen) {
     else files[standardName(file.name)] = buffer;
   }
   const title = chosen[0].name.replace(/\.\w+$/, "");
-  const name = `brought-${lab.adapters.size}`;
+  await ready();
+  const name = `brought-${Date.now().toString(36)}`;
   const adapter = await lab.engine.ask("keep", { name, files });
   const { r, alpha, kinds } = adapter;
   offerAdapter(adapter, `brought: ${title} (r ${r})`);
   chooseAdapter(name);
+  await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] });
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
 }
 

@@ -114,14 +114,11 @@ function wordOf(id) {
 
 const EVERY = 10; // steps, between two measurements
 
+// Ends after `settings.steps`, or when the held-out loss has not fallen for `settings.patience` steps.
 async function train(settings, news) {
   const seen = { tokens: 0, ms: 0 };
-  const measure = async () => {
-    news({ at: run.trainer.step, ...(await inTurn(() => run.trainer.measure())) });
-    news({ at: run.trainer.step, sample: (await inTurn(() => sample(settings))).tokens.join("") });
-  };
-  await measure();
-  while (run.trainer.step < settings.steps && !run.stopped) {
+  await measure(settings, news);
+  while (run.trainer.step < settings.steps && !run.stopped && !ranOut(settings)) {
     const before = performance.now();
     const loss = await inTurn(() => run.trainer.advance());
     const { step, window } = run.trainer;
@@ -134,7 +131,7 @@ async function train(settings, news) {
       left: ((settings.steps - step) * seen.ms) / step,
     });
     await breathe();
-    if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
     if (run.paused) {
       adapters.set(run.name, await run.trainer.loaded.read());
       news({ pausedAt: step });
@@ -144,11 +141,34 @@ async function train(settings, news) {
   return run.trainer.step;
 }
 
+// The losses beside the training, and what the adapter writes. The one with the lowest held-out loss is put aside.
+async function measure(settings, news) {
+  const at = run.trainer.step;
+  const losses = await inTurn(() => run.trainer.measure());
+  const lowest = !(losses.heldOut >= run.best?.heldOut);
+  if (lowest) run.best = { step: at, heldOut: losses.heldOut };
+  news({ at, best: run.best.step, ...losses });
+  const { tokens } = await inTurn(() => sample(settings));
+  if (lowest) run.best.adapter = adapters.get(run.name);
+  news({ at, sample: tokens.join("") });
+}
+
+const ranOut = ({ patience }) => run.trainer.step - (run.best?.step ?? 0) >= patience;
+
 // Until the page says go on, or stop.
 function called(sleeper) {
   return new Promise(resolve => {
     sleeper.wake = resolve;
   });
+}
+
+// Name the adapters of a run that ends with `final`. Training that only did harm, or diverged, has no best one.
+function putAway(final, { diverged }) {
+  const { name, best, trainer } = run;
+  const chosen = best?.adapter && best.step > 0 && best.step < trainer.step && !diverged;
+  adapters.set(name, chosen ? best.adapter : final);
+  if (chosen) adapters.set(`${name}-last`, final);
+  return { best: chosen ? best.step : trainer.step, last: chosen ? `${name}-last` : null };
 }
 
 // What the adapter in training writes by now; it can be chosen like any other from here on.
@@ -182,8 +202,9 @@ export const jobs = {
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
-  async write({ view, base, ...settings }, news) {
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out,
+  // and with `left`, a view, another adapter writes it.
+  async write({ view, base, left = null, ...settings }, news) {
     const texts = {};
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
@@ -192,16 +213,16 @@ export const jobs = {
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
-    await Promise.all([base && one("base", null), one("adapted", view)]);
+    await Promise.all([base && one("base", left), one("adapted", view)]);
     return texts;
   },
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
-  // the adapter. `also`: more tokens that are wanted.
-  bars({ view, prompt, ids: written, count, also }) {
+  // the adapter, or with that of the view `left` and that of `view`. `also`: more tokens that are wanted.
+  bars({ view, left = null, prompt, ids: written, count, also }) {
     return inTurn(async () => {
       const context = [...begin(prompt, model.config.context), ...written];
-      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view)];
+      const [base, adapted] = [await nextAfter(context, left), await nextAfter(context, view)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -215,23 +236,24 @@ export const jobs = {
     return tokenizer.encode(text).length;
   },
 
-  // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
+  // Train on a text; `news` has each step, and each measurement. Then `name` is the adapter of the step with the
+  // lowest held-out loss, `best`, and if that was not the last step, `last` names the one at the end.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     run = { name, trainer: await inTurn(() => Trainer.start(model, tokenizer, settings, prose)) };
     const { trainer } = run;
-    let diverged = null;
+    const outcome = { diverged: null, last: null };
     try {
       await train(settings, news);
     } catch (error) {
       if (!(error instanceof Diverged)) throw error;
-      diverged = error.message;
+      outcome.diverged = error.message;
     } finally {
-      adapters.set(name, await trainer.loaded.read());
+      Object.assign(outcome, putAway(await trainer.loaded.read(), outcome), { ranOut: ranOut(settings) });
       trainer.free();
       run = null;
     }
-    return { ...describe(name), steps: trainer.step, diverged };
+    return { ...describe(name), steps: trainer.step, ...outcome };
   },
   pause() {
     if (run) run.paused = true;

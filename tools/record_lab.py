@@ -2,7 +2,7 @@
 
     python tools/record_lab.py
 
-Opens the page in Chromium, writes with the adapter "plays", trains on the page's first example with the page's own
+Opens the page in Chromium, writes with the adapters of SCENES, trains on the page's first example with the page's own
 settings, and keeps texts, bars, losses and samples. Needs Chromium or Chrome.
 """
 
@@ -18,6 +18,15 @@ import print_book
 from playwright.sync_api import sync_playwright
 
 PATIENCE = 300_000  # milliseconds, for a training run on a busy machine
+SCENES = [("cat", 8), ("cat", 2), ("cat", 0), ("restaurants", 8), ("plays", 8)]  # adapter and rank, as they are played
+TURN = """([adapter, rank]) => {
+  for (const [id, value] of [["adapter", adapter], ["rank", rank]]) {
+    const control = document.getElementById(`lab-${id}`);
+    control.value = value;
+    control.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}"""
+TURNED = "([adapter, rank]) => { const { view } = Lab.seen().write; return view?.adapter === adapter && view.rank === rank; }"
 
 
 def record() -> dict[str, Any]:
@@ -28,16 +37,20 @@ def record() -> dict[str, Any]:
         page = browser.new_page(viewport={"width": 1000, "height": 900})
         page.goto((Path(folder) / "lab.html").as_uri())
         page.click("#lab-load")
-        page.wait_for_selector("#lab-train:enabled")
         page.wait_for_function("Lab.seen().write.bars && Lab.seen().write.adapted", timeout=PATIENCE)
-        write = page.evaluate("Lab.seen().write")
+        seen = []
+        for adapter, rank in SCENES:
+            page.evaluate(TURN, [adapter, rank])
+            page.wait_for_function(TURNED, arg=[adapter, rank], timeout=PATIENCE)
+            seen.append(page.evaluate("Lab.seen().write"))
         page.click("#lab-train")
         page.wait_for_selector("#lab-train:disabled")
         page.wait_for_selector("#lab-train:enabled", timeout=PATIENCE)
         train = page.evaluate("Lab.seen().train")
         del train["settings"]["text"]  # the page has its example already
         browser.close()
-    return {"write": write, "train": train}
+    scenes = [{key: write[key] for key in ("view", "adapted", "bars")} for write in seen]
+    return {"write": {"prompt": seen[0]["prompt"], "base": seen[0]["base"], "scenes": scenes}, "train": train}
 
 
 def rounded(value: Any) -> Any:
