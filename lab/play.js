@@ -1,4 +1,5 @@
-// A recorded comparison that plays before any model is loaded: scene after scene, token by token.
+// A recorded comparison that plays before any model is loaded: its first scene stands there, the others follow token
+// by token.
 const TOKEN = 60; // milliseconds between two tokens
 const HOLD = 2500; // and after a scene's last one
 
@@ -18,7 +19,8 @@ export class Player {
   play() {
     if (this.playing) return;
     if (this.ended) [this.at, this.token] = [0, 0];
-    this.tick();
+    if (this.at === 0) this.finish();
+    this.next();
     this.changed();
   }
 
@@ -51,11 +53,11 @@ export class Player {
     if (this.token === 0) this.enter(this.scenes[this.at]);
     this.token += 1;
     this.show(this.scenes[this.at], this.token);
-    if (this.ended) {
-      this.timer = null;
-      this.changed();
-      return;
-    }
-    this.timer = setTimeout(() => this.tick(), this.token === this.length ? HOLD : TOKEN);
+    this.next();
+  }
+
+  next() {
+    this.timer = this.ended ? null : setTimeout(() => this.tick(), this.token === this.length ? HOLD : TOKEN);
+    if (this.ended) this.changed();
   }
 }

@@ -226,17 +226,16 @@ export function startWriting() {
 // no motion, its first scene stands there.
 export function playRecorded({ prompt, base, scenes }) {
   $("prompt").value = prompt;
-  const enter = scene => {
-    setControls(scene.view);
-    showNextAfter(prompt, scene.bars);
+  baseWords.show(prompt, base);
+  const enter = ({ view: turnedTo, bars }) => {
+    setControls(turnedTo);
+    showNextAfter(prompt, bars);
   };
-  const show = (scene, count) => {
-    const whole = scene !== scenes[0] || count === scene.adapted.tokens.length;
-    baseWords.show(prompt, whole ? base : firstOf(base, count));
-    adaptedWords.show(prompt, firstOf(scene.adapted, count));
+  const show = ({ adapted: { tokens, ids } }, count) => {
+    adaptedWords.show(prompt, { tokens: tokens.slice(0, count), ids: ids.slice(0, count) });
   };
   player = new Player(scenes, { enter, show, changed: showPlaying });
-  $("play").hidden = false;
+  $("play").hidden = scenes.length === 1;
   if (prefersStill()) player.finish();
   else player.play();
   showPlaying();
@@ -248,10 +247,6 @@ export function showStill({ prompt, base, scenes }) {
   baseWords.show(prompt, base);
   adaptedWords.show(prompt, scene.adapted);
   showNextAfter(prompt, scene.bars);
-}
-
-function firstOf({ tokens, ids }, count) {
-  return { tokens: tokens.slice(0, count), ids: ids.slice(0, count) };
 }
 
 function setControls({ adapter, rank, strength }) {
