@@ -58,7 +58,7 @@ async function openCarried() {
   const { title, r } = lab.carried.about;
   say(
     "status",
-    `This link carries an adapter of rank ${r}: “${title}”. It did not pass through a server. ${TOUCH}`,
+    `This link carries an adapter of rank ${r}: “${title}”. It is in the address itself. ${TOUCH}`,
   );
 }
 

@@ -21,7 +21,9 @@ export function prepareSharing() {
 }
 
 async function copy(address) {
-  const kind = address.includes("carried=") ? " It carries the adapter: nothing was sent to a server." : "";
+  const kind = address.includes("carried=")
+    ? " It carries the adapter, in 8 bits a number, so its text may differ a little. Nothing was sent to a server."
+    : "";
   const length = `${address.length.toLocaleString("en")} letters.`;
   try {
     await navigator.clipboard.writeText(address);

@@ -1,7 +1,7 @@
 // Train on the reader's words: the form, the run that goes on, and the curves of the last runs.
 import { drawRuns } from "./chart.js";
 import { EXAMPLES } from "./examples.js";
-import { keepAdapter, nextRun } from "./kept.js";
+import { keepAdapter, nextRun, readKept } from "./kept.js";
 import { ready, whenLoaded } from "./loading.js";
 import { prefersStill } from "./play.js";
 import { $, checkedKinds, lab, latest, say, suggestPrompt } from "./shared.js";
@@ -70,14 +70,9 @@ async function train() {
 async function trainOnce() {
   suggestPrompt(promptOfText());
   const settings = trainingSettings();
-  const run = {
-    name: nextRun(),
-    settings,
-    steps: settings.steps,
-    losses: [],
-    measured: [],
-    title: titleOf(settings),
-  };
+  await readKept(); // another tab may have added some: two runs must not have one name
+  const name = nextRun();
+  const run = { name, title: titleOf(name), settings, steps: settings.steps, losses: [], measured: [] };
   runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
   lab.samples = [];
   $("samples").replaceChildren();
@@ -98,9 +93,11 @@ async function trainOnce() {
 
 function doneWords(run) {
   const early = run.steps < run.settings.steps && run.ranOut;
-  const why = early ? `, then the held-out loss had not fallen for ${PATIENCE} steps` : "";
-  const kept = run.last ? ` Kept is the adapter of step ${run.best}, where that loss was lowest.` : "";
-  return `${label(run)} is trained: ${run.steps} steps${why}.${kept} It is chosen above, and can be taken home below.`;
+  const why = early
+    ? ` It stopped early because the held-out loss had not fallen for ${PATIENCE} steps.`
+    : "";
+  const kept = run.last ? ` The page kept the adapter of step ${run.best}, where that loss was lowest.` : "";
+  return `${label(run)} is trained: ${run.steps} steps.${why}${kept} It is chosen above, and you can take it home below.`;
 }
 
 function offerTrained(run) {
@@ -111,10 +108,9 @@ function offerTrained(run) {
   chooseAdapter(name);
 }
 
-// What a reader calls a run until they rename it.
-function titleOf({ r, rate }) {
-  const example = EXAMPLES[$("example").value];
-  return `${example?.title ?? "my own words"} (r ${r}, rate ${rate})`;
+// What a run's adapter is called until the reader renames it.
+function titleOf(name) {
+  return `${EXAMPLES[$("example").value]?.title ?? "my own words"}, ${name.replace("-", " ")}`;
 }
 
 export function label({ name, title, recorded, settings: { r, rate } }) {

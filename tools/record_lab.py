@@ -1,20 +1,25 @@
-"""Record what the lab shows before a reader has loaded the model: lab/recorded.json.
+"""Record what the lab shows before a reader has loaded the model (lab/recorded.json), and draw its card.
 
-    python tools/record_lab.py
+    python tools/record_lab.py         # both
+    python tools/record_lab.py card    # the card alone
 
 Opens the page in Chromium, writes with the adapters of SCENES, trains on the page's first example with the page's own
-settings, and keeps texts, bars, losses and samples. Needs Chromium or Chrome.
+settings, and keeps texts, bars, losses and samples. The card, book/_static/lab_card.png, is the picture that other
+programs show of a link to the page. Needs Chromium or Chrome.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import build_lab
 import print_book
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PATIENCE = 300_000  # milliseconds, for a training run on a busy machine
@@ -26,7 +31,10 @@ TURN = """([adapter, rank]) => {
     control.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }"""
-TURNED = "([adapter, rank]) => { const { view } = Lab.seen().write; return view?.adapter === adapter && view.rank === rank; }"
+TURNED = """([adapter, rank]) => {
+  const { view } = Lab.seen().write;
+  return view?.adapter === adapter && view.rank === rank;
+}"""
 
 
 def record() -> dict[str, Any]:
@@ -53,6 +61,28 @@ def record() -> dict[str, Any]:
     return {"write": {"prompt": seen[0]["prompt"], "base": seen[0]["base"], "scenes": scenes}, "train": train}
 
 
+CARD = build_lab.ROOT / "book" / "_static" / "lab_card.png"
+CARD_LOOK = """body { margin: 0 1rem; background: #fdfdfb; font-family: "DejaVu Sans", sans-serif; overflow: hidden; }
+h1 { margin: 0.7rem 0 0; font: bold 1.9rem "DejaVu Serif", serif; } .lab-more { display: none; }
+.lab:not(.lab-instrument), #lab-load, #lab-play, .lab-bars li:nth-child(n + 5) { display: none; }
+.lab-instrument .lab-text { height: 8rem; }"""
+
+
+def draw_card() -> None:
+    """Photograph the first screen at 1200 × 630, in 64 colours."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        build_lab.write_site(Path(folder))
+        browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
+        size = {"width": 1000, "height": 525}
+        page = browser.new_page(viewport=size, device_scale_factor=1.2, reduced_motion="reduce")
+        page.goto((Path(folder) / "lab.html").as_uri())
+        page.add_style_tag(content=CARD_LOOK)
+        page.evaluate("document.body.insertAdjacentHTML('afterbegin', '<h1>Train a LoRA in this page</h1>')")
+        picture = Image.open(io.BytesIO(page.screenshot()))
+        browser.close()
+    picture.convert("RGB").quantize(64).save(CARD, optimize=True)
+
+
 def rounded(value: Any) -> Any:
     """The same with four digits after the point: more are not seen."""
     if isinstance(value, dict):
@@ -63,9 +93,12 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """Record, and write the file."""
+    """Record, draw, and write the files."""
+    if sys.argv[1:] == ["card"]:
+        return draw_card()
     text = json.dumps(rounded(record()), ensure_ascii=False, separators=(",", ":"))
     (build_lab.LAB / "recorded.json").write_text(text + "\n", encoding="utf8")
+    return draw_card()
 
 
 if __name__ == "__main__":
