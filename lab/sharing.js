@@ -87,8 +87,8 @@ async function written({ files }) {
 const rounded = ({ id, text, base, adapted }) => ({
   id,
   text,
-  base: Number(base.toFixed(4)),
-  adapted: Number(adapted.toFixed(4)),
+  base: Number(base.toFixed(6)),
+  adapted: Number(adapted.toFixed(6)),
 });
 
 // ---- The receiver ------------------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ TURNED = """([adapter, rank]) => {
   const { view } = Lab.seen().write;
   return view?.adapter === adapter && view.rank === rank;
 }"""
+# Asked for: those on the page may still be of the scene before.
+BARS = """() => {
+  const { view, prompt } = Lab.seen().write;
+  return Lab.page.engine.ask("bars", { view, prompt, ids: [], count: 8, also: [] });
+}"""
 
 
 def record() -> dict[str, Any]:
@@ -50,7 +55,7 @@ def record() -> dict[str, Any]:
         for adapter, rank in SCENES:
             page.evaluate(TURN, [adapter, rank])
             page.wait_for_function(TURNED, arg=[adapter, rank], timeout=PATIENCE)
-            seen.append(page.evaluate("Lab.seen().write"))
+            seen.append({**page.evaluate("Lab.seen().write"), "bars": page.evaluate(BARS)})
         page.click("#lab-train")
         page.wait_for_selector("#lab-train:disabled")
         page.wait_for_selector("#lab-train:enabled", timeout=PATIENCE)
