@@ -71,4 +71,5 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  encode: ({ text }) => tokenizer.encode(text),
 });

@@ -1,5 +1,5 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
-import { newAdapter } from "./adapter.js";
+import { checkSettings, newAdapter } from "./adapter.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -15,6 +15,7 @@ export class Diverged extends LabError {}
 export class Trainer {
   // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
   static async start(model, tokenizer, settings, prose) {
+    checkSettings(settings, model.config.C);
     const trainer = new Trainer(model, tokenizer, settings, prose);
     trainer.loaded = await model.place(newAdapter(model.config, settings, seeded(2)), true);
     return trainer;
@@ -30,9 +31,10 @@ export class Trainer {
     }
     const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
     this.ids = ids.slice(0, ids.length - heldOut);
-    this.window = Math.min(WINDOW, this.ids.length - 1);
-    this.heldOut = windows(ids.slice(ids.length - heldOut));
-    this.prose = windows(tokenizer.encode(prose));
+    const most = Math.min(WINDOW, model.config.context);
+    this.window = Math.min(most, this.ids.length - 1);
+    this.heldOut = windows(ids.slice(ids.length - heldOut), most);
+    this.prose = windows(tokenizer.encode(prose), most);
     this.random = seeded(1); // always the same: two runs read the same windows in the same order
   }
 
@@ -41,6 +43,7 @@ export class Trainer {
   async advance() {
     const { rate, steps, batch } = this.settings;
     const [rows, targets] = this.draw(batch);
+    this.lastRead = [rows, targets];
     this.model.use(this.loaded);
     const loss = await this.model.step(this.loaded, rows, targets, {
       step: this.step + 1,
@@ -48,7 +51,7 @@ export class Trainer {
       most: (this.first ?? Infinity) + MAX_RISE,
     });
     this.first ??= loss;
-    if (!(loss <= this.first + MAX_RISE)) throw this.diverged(loss);
+    if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
     this.step++;
     return loss;
   }
@@ -68,16 +71,28 @@ export class Trainer {
     return [cut(0), cut(1)];
   }
 
-  // The losses on what is not trained on: the end of the same text, and other prose.
+  // The losses on what is not trained on: the end of the same text, and other prose. Throws Diverged if the last step
+  // was too far: `advance` sees only the loss before it.
   async measure() {
     this.model.use(this.loaded);
     const heldOut = await this.model.loss(...this.heldOut);
     const prose = await this.model.loss(...this.prose);
-    if (!Number.isFinite(heldOut + prose)) {
-      this.loaded.goBack();
-      throw this.diverged(heldOut);
-    }
+    this.heldOutFirst ??= heldOut;
+    if (this.tooHigh(heldOut, this.heldOutFirst) || !Number.isFinite(prose))
+      await this.checkLastStep(heldOut);
     return { heldOut, prose };
+  }
+
+  // A held-out loss that has risen may mean that the text was learned by heart: what was read last tells.
+  async checkLastStep(heldOut) {
+    const loss = this.lastRead ? await this.model.loss(...this.lastRead) : heldOut;
+    if (!this.tooHigh(loss, this.first)) return;
+    this.loaded.goBack();
+    throw this.diverged(loss);
+  }
+
+  tooHigh(loss, first) {
+    return !(loss <= (first ?? Infinity) + MAX_RISE) || !Number.isFinite(loss);
   }
 
   free() {
@@ -93,8 +108,8 @@ export function rateFactor(step, steps) {
 }
 
 // Tokens cut into rows for `GPT2.loss`, one after the other, a few at most: [rows, targets].
-function windows(ids) {
-  const T = Math.min(WINDOW, ids.length - 1);
+function windows(ids, most) {
+  const T = Math.min(most, ids.length - 1);
   const count = Math.min(MOST_ROWS, Math.floor((ids.length - 1) / T));
   const cut = shift => Array.from({ length: count }, (_, i) => ids.slice(i * T + shift, (i + 1) * T + shift));
   return [cut(0), cut(1)];

@@ -1,15 +1,13 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
 // The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
-import { ordered } from "./adapter.js";
+import { Ordering } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
-import { readModelConfig } from "./config.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
 import { GPT2 } from "./model.js";
-import { readSafetensors } from "./safetensors.js";
+import { openModel } from "./model_files.js";
 import { likeliest, pick, probabilities, seeded } from "./sampling.js";
-import { Tokenizer } from "./tokenizer.js";
 import { Diverged, Trainer } from "./trainer.js";
 
 export let model;
@@ -20,6 +18,8 @@ const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
 // ---- One thing at a time -----------------------------------------------------------------------------------------
+
+const SLICE = 100; // milliseconds, after which messages come in
 
 let last = Promise.resolve();
 
@@ -45,7 +45,7 @@ function breathe() {
 // ---- Adapters ----------------------------------------------------------------------------------------------------
 
 // Make the model use the named adapter as the sliders are set, `view`: {adapter, rank, strength, off}. No name: none.
-export async function show(view) {
+export async function show(view, news = () => {}) {
   const adapter = adapters.get(view?.adapter);
   if (shown && shown.adapter !== adapter) {
     shown.whole.free();
@@ -55,8 +55,24 @@ export async function show(view) {
   if (!adapter) return model.use(null);
   shown ??= { adapter, whole: await model.place(adapter) };
   const cut = view.rank < adapter.r;
-  if (cut) shown.inOrder ??= await model.place(ordered(adapter));
+  if (cut) shown.inOrder ??= await model.place(await ordered(adapter, news));
   return model.use(cut ? shown.inOrder : shown.whole, view);
+}
+
+const orderings = new WeakMap(); // of adapters whose rank was turned down
+
+// The adapter with its directions in the order of their size. `news` is told how far it is, and messages come in.
+async function ordered(adapter, news) {
+  const ordering = orderings.get(adapter) ?? new Ordering(adapter);
+  orderings.set(adapter, ordering);
+  for (let shownAt = performance.now(); !ordering.done; ) {
+    ordering.step();
+    if (performance.now() - shownAt < SLICE) continue;
+    news({ ordering: `${ordering.all - ordering.left.length} of ${ordering.all}` });
+    await breathe();
+    shownAt = performance.now();
+  }
+  return ordering.adapter;
 }
 
 function describe(name) {
@@ -71,12 +87,13 @@ const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longe
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
-  const ids = begin(prompt, model.config.context - count);
+  const { context } = model.config;
+  const ids = begin(prompt, context - Math.min(count, Math.floor(context / 2)));
   const written = [];
-  await show(view);
+  await show(view, news);
   model.restart();
   let logits = await model.next(ids);
-  while (written.length < count && wanted()) {
+  while (written.length < count && ids.length + written.length < context && wanted()) {
     const id = pick(logits, temperature, random);
     if (id === tokenizer.endOfText) break;
     written.push(id);
@@ -92,7 +109,9 @@ function begin(prompt, most) {
   const ids = tokenizer.encode(prompt);
   if (ids.length > most)
     throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
-  return ids.length ? ids : [tokenizer.endOfText];
+  if (ids.length) return ids;
+  if (tokenizer.endOfText === null) throw new LabError("The prompt is empty: type a word.");
+  return [tokenizer.endOfText];
 }
 
 // The text of each token. Where a letter is made of several tokens, the last of them shows it.
@@ -116,12 +135,13 @@ const EVERY = 10; // steps, between two measurements
 
 // Ends after `settings.steps`, or when the held-out loss has not fallen for `settings.patience` steps.
 async function train(settings, news) {
+  const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
-  await measure(settings, news);
-  while (run.trainer.step < settings.steps && !run.stopped && !ranOut(settings)) {
+  if (!run.stopped) await measure(settings, news);
+  while (await mayGoOn(news)) {
     const before = performance.now();
-    const loss = await inTurn(() => run.trainer.advance());
-    const { step, window } = run.trainer;
+    const loss = await inTurn(() => trainer.advance());
+    const { step, window } = trainer;
     seen.ms += performance.now() - before;
     seen.tokens += settings.batch * window;
     news({
@@ -132,13 +152,19 @@ async function train(settings, news) {
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
-    if (run.paused) {
-      adapters.set(run.name, await run.trainer.loaded.read());
-      news({ pausedAt: step });
-    }
-    while (run.paused && !run.stopped) await called(run);
   }
-  return run.trainer.step;
+  return trainer.step;
+}
+
+// Whether another step is wanted: waits while the page has said pause.
+async function mayGoOn(news) {
+  const { trainer } = run;
+  if (run.paused && !run.stopped) {
+    adapters.set(run.name, await trainer.loaded.read());
+    news({ pausedAt: trainer.step });
+  }
+  while (run.paused && !run.stopped) await called(run);
+  return !run.stopped && trainer.step < trainer.settings.steps && !ranOut();
 }
 
 // The losses beside the training, and what the adapter writes. The one with the lowest held-out loss is put aside.
@@ -150,10 +176,14 @@ async function measure(settings, news) {
   news({ at, best: run.best.step, ...losses });
   const { tokens } = await inTurn(() => sample(settings));
   if (lowest) run.best.adapter = adapters.get(run.name);
-  news({ at, sample: tokens.join("") });
+  if (!run.stopped) news({ at, sample: tokens.join("") });
 }
 
-const ranOut = ({ patience }) => run.trainer.step - (run.best?.step ?? 0) >= patience;
+// Whether the held-out loss has not fallen for as many steps as the settings allow.
+function ranOut() {
+  const { step, settings } = run.trainer;
+  return step - (run.best?.step ?? 0) >= settings.patience;
+}
 
 // Until the page says go on, or stop.
 function called(sleeper) {
@@ -162,25 +192,43 @@ function called(sleeper) {
   });
 }
 
-// Name the adapters of a run that ends with `final`. Training that only did harm, or diverged, has no best one.
-function putAway(final, { diverged }) {
-  const { name, best, trainer } = run;
-  const chosen = best?.adapter && best.step > 0 && best.step < trainer.step && !diverged;
-  adapters.set(name, chosen ? best.adapter : final);
-  if (chosen) adapters.set(`${name}-last`, final);
-  return { best: chosen ? best.step : trainer.step, last: chosen ? `${name}-last` : null };
-}
-
-// What the adapter in training writes by now; it can be chosen like any other from here on.
+// What the adapter in training writes by now; it can be chosen like any other from here on. Stop and pause cut it short.
 async function sample({ prompt }) {
   adapters.set(run.name, await run.trainer.loaded.read());
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
-  return write(view, { prompt, count: 40, temperature: 0.8, seed: 1 }, () => {});
+  const settings = { prompt, count: 40, temperature: 0.8, seed: 1 };
+  return write(
+    view,
+    settings,
+    () => {},
+    () => !run.stopped && !run.paused,
+  );
+}
+
+// A whole run, and its adapters: under the run's name that of the step with the lowest held-out loss, `best`; if that
+// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone.
+async function trained(settings, news) {
+  const { name, trainer } = run;
+  let diverged = null;
+  try {
+    await train(settings, news);
+  } catch (error) {
+    if (!(error instanceof Diverged)) throw error;
+    diverged = error.message;
+  }
+  const final = await trainer.loaded.read();
+  const { step, adapter } = run.best ?? {};
+  const lowest = adapter && step > 0 && step < trainer.step && !diverged;
+  const last = lowest ? `${name}-last` : null;
+  adapters.set(name, lowest ? adapter : final);
+  if (lowest) adapters.set(last, final);
+  const best = lowest ? step : trainer.step;
+  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut() };
 }
 
 // The probability of each token after these.
-async function nextAfter(ids, view) {
-  await show(view);
+async function nextAfter(ids, view, news) {
+  await show(view, news);
   model.restart();
   return probabilities(await model.next(ids));
 }
@@ -188,12 +236,20 @@ async function nextAfter(ids, view) {
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // The model's files and this browser's kernels.
-  load({ wasm, config, weights, tokens, prose: text }) {
-    tokenizer = new Tokenizer(tokens);
-    model = new GPT2(wasm, readModelConfig(config), readSafetensors(weights, true).tensors);
-    prose = text;
-    return { megabytes: model.megabytes, config: model.config };
+  // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
+  // works, its adapters are gone with it. `text`: the prose that training must not forget.
+  load({ files, name, wasm, exact, prose: text }, news) {
+    if (run) throw new LabError("A training is going on: stop it first.");
+    return inTurn(async () => {
+      const source = await openModel(files);
+      const loaded = await GPT2.load(source, { wasm, exact }, share => news({ share }));
+      loaded.name = name;
+      model?.free?.();
+      [model, tokenizer, prose, shown] = [loaded, source.tokenizer, text, null];
+      adapters.clear();
+      const { config, megabytes, device, stored, rounded } = model;
+      return { config, name, megabytes, device, stored, rounded };
+    });
   },
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
@@ -202,14 +258,14 @@ export const jobs = {
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out,
-  // and with `left`, a view, another adapter writes it.
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out;
+  // `left`, a view, has another adapter write it.
   async write({ view, base, left = null, ...settings }, news) {
     const texts = {};
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
       const wanted = () => mine === asked[which];
-      const tell = text => news({ [which]: text });
+      const tell = what => news(what.ordering ? what : { [which]: what });
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
@@ -218,11 +274,11 @@ export const jobs = {
   },
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
-  // the adapter, or with that of the view `left` and that of `view`. `also`: more tokens that are wanted.
-  bars({ view, left = null, prompt, ids: written, count, also }) {
+  // the adapter, or with those of `left` and `view`. `also`: more tokens that are wanted.
+  bars({ view, left = null, prompt, ids: written, count, also }, news) {
     return inTurn(async () => {
       const context = [...begin(prompt, model.config.context), ...written];
-      const [base, adapted] = [await nextAfter(context, left), await nextAfter(context, view)];
+      const [base, adapted] = [await nextAfter(context, left, news), await nextAfter(context, view, news)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -236,24 +292,17 @@ export const jobs = {
     return tokenizer.encode(text).length;
   },
 
-  // Train on a text; `news` has each step, and each measurement. Then `name` is the adapter of the step with the
-  // lowest held-out loss, `best`, and if that was not the last step, `last` names the one at the end.
+  // Train on a text; `news` has each step, and each measurement. For the answer see `trained`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
-    run = { name, trainer: await inTurn(() => Trainer.start(model, tokenizer, settings, prose)) };
-    const { trainer } = run;
-    const outcome = { diverged: null, last: null };
+    run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      await train(settings, news);
-    } catch (error) {
-      if (!(error instanceof Diverged)) throw error;
-      outcome.diverged = error.message;
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose));
+      return await trained(settings, news);
     } finally {
-      Object.assign(outcome, putAway(await trainer.loaded.read(), outcome), { ranOut: ranOut(settings) });
-      trainer.free();
+      run.trainer?.free();
       run = null;
     }
-    return { ...describe(name), steps: trainer.step, ...outcome };
   },
   pause() {
     if (run) run.paused = true;
@@ -267,17 +316,18 @@ export const jobs = {
     run?.wake?.();
   },
 
-  // The two files of an adapter as the sliders have it, {file name: bytes}.
-  files({ view }) {
-    return adapterFiles(chosen(view), view, model);
+  // The two files of an adapter as the sliders are set, {file name: bytes}.
+  async files({ view }, news) {
+    const adapter = adapters.get(view.adapter);
+    const cut = view.rank < adapter.r;
+    return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // Drop an adapter.
+  forget({ name }) {
+    adapters.delete(name);
   },
 };
-
-// The adapter that a view shows: its own directions where all are used, else those in order of size.
-function chosen({ adapter: name, rank }) {
-  const adapter = adapters.get(name);
-  return rank < adapter.r ? ordered(adapter) : adapter;
-}
 
 self.onmessage = async ({ data: { id, job, ...what } }) => {
   try {
@@ -286,3 +336,4 @@ self.onmessage = async ({ data: { id, job, ...what } }) => {
     postMessage({ id, error: error.message });
   }
 };
+postMessage({ ready: true });

@@ -17,9 +17,8 @@ let adaptedWords;
 let lookedAt = null; // the token that was clicked: {words, index}; null is the prompt's end
 let player = null; // of a recording, until the reader touches something
 
-const LAYER_KINDS = Object.keys(KINDS);
 export const BOOKS_ADAPTERS = ["restaurants", "plays", "cat"];
-const BOOKS_OWN = { r: 8, kinds: LAYER_KINDS }; // the adapters that come with the page
+const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
 const BOOKS_PROMPT = "The door opened, and";
 
 // An adapter's rank and kinds of layers, if the worker has it or this browser keeps it.
@@ -37,7 +36,7 @@ export function view() {
     adapter: $("adapter").value,
     rank: Number($("rank").value),
     strength: Number($("alpha").value),
-    off: LAYER_KINDS.filter(kind => !on.includes(kind)),
+    off: KINDS.filter(kind => !on.includes(kind)),
   };
 }
 
@@ -126,6 +125,8 @@ const writeTexts = latest(async () => {
   const base = JSON.stringify(question) !== lab.shown.question;
   const shown = { view: view(), ...question };
   const show = texts => {
+    if (texts.ordering)
+      say("write-status", `The adapter's directions are put in order: ${texts.ordering} layers.`);
     if (texts.base) baseWords.show(question.prompt, texts.base);
     if (texts.adapted) adaptedWords.show(question.prompt, texts.adapted);
   };
