@@ -5,7 +5,7 @@
 
 import { LabError } from "./errors.js";
 import { crc32 } from "./files.js";
-import { readSafetensors, writeSafetensors } from "./safetensors.js";
+import { floatsOf, openSafetensors, writeSafetensors } from "./safetensors.js";
 
 const VERSION = 1;
 const BEFORE_HEADER = 11; // bytes
@@ -25,10 +25,13 @@ export async function toLink(files, about) {
         `turn Rank down to ${MOST_RANK}, or send the file (“Download the adapter” below).`,
     );
   }
-  const { metadata, tensors } = readSafetensors(asBuffer(files[WEIGHTS]));
+  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS]]));
   const shapes = Object.entries(tensors).map(([name, { shape }]) => [name, shape]);
   const header = await deflated(JSON.stringify({ config, metadata, shapes, about }));
-  const numbers = Object.values(tensors).map(({ shape, data }) => inEightBits(data, shape, config.r));
+  const numbers = [];
+  for (const [name, tensor] of Object.entries(tensors)) {
+    numbers.push(inEightBits(await floatsOf(name, tensor), tensor.shape, config.r));
+  }
   const body = joined([two(header.length), header, ...numbers]);
   const front = new Uint8Array(BEFORE_HEADER - 2);
   const view = new DataView(front.buffer);
@@ -149,10 +152,6 @@ function fromEightBits(bytes, shape, r) {
 }
 
 // ---- Bytes and letters -------------------------------------------------------------------------------------------
-
-function asBuffer(bytes) {
-  return bytes instanceof ArrayBuffer ? bytes : bytes.slice().buffer;
-}
 
 function two(number) {
   return Uint8Array.from([number >> 8, number & 255]);
