@@ -45,7 +45,7 @@ export async function keepWhole(about) {
     const whole = { adapter: about.id, rank: about.r, strength: 1, off: [] };
     const files = await filesInMemory(whole);
     const bytes = Object.values(files).reduce((total, file) => total + file.byteLength, 0);
-    await keep({ ...about, bytes, created: Date.now() }, files);
+    await keep({ ...about, model: lab.model, bytes, created: Date.now() }, files);
     await readKept();
     say("kept-status", `“${about.title}” is kept in this browser.`);
   } catch (error) {
@@ -63,7 +63,7 @@ async function filesInMemory(shown) {
 // The adapter on the right can be kept if it is neither the book's nor kept already.
 export function offerKeeping() {
   const { adapter } = view();
-  const known = BOOKS_ADAPTERS.includes(adapter) || lab.kept.some(({ id }) => id === adapter);
+  const known = !adapter || BOOKS_ADAPTERS.includes(adapter) || lab.kept.some(({ id }) => id === adapter);
   $("keep").disabled = known || !lab.adapters.has(adapter);
 }
 
@@ -82,16 +82,20 @@ async function keepChosen() {
 
 // ---- The table ---------------------------------------------------------------------------------------------------
 
-function showKept() {
+// Whether the model that is loaded is the one that an adapter was trained on.
+const fits = about => about.model === lab.model;
+
+export function showKept() {
   ticked = ticked.filter(id => lab.kept.some(about => about.id === id));
-  for (const about of lab.kept) showOption(about.id, `yours: ${about.title}`);
+  for (const about of lab.kept.filter(fits)) showOption(about.id, `yours: ${about.title}`);
   $("kept").hidden = !lab.kept.length;
   $("kept").tBodies[0].replaceChildren(...lab.kept.map(row));
   $("compare").disabled = ticked.length !== 2;
 }
 
 function row(about) {
-  const tick = made("input", { type: "checkbox", checked: ticked.includes(about.id) });
+  const disabled = !fits(about);
+  const tick = made("input", { type: "checkbox", checked: ticked.includes(about.id), disabled });
   tick.setAttribute("aria-label", `Compare ${about.title}`);
   tick.addEventListener("change", () => tickOne(about.id, tick.checked));
   const name = made("input", { type: "text", value: about.title, maxLength: MOST_LETTERS, size: 24 });
@@ -107,7 +111,7 @@ function row(about) {
     made(
       "td",
       {},
-      button("Use", () => useOne(about)),
+      disabled ? `for ${about.model} ` : button("Use", () => useOne(about)),
       deleteButton(about),
     ),
   );

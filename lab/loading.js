@@ -3,11 +3,17 @@ import { Engine } from "./engine.js";
 import { $, lab, say } from "./shared.js";
 
 let loading = null;
+let wanted; // the device that the reader chose; undefined leaves the choice to the page
 const waiting = [];
 
 // `work` is done once, as soon as the model is there.
 export function whenLoaded(work) {
   waiting.push(work);
+}
+
+// Where the model is to run, before it is loaded: "wasm" or "webgpu".
+export function wantDevice(device) {
+  wanted = device;
 }
 
 // The engine, once it is there. Rejects if loading fails, which the page then says; the next call tries again.
@@ -28,13 +34,14 @@ async function load() {
   $("progress").hidden = false;
   say("status", "Loading the model: 24 MB, which the browser then keeps …");
   const before = performance.now();
-  const engine = await Engine.start(share => {
+  const show = share => {
     $("progress").value = share;
-  });
+  };
+  const engine = await Engine.start(show, { device: wanted });
   lab.engine = engine;
   const seconds = (performance.now() - before) / 1000;
-  const kernels = engine.relaxed ? "with fused multiply and add" : "with plain SIMD";
-  const cost = `after ${seconds.toFixed(1)} s, ${kernels}, in ${Math.round(engine.megabytes)} MB of memory`;
+  const on = engine.device?.kind === "webgpu" ? "on the GPU" : "on the processor";
+  const cost = `after ${seconds.toFixed(1)} s, ${on}, in ${Math.round(engine.megabytes)} MB of memory`;
   say("status", `gpt2-mini is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
   $("progress").hidden = true;
   for (const work of waiting) work();

@@ -1,5 +1,6 @@
 // The page begins here: a recording that plays, or what the address says.
 import { asked, readAddress } from "./address.js";
+import { prepareBringing } from "./bring.js";
 import { Lab, missing } from "./engine.js";
 import { prepareKept } from "./kept.js";
 import { ready, whenLoaded } from "./loading.js";
@@ -20,6 +21,7 @@ function start() {
   prepareTraining();
   prepareTaking();
   prepareSharing();
+  prepareBringing();
   const kept = prepareKept();
   whenLoaded(startWriting);
   $("load").disabled = Boolean(lacking);

@@ -1,8 +1,11 @@
 // What the parts of the page share.
 export const $ = id => document.getElementById(`lab-${id}`);
 
+export const MINI = "gpt2-mini"; // the page's own model
+
 export const lab = {
   engine: null, // once the model is loaded
+  model: MINI, // its name
   adapters: new Map(), // those that the worker has: {r, kinds}, by name
   kept: [], // what is said of those that this browser keeps: see store.js
   carried: null, // {files, about}: the adapter that the page's address carries

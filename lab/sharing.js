@@ -4,7 +4,7 @@ import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
 import { ready } from "./loading.js";
 import { fromLink, toLink } from "./share.js";
-import { $, lab, say } from "./shared.js";
+import { $, lab, MINI, say } from "./shared.js";
 import { BOOKS_ADAPTERS, changed, showOption, view } from "./write.js";
 
 const MOST_LETTERS = 80; // of a title
@@ -44,6 +44,11 @@ function link() {
 // The adapter as the sliders are set, in 8 bits a number, with the texts that it writes in 8 bits.
 async function carryingLink() {
   await ready();
+  if (lab.model !== MINI) {
+    throw new LabError(
+      "A link carries adapters of gpt2-mini, which everybody has: send the file of this one.",
+    );
+  }
   if (view().adapter === "carried" && asked().has("carried")) return addressOfSettings();
   const files = await lab.engine.ask("files", { view: view() });
   const packed = await fromLink(await toLink(files, {}));

@@ -2,7 +2,7 @@
 import { adapterFilesIn, save, zip } from "./files.js";
 import { keepWhole, offerKeeping } from "./kept.js";
 import { ready } from "./loading.js";
-import { $, lab, say } from "./shared.js";
+import { $, lab, MINI, say } from "./shared.js";
 import { chooseAdapter, offerAdapter, view } from "./write.js";
 
 const ONE_FILE = {
@@ -34,14 +34,19 @@ export function takingChanged() {
   $("peft").textContent = peftLines(folderName());
 }
 
+// Where Python finds the model: a brought one lies in a folder, or on the Hub.
+const onHub = () => lab.model.includes("/");
+const folder = () => (onHub() ? lab.model : "FOLDER_OF_YOUR_MODEL");
+
 function libraryLines(name) {
+  const model = lab.model === MINI ? MINI : folder().replace("openai-community/", "");
   return `from zipfile import ZipFile
 
 import torch
 from lora_lib import PeftModel, load_pretrained
 
 ZipFile("${name}.zip").extractall("${name}")
-base, tokenizer = load_pretrained("gpt2-mini")
+base, tokenizer = load_pretrained("${model}")
 model = PeftModel.from_pretrained(base, "${name}")
 
 ids = torch.tensor([tokenizer.encode(${JSON.stringify($("prompt").value)})])
@@ -51,11 +56,12 @@ print(tokenizer.decode(out[0].tolist()))
 }
 
 function peftLines(name) {
-  return `from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies
-from peft import PeftModel
+  const mini = lab.model === MINI;
+  const first = mini ? "from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies\n" : "";
+  return `${first}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
+base = AutoModelForCausalLM.from_pretrained(${mini ? "MINI_FOLDER" : `"${folder()}"`}).float()
 model = PeftModel.from_pretrained(base, "${name}")
 `;
 }

@@ -4,7 +4,7 @@ import { delivered, script } from "./engine.js";
 import { KINDS } from "./layers.js";
 import { ready } from "./loading.js";
 import { Player, prefersStill } from "./play.js";
-import { $, checkedKinds, lab, latest, say, suggestPrompt } from "./shared.js";
+import { $, checkedKinds, lab, latest, MINI, say, suggestPrompt } from "./shared.js";
 import { filesOf } from "./store.js";
 import { takingChanged } from "./take_home.js";
 import { showBars, Words } from "./words.js";
@@ -19,10 +19,12 @@ let player = null; // of a recording, until the reader touches something
 
 export const BOOKS_ADAPTERS = ["restaurants", "plays", "cat"];
 const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
+const NONE = { r: 0, kinds: [] }; // a model that has no adapter yet
 const BOOKS_PROMPT = "The door opened, and";
 
 // An adapter's rank and kinds of layers, if the worker has it or this browser keeps it.
 function adapterNamed(name) {
+  if (name === "") return NONE;
   if (name === "carried" && lab.carried) return lab.carried.about;
   return lab.adapters.get(name) ?? lab.kept.find(about => about.id === name) ?? BOOKS_OWN;
 }
@@ -63,7 +65,7 @@ export function showSliders() {
 const fetching = new Map(); // promises, by name
 
 function fetchAdapter(name) {
-  if (lab.adapters.has(name)) return undefined;
+  if (!name || lab.adapters.has(name)) return undefined;
   if (!fetching.has(name))
     fetching.set(
       name,
@@ -197,7 +199,7 @@ export function chooseAdapter(name) {
 // An adapter writes on the left from now on, or with null the base.
 export function setLeft(name, title) {
   lab.left = name;
-  $("base-title").textContent = name ? title : "Base: gpt2-mini as it is";
+  $("base-title").textContent = name ? title : `Base: ${lab.model} as it is`;
   $("base-title").classList.toggle("lab-is-left", Boolean(name));
 }
 
@@ -206,6 +208,26 @@ export function offerAdapter({ name, r, kinds, prompt }, text) {
   showOption(name, text);
   lab.adapters.set(name, { r, kinds, prompt });
   if ($("adapter").value === name) changed();
+}
+
+let booksOptions = []; // of the adapters that fit gpt2-mini
+
+// Another model is loaded: the worker has no adapter now, and those of the model before cannot be chosen.
+export function modelChanged() {
+  lab.adapters.clear();
+  lab.shown = {};
+  lookedAt = null;
+  setLeft(null);
+  if (!booksOptions.length)
+    booksOptions = [...$("adapter").options].filter(({ value }) => BOOKS_ADAPTERS.includes(value));
+  const none = Object.assign(document.createElement("option"), {
+    value: "",
+    textContent: "none yet: train one",
+  });
+  $("adapter").replaceChildren(...(lab.model === MINI ? booksOptions : [none]));
+  $("adapter").selectedIndex = 0;
+  setRankLimit();
+  changed();
 }
 
 export function showOption(name, text) {
