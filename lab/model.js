@@ -12,7 +12,7 @@
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
 
 import { LabError } from "./errors.js";
-import { KINDS } from "./layers.js";
+import { KINDS, samplePlaces } from "./layers.js";
 import { LoadedAdapter } from "./loaded_adapter.js";
 import { Memory } from "./memory.js";
 
@@ -251,12 +251,11 @@ export class GPT2 {
     this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
   }
 
-  // 64 numbers out of the weights of these layers, as `lora_lib` writes them beside an adapter: the base's fingerprint.
+  // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
   async baseSample(names) {
-    return Array.from({ length: 64 }, (_, i) => {
-      const [, l, kind] = names[Math.floor((i * names.length) / 64)].match(/^h\.(\d+)\.(.*)$/);
+    return samplePlaces(this.config, names).map(([name, at]) => {
+      const [, l, kind] = name.match(/^h\.(\d+)\.(.*)$/);
       const { d, k, forward } = this.blocks[l][kind];
-      const at = Math.floor(((i * 0.6180339887498949) % 1) * d * k);
       const [row, column] = [Math.floor(at / k), at % k];
       const panels = this.memory.floats(forward, d * k);
       return panels[Math.floor(column / 8) * d * 8 + row * 8 + (column % 8)];

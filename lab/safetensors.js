@@ -9,7 +9,7 @@ const READERS = {
 };
 const BYTES = { F16: 2, BF16: 2, F32: 4, F64: 8 };
 
-// {metadata, tensors: {name: {shape, data}}}, data a Float32Array, or with `raw` the bytes as they are.
+// {metadata, tensors: {name: {dtype, shape, data}}}, data a Float32Array, or with `raw` the bytes as they are.
 // Throws LabError for a file that is none, or not whole.
 export function readSafetensors(buffer, raw = false) {
   const broken = why => new LabError(`This is not a whole safetensors file: ${why}.`);
@@ -39,9 +39,14 @@ export function readSafetensors(buffer, raw = false) {
     }
     if (to - from !== count * BYTES[dtype]) throw broken(`${name} has not as many bytes as its shape needs`);
     const bytes = buffer.slice(start + from, start + to);
-    tensors[name] = { shape, data: raw ? bytes : READERS[dtype](bytes) };
+    tensors[name] = { dtype, shape, data: raw ? bytes : READERS[dtype](bytes) };
   }
   return { metadata: header?.__metadata__ ?? {}, tensors };
+}
+
+// The numbers of a raw tensor, as a Float32Array.
+export function floatsOf({ dtype, data }) {
+  return READERS[dtype](data);
 }
 
 // The bytes of a file with these tensors, {name: {shape, data: Float32Array}}.

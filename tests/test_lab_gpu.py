@@ -1,0 +1,187 @@
+"""The lab on the GPU: every kernel against PyTorch, in the GPU that Chromium simulates on the processor."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import build_lab
+import print_book
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, Route
+from safetensors.torch import save
+from small_models import scatter, stir
+from torch import Tensor, nn
+
+from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model
+
+LAB = build_lab.LAB
+KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+ADDRESS = "https://lab.test/"  # WebGPU wants a secure address; nothing is fetched from it
+RATE, STEPS = 1e-2, 6
+
+
+@dataclass
+class Case:
+    """A small GPT-2 with an adapter, and the text that it reads."""
+
+    C: int
+    V: int
+    r: int
+    B: int
+    T: int
+    targets: list[str] = field(default_factory=lambda: KINDS)
+    dtype: torch.dtype = torch.float32  # of the file
+    half: bool = False  # float16 on the GPU
+    s: float = 2.0
+    limits: dict[str, int] = field(default_factory=dict)
+
+    def model(self) -> PeftModel:
+        config = GPT2Config(self.V, 96, self.C, 2, 3, 0, 0, 0)
+        base = scatter(GPT2Model(config))
+        with torch.no_grad():
+            for p in base.parameters():  # PyTorch computes with the weights as they are on the GPU
+                p.copy_(p.to(self.dtype).half() if self.half and p.ndim == 2 else p.to(self.dtype))
+        return stir(get_peft_model(base, self.targets, self.r, self.s * self.r))
+
+
+CASES = {
+    "odd width, all layers": Case(45, 97, 4, 2, 31, s=10),
+    "float16, nine directions": Case(48, 95, 9, 3, 17, ["attn.c_attn", "mlp.c_proj"], torch.float16, half=True),
+    "more than 64 tokens and numbers": Case(75, 131, 1, 1, 70, ["attn.c_proj", "mlp.c_fc"]),
+    "upper block, bfloat16": Case(42, 64, 3, 2, 9, ["h.1.attn.c_attn", "h.1.mlp.c_fc"], torch.bfloat16),
+    "float32 stored as float16, launches in rows of 7": Case(45, 97, 2, 2, 8, half=True, limits={"mostGroups": 7}),
+}
+
+
+@pytest.fixture(scope="module")
+def gpu_browser(browser: Browser) -> Iterator[Browser]:
+    """Chromium with WebGPU, on a GPU that it simulates."""
+    flags = [*print_book.FLAGS, "--enable-unsafe-webgpu"]
+    chromium = browser.browser_type.launch(executable_path=print_book.find_browser(), args=flags)
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page(gpu_browser: Browser) -> Iterator[Page]:
+    """A page that has imported lab/gpu_probe.js as `lab`."""
+    tab = gpu_browser.new_page()
+    tab.route(f"{ADDRESS}**", serve)
+    tab.goto(ADDRESS)
+    tab.evaluate("async () => { window.lab = await import('./gpu_probe.js'); window.models = {}; }")
+    yield tab
+    tab.close()
+
+
+def serve(route: Route) -> None:
+    name = route.request.url.removeprefix(ADDRESS)
+    if name:
+        route.fulfill(path=LAB / name, content_type="text/javascript")
+    else:
+        route.fulfill(body="<!doctype html><title>lab</title>", content_type="text/html")
+
+
+def ask(page: Page, script: str, **what: Any) -> Any:
+    """Run a script with `what` by name. JSON both ways: playwright is slow with long lists."""
+    body = f"async text => {{ const {{ {', '.join(what)} }} = JSON.parse(text); {script} }}"
+    return json.loads(page.evaluate(f"async text => JSON.stringify(await ({body})(text) ?? null)", json.dumps(what)))
+
+
+def weights_of(model: PeftModel, dtype: torch.dtype) -> str:
+    """The base as Hugging Face's GPT-2 is stored, in base64: linear layers as (d, k)."""
+    tensors = {}
+    for name, p in model.base_model.named_parameters():
+        if "adapters" not in name and "out_head" not in name:
+            linear = any(kind in name for kind in KINDS) and p.ndim == 2
+            tensors[name.replace(".base.", ".")] = (p.T if linear else p).detach().to(dtype).contiguous()
+    return base64.b64encode(save(tensors)).decode()
+
+
+def adapter_of(model: PeftModel) -> dict[str, Any]:
+    layers = {}
+    for name, layer in model.lora_layers().items():
+        A, B = layer.adapters["default"].A, layer.adapters["default"].B
+        layers[name] = {"d": A.shape[0], "k": B.shape[1], "A": A.T.flatten().tolist(), "B": B.flatten().tolist()}
+    return {"r": A.shape[1], "s": layer.adapters["default"].scale, "layers": layers}
+
+
+def relative(found: list[float], wanted: Tensor) -> float:
+    got = torch.tensor(found).view(wanted.shape)
+    wanted = wanted.detach()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, page: Page) -> Iterator[tuple[Case, PeftModel]]:
+    """A case, whose model is `models.case` in the page."""
+    case = CASES[request.param]
+    model = case.model()
+    config = {"C": case.C, "H": 3, "V": case.V, "depth": 2, "context": 96}
+    what = {"config": config, "weights": weights_of(model, case.dtype), "half": case.half, "limits": case.limits}
+    ask(page, "models.case = await lab.openModel(what);", what=what)
+    yield case, model
+
+
+def test_logits_are_pytorchs(page: Page, case: tuple[Case, PeftModel]) -> None:
+    setting, model = case
+    T = setting.T
+    ids = torch.randint(setting.V, (1, T), generator=torch.Generator().manual_seed(1))
+    pieces = [T - 7, 1, 1, 4, 1]
+    first = (setting.r + 1) // 2
+    views = {"base": None, "whole": {}, "turned": {"rank": first, "strength": 0.5, "off": []}}
+    script = "return lab.logitsOf(models.case, lab.adapterOf(adapter), views, ids, pieces);"
+    found = ask(page, script, adapter=adapter_of(model), views=views, ids=ids[0].tolist(), pieces=pieces)
+    ends = torch.tensor(pieces).cumsum(0) - 1
+    wanted = {"whole": model(ids)[0, ends]}
+    with model.disable_adapter():
+        wanted["base"] = model(ids)[0, ends]
+    with torch.no_grad():
+        for layer in model.lora_layers().values():
+            layer.adapters["default"].A[:, first:] = 0
+            layer.adapters["default"].A.mul_(0.5)
+    wanted["turned"] = model(ids)[0, ends]
+    for view, logits in wanted.items():
+        assert (torch.tensor(found[view]) - logits).abs().max() < 1e-4, view
+
+
+def test_losses_gradients_and_steps_are_pytorchs(page: Page, case: tuple[Case, PeftModel]) -> None:
+    setting, model = case
+    generator = torch.Generator().manual_seed(2)
+    rows, targets = torch.randint(setting.V, (2, setting.B, setting.T), generator=generator)
+    targets[torch.rand(targets.shape, generator=generator) < 0.3] = -100
+    what = {"rows": rows.tolist(), "targets": targets.tolist(), "rate": RATE, "steps": STEPS}
+    script = "return lab.learn(models.case, lab.adapterOf(adapter), what);"
+    found = ask(page, script, adapter=adapter_of(model), what=what)
+
+    def loss(rows: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(rows).flatten(0, 1), targets.flatten())
+
+    alone = [loss(rows, targets).item(), loss(rows[:1, :5], targets[:1, :5]).item(), loss(rows, targets).item()]
+    assert found["alone"] == pytest.approx(alone, abs=1e-4)
+    bypasses = {name: layer.adapters["default"] for name, layer in model.lora_layers().items()}
+    trained = [p for bypass in bypasses.values() for p in (bypass.A, bypass.B)]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0)
+    losses, norms = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        now = loss(rows, targets)
+        now.backward()
+        losses.append(now.item())
+        for name, bypass in bypasses.items() if step == 0 else ():
+            got = found["gradients"][name]
+            assert relative(got["A"], bypass.A.grad.T) < 1e-4, f"A of {name}"
+            assert relative(got["B"], bypass.B.grad) < 1e-4, f"B of {name}"
+        norms.append(float(nn.utils.clip_grad_norm_(trained, 1)))
+        optimizer.step()
+    assert found["losses"] == pytest.approx(losses, abs=1e-3)
+    for name, bypass in bypasses.items():
+        assert relative(found["after"][name]["A"], bypass.A.T) < 1e-3, f"A of {name} after {STEPS} steps"
+        assert relative(found["after"][name]["B"], bypass.B) < 1e-3, f"B of {name} after {STEPS} steps"
+    if setting.s > 2:
+        assert max(norms) > 1.5 > 1 > min(norms), "the gradient was not clipped, or always was"
