@@ -101,8 +101,9 @@ export class GPU {
     tensor.buffer.destroy();
   }
 
-  write({ buffer, offset }, array) {
-    this.device.queue.writeBuffer(buffer, offset, array);
+  // Write an array into a tensor, `bytes` after its beginning.
+  write({ buffer, offset }, array, bytes = 0) {
+    this.device.queue.writeBuffer(buffer, offset + bytes, array);
   }
 
   copy(from, to) {
@@ -244,8 +245,11 @@ export class GPU {
     }
     const all = new Float32Array(staging.getMappedRange(0, size).slice(0));
     staging.unmap();
-    let at = 0;
-    return wanted.map(({ size }) => all.subarray(at / 4, (at += size) / 4));
+    let end = 0;
+    return wanted.map(({ size }) => {
+      end += size;
+      return all.subarray((end - size) / 4, end / 4);
+    });
   }
 
   close() {

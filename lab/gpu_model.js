@@ -7,46 +7,51 @@ import { GPU } from "./gpu.js";
 import { GPUAdapter } from "./gpu_adapter.js";
 import { LANES } from "./gpu_kernels.js";
 import { packed } from "./gpu_weights.js";
-import { KINDS, samplePlaces } from "./layers.js";
+import { KINDS, kindOf, layerShapes, samplePlaces } from "./layers.js";
 import { floatsOf } from "./safetensors.js";
 
-const EPS = 1e-5; // of LayerNorm, unless the config has another
 const PIECE = 64; // tokens of a prompt that are read at once
+const UPLOAD = 2 ** 22; // numbers of a weight that are uploaded at once
 
 export class GPUModel {
-  // `found`: see `findGPU`. `config`: see config.js. `tensors`: {name: {dtype, shape, data}}, bytes as in the file.
-  // `half`: whether to store weights as float16. Throws LabError, which says what the GPU lacks.
-  static async open(found, config, tensors, half) {
-    const gpu = await GPU.open(found, half);
+  // `source`: see model_files.js. `exact`: keep float32 weights as they are, not as float16. `found`: see `findGPU`.
+  // `news` is told the share that is uploaded. Throws LabError, which says what the GPU lacks.
+  static async load(source, { exact, found }, news = () => {}) {
+    const onlyHalf = Object.values(source.tensors).every(({ dtype }) => dtype === "F16");
+    const gpu = await GPU.open(found, onlyHalf || !exact);
     try {
-      return await gpu.guarded(() => new GPUModel(gpu, config, tensors));
+      return await GPUModel.on(gpu, source, news);
     } catch (error) {
       gpu.close();
       throw error;
     }
   }
 
-  constructor(gpu, config, tensors) {
-    Object.assign(this, { eps: EPS }, config, { gpu, config, tensors, rooms: {}, plans: {} });
-    const { C, V, H, depth } = this;
-    Object.assign(this, { D: C / H, C4: fours(C), qkv4: fours(3 * C), f4: fours(4 * C), V4: fours(V) });
-    const weight = name => this.upload(`${name}.weight`, gpu.half);
-    const norm = name => ({ weight: this.upload(`${name}.weight`), bias: this.upload(`${name}.bias`) });
+  static on(gpu, source, news) {
+    return gpu.guarded(async () => {
+      const model = new GPUModel(gpu, source);
+      await model.upload(news);
+      return model;
+    });
+  }
+
+  constructor(gpu, { config, tensors }) {
+    Object.assign(this, config, { gpu, config, tensors, rooms: {}, plans: {}, waiting: [] });
+    const { C, V, H, depth, inner } = this;
+    Object.assign(this, { D: C / H, C4: fours(C), qkv4: fours(3 * C), f4: fours(inner), V4: fours(V) });
+    const weight = name => this.allocFor(`${name}.weight`, gpu.half);
+    const vector = name => this.allocFor(name, false);
+    const norm = name => ({ weight: vector(`${name}.weight`), bias: vector(`${name}.bias`) });
     this.wte = weight("wte"); // (V, C), also the head
     this.wpe = weight("wpe"); // (context, C)
-    this.blocks = Array.from({ length: depth }, (_, l) => {
-      const block = { ln_1: norm(`h.${l}.ln_1`), ln_2: norm(`h.${l}.ln_2`) };
-      for (const [kind, { d, k }] of Object.entries(KINDS)) {
-        const name = `h.${l}.${kind}`;
-        block[kind] = {
-          d4: fours(d * C),
-          k4: fours(k * C),
-          W: weight(name),
-          bias: this.upload(`${name}.bias`),
-        };
-      }
-      return block;
-    });
+    this.blocks = Array.from({ length: depth }, (_, l) => ({
+      ln_1: norm(`h.${l}.ln_1`),
+      ln_2: norm(`h.${l}.ln_2`),
+    }));
+    for (const [name, { d, k }] of Object.entries(layerShapes(config))) {
+      const layer = { d4: fours(d), k4: fours(k), W: weight(name), bias: vector(`${name}.bias`) };
+      this.blocks[name.split(".")[1]][kindOf(name)] = layer;
+    }
     this.ln_f = norm("ln_f");
     this.caches = this.blocks.map(() => gpu.alloc(this.context * 4 * this.qkv4)); // query, key, value of each token
     this.zeros = gpu.alloc(4 * this.C4); // the bias of a product that has none
@@ -59,18 +64,44 @@ export class GPUModel {
     return this.gpu.bytes / 1e6;
   }
 
-  // A tensor of the file, by its name with or without "transformer.".
-  tensor(name) {
-    return this.tensors[`transformer.${name}`] ?? this.tensors[name];
+  get stored() {
+    return this.gpu.half ? "float16" : "float32";
   }
 
-  upload(name, half = false) {
-    const tensor = this.tensor(name);
-    const [columns, rows = 1] = tensor.shape.toReversed();
+  // Why the GPU can no longer be used, or null.
+  get lost() {
+    return this.gpu.failed;
+  }
+
+  free() {
+    this.gpu.close();
+  }
+
+  // Room for a tensor of the file, all rows and columns padded to fours.
+  allocFor(name, half) {
+    const [columns, rows = 1] = this.tensors[name].shape.toReversed();
     const count = (rows === 1 ? 1 : 4 * fours(rows)) * 4 * fours(columns);
-    const onGPU = this.gpu.alloc(half ? count / 2 : count);
-    this.gpu.write(onGPU, packed(tensor, half));
-    return onGPU;
+    const tensor = this.gpu.alloc(half ? count / 2 : count);
+    this.waiting.push({ name, tensor, half });
+    return tensor;
+  }
+
+  async upload(news) {
+    for (const [index, { name, tensor, half }] of this.waiting.entries()) {
+      const { dtype, shape, read } = this.tensors[name];
+      const [columns, rows = 1] = shape.toReversed();
+      const atOnce = Math.ceil(UPLOAD / columns);
+      for (let row = 0; row < rows; row += atOnce) {
+        const data = shape.length > 1 ? await read(row, Math.min(atOnce, rows - row)) : await read();
+        this.gpu.write(
+          tensor,
+          packed({ dtype, data }, columns, half),
+          (half ? 2 : 4) * row * 4 * fours(columns),
+        );
+      }
+      news({ share: (index + 1) / this.waiting.length });
+    }
+    this.waiting = [];
   }
 
   // ---- A linear layer with LoRA beside it ------------------------------------------------------------------------
@@ -119,8 +150,8 @@ export class GPUModel {
   // ---- LayerNorm and attention -----------------------------------------------------------------------------------
 
   norm(x, { weight, bias }, y, kept, N, first = 0) {
-    const { gpu, C, C4, eps } = this;
-    gpu.launch("norm", { x, w: weight, b: bias, y, kept, N, C, stride: 4 * C4, first, eps });
+    const { gpu, C, C4, epsilon } = this;
+    gpu.launch("norm", { x, w: weight, b: bias, y, kept, N, C, stride: 4 * C4, first, eps: epsilon });
   }
 
   normBackward(x, { weight }, kept, g, dx, N) {
@@ -316,11 +347,12 @@ export class GPUModel {
 
   // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
   async baseSample(names) {
-    return samplePlaces(this.config, names).map(([name, at]) => {
-      const { dtype, shape, data } = this.tensor(`${name}.weight`);
-      const width = data.byteLength / (shape[0] * shape[1]);
-      return floatsOf({ dtype, data: data.slice(width * at, width * (at + 1)) })[0];
-    });
+    const number = async ([name, at]) => {
+      const { dtype, shape, read } = this.tensors[`${name}.weight`];
+      const [row, column] = [Math.floor(at / shape[1]), at % shape[1]];
+      return floatsOf({ dtype, data: await read(row, 1) })[column];
+    };
+    return Promise.all(samplePlaces(this.config, names).map(number));
   }
 
   async planFor(name, describe) {

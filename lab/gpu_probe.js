@@ -8,12 +8,21 @@ const opened = {}; // one device for all models that store their weights alike: 
 
 // A model from a safetensors file in base64. `limits` changes the device for the test: {mostGroups}.
 export async function openModel({ config, weights, half, limits = {} }) {
-  const bytes = Uint8Array.from(atob(weights), letter => letter.charCodeAt(0));
-  const { tensors } = readSafetensors(bytes.buffer, true);
   opened[half] ??= await GPU.open(await findGPU(), half);
   const gpu = opened[half];
   gpu.mostGroups = limits.mostGroups ?? gpu.device.limits.maxComputeWorkgroupsPerDimension;
-  return gpu.guarded(() => new GPUModel(gpu, config, tensors));
+  return GPUModel.on(gpu, sourceOf(config, weights), () => {});
+}
+
+export function sourceOf(config, weights) {
+  const bytes = Uint8Array.from(atob(weights), letter => letter.charCodeAt(0));
+  const { tensors } = readSafetensors(bytes.buffer, true);
+  for (const tensor of Object.values(tensors)) {
+    const width = tensor.data.byteLength / tensor.shape[0];
+    tensor.read = async (first = 0, rows = tensor.shape[0]) =>
+      tensor.data.slice(first * width, (first + rows) * width);
+  }
+  return { config, tensors };
 }
 
 // {name: {A: [], B: []}} with `shapes` {name: {d, k}} as an adapter, and back.

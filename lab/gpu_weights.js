@@ -1,12 +1,11 @@
 // A model's weights as the GPU reads them: float16 or float32, each row padded with zeros to a multiple of four.
 import { floatsOf } from "./safetensors.js";
 
-// The numbers of a tensor, {dtype, shape, data}, as an array that can be written into a buffer.
-export function packed({ dtype, shape, data }, half) {
-  const columns = shape.at(-1);
-  const same = dtype === (half ? "F16" : "F32");
-  if (same && columns % 4 === 0) return data;
-  const numbers = half ? halvesOf({ dtype, data }) : floatsOf({ dtype, data });
+// Rows of a tensor, raw as in the file, as an array that can be written into a buffer.
+export function packed(raw, columns, half) {
+  const same = raw.dtype === (half ? "F16" : "F32");
+  if (same && columns % 4 === 0) return raw.data;
+  const numbers = half ? halvesOf(raw) : floatsOf(raw);
   const rows = numbers.length / columns;
   const stride = 4 * Math.ceil(columns / 4);
   const out = new numbers.constructor(rows * stride);
@@ -16,8 +15,8 @@ export function packed({ dtype, shape, data }, half) {
   return out;
 }
 
-function halvesOf({ dtype, data }) {
-  return dtype === "F16" ? new Uint16Array(data) : Uint16Array.from(floatsOf({ dtype, data }), floatToHalf);
+function halvesOf(raw) {
+  return raw.dtype === "F16" ? new Uint16Array(raw.data) : Uint16Array.from(floatsOf(raw), floatToHalf);
 }
 
 // The nearest float16, as its 16 bits: 1 of sign, 5 of exponent, 10 of fraction. Of two equally near, the even one.
