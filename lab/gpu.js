@@ -269,5 +269,5 @@ function total(tensors) {
 }
 
 function megabytes(bytes) {
-  return `${Math.ceil(bytes / 1e6)} MB`;
+  return `${Number((bytes / 1e6).toPrecision(3))} MB`;
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import build_lab
@@ -40,6 +40,11 @@ class Case:
     half: bool = False  # float16 on the GPU
     s: float = 2.0
     limits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, float]:
+        """The sizes, by the lab's names."""
+        return {"C": self.C, "H": 3, "V": self.V, "depth": 2, "context": 96, "inner": 4 * self.C, "epsilon": 1e-5}
 
     def model(self) -> PeftModel:
         config = GPT2Config(self.V, 96, self.C, 2, 3, 0, 0, 0)
@@ -122,10 +127,9 @@ def case(request: pytest.FixtureRequest, page: Page) -> Iterator[tuple[Case, Pef
     """A case, whose model is `models.case` in the page."""
     case = CASES[request.param]
     model = case.model()
-    config = {"C": case.C, "H": 3, "V": case.V, "depth": 2, "context": 96, "inner": 4 * case.C, "epsilon": 1e-5}
-    what = {"config": config, "weights": weights_of(model, case.dtype), "half": case.half, "limits": case.limits}
+    what = {"config": case.config, "weights": weights_of(model, case.dtype), "half": case.half, "limits": case.limits}
     ask(page, "models.case = await lab.openModel(what);", what=what)
-    yield case, model
+    return case, model
 
 
 def test_logits_are_pytorchs(page: Page, case: tuple[Case, PeftModel]) -> None:
@@ -185,3 +189,108 @@ def test_losses_gradients_and_steps_are_pytorchs(page: Page, case: tuple[Case, P
         assert relative(found["after"][name]["B"], bypass.B) < 1e-3, f"B of {name} after {STEPS} steps"
     if setting.s > 2:
         assert max(norms) > 1.5 > 1 > min(norms), "the gradient was not clipped, or always was"
+
+
+# ---- When something goes wrong -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(page: Page) -> None:
+    """`models.tiny` in the page."""
+    case = Case(9, 11, 1, 1, 4)
+    what = {"config": case.config, "weights": weights_of(case.model(), torch.float32), "half": False}
+    ask(page, "models.source = lab.sourceOf(what.config, what.weights);", what=what)
+    ask(page, "models.tiny = await lab.openModel(what);", what=what)
+
+
+def refused(page: Page, script: str) -> str:
+    return str(ask(page, f"try {{ await (async () => {{ {script} }})(); }} catch (error) {{ return `${{error}}`; }}"))
+
+
+def test_a_simulated_gpu_is_recognised(page: Page) -> None:
+    assert ask(page, "return lab.findGPU();")["simulated"] is True
+
+
+def test_a_lost_gpu_is_noticed_in_the_middle_of_a_step(page: Page, tiny: None) -> None:
+    script = """const found = await lab.findGPU();
+      models.own = await lab.GPUModel.load(models.source, { exact: true, found });
+      await models.own.loss([[1, 2, 3]], [[2, 3, 4]]);
+      return models.own.lost;"""
+    assert ask(page, script) is None
+    words = refused(
+        page,
+        """const { gpu } = models.own;
+      const { submit } = gpu;
+      gpu.submit = (...what) => { submit.apply(gpu, what); gpu.device.destroy(); };
+      await models.own.loss([[1, 2, 3]], [[2, 3, 4]]);""",
+    )
+    assert words.startswith("Error: The GPU was lost (destroyed)"), words
+    assert refused(page, "await models.own.next([1]);") == words, "and the next call says so, too"
+    assert ask(page, "return models.own.lost !== null;")
+
+
+def test_a_gpu_that_is_too_small_says_so(page: Page, tiny: None) -> None:
+    """A phone's limits, and an embedding of 201 MB: it is refused before anything of it is read."""
+    words = refused(
+        page,
+        """const limits = { maxBufferSize: 2 ** 28, maxStorageBufferBindingSize: 2 ** 27 };
+      const { adapter } = await lab.findGPU();
+      const phone = { limits, requestDevice: wanted => adapter.requestDevice(wanted) };
+      const { config, tensors } = models.source;
+      const large = { ...tensors, "wte.weight": { ...tensors["wte.weight"], shape: [2 ** 22, 9] } };
+      const source = { config: { ...config, V: 2 ** 22 }, tensors: large };
+      await lab.GPUModel.load(source, { exact: true, found: { adapter: phone } });""",
+    )
+    assert words == "Error: The model needs a buffer of 201 MB, this GPU allows 134 MB."
+
+
+def test_too_large_a_step_leaves_the_model_as_it_was(page: Page, tiny: None) -> None:
+    script = "return models.tiny.loss([[1, 2, 3]], [[2, 3, 4]]);"
+    before = ask(page, script)
+    bytes_before = ask(page, "return models.tiny.gpu.bytes;")
+    words = refused(
+        page,
+        """const { gpu } = models.tiny;
+      const { largest } = gpu;
+      gpu.largest = 2 ** 16;
+      try { await models.tiny.loss([Array(90).fill(1)], [Array(90).fill(1)]); } finally { gpu.largest = largest; }""",
+    )
+    assert words == "Error: The model needs a buffer of 0.0972 MB, this GPU allows 0.0655 MB."
+    assert ask(page, "return models.tiny.gpu.bytes;") < bytes_before, "room is left behind"
+    assert ask(page, script) == before
+    assert "at most 96 tokens" in refused(page, "await models.tiny.next(Array(97).fill(1));")
+
+
+def test_a_slow_plan_is_split_and_computes_the_same(page: Page, tiny: None) -> None:
+    """Few launches in a submission at first; then as many as fit into the time that one may take."""
+    found = ask(
+        page,
+        """const { gpu } = models.tiny;
+      const sizes = [];
+      const { submit } = gpu;
+      gpu.submit = (steps, wanted) => { sizes.push(steps.length); submit.call(gpu, steps, wanted); };
+      const loss = () => models.tiny.loss([[1, 2, 3]], [[2, 3, 4]]);
+      const losses = [await loss(), await loss()];
+      const [plan] = Object.values(models.tiny.plans);
+      const fast = plan.atOnce;
+      plan.atOnce = 7;
+      losses.push(await loss());
+      return { losses, sizes, fast, launches: plan.steps.length };""",
+    )
+    launches = found["launches"]
+    parts = [16] * (launches // 16) + [launches % 16]
+    assert found["fast"] >= launches
+    assert found["sizes"] == [*parts, launches, *[7] * (launches // 7), launches % 7]
+    assert len(set(found["losses"])) == 1
+
+
+def test_float16_is_rounded_as_pytorch_rounds(page: Page) -> None:
+    values = torch.cat(
+        [torch.randn(2000), torch.randn(2000) * 1e-6, torch.tensor([65519.9, 65520, -1e9, 2**-24, 2**-25])]
+    )
+    values = torch.cat([values, torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, 3 * 2**-25, 0, -0.0, math.inf])])
+    found = ask(
+        page, "return values.map(value => lab.floatToHalf(value ?? Infinity));", values=[*values[:-1].tolist(), None]
+    )
+    wanted = values.half().view(torch.int16).to(torch.int32) & 0xFFFF
+    assert found == wanted.tolist()
