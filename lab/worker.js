@@ -1,6 +1,7 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
-// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
+// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
+// the GPU is lost, the page gets {device}, without an id.
 import { ordered } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
 import { readModelConfig } from "./config.js";
@@ -25,9 +26,30 @@ let last = Promise.resolve();
 
 // Do `work` when all that was asked for before is done. Training asks again for each step: others come in between.
 function inTurn(work) {
-  const done = last.then(work);
+  const done = last.then(() => despiteLoss(work));
   last = done.catch(() => {});
   return done;
+}
+
+// Do `work`. If the GPU is lost on the way, go on without it, and do the work again from its beginning.
+async function despiteLoss(work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (!model?.lost) throw error;
+    await useModel(await modelOn("wasm", made));
+    model.device.why = error.message;
+    postMessage({ device: model.device });
+    return work();
+  }
+}
+
+// Use another model of the same weights from here on.
+async function useModel(other) {
+  model.free();
+  model = other;
+  shown = null;
+  await run?.trainer.moveTo(model);
 }
 
 // Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
@@ -136,7 +158,7 @@ async function train(settings, news) {
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
     if (run.paused) {
-      adapters.set(run.name, await run.trainer.loaded.read());
+      adapters.set(run.name, await inTurn(() => run.trainer.loaded.read()));
       news({ pausedAt: step });
     }
     while (run.paused && !run.stopped) await called(run);
@@ -165,6 +187,17 @@ async function nextAfter(ids, view) {
   return probabilities(await model.next(ids));
 }
 
+// The model is moved for the measurement only.
+async function speedOn(device) {
+  if (device === model.device.kind) return measureSpeed(model);
+  const other = await modelOn(device, made);
+  try {
+    return await measureSpeed(other);
+  } finally {
+    other.free();
+  }
+}
+
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
@@ -174,6 +207,33 @@ export const jobs = {
     model = new GPT2(wasm, readModelConfig(config), readSafetensors(weights, true).tensors);
     prose = text;
     return { megabytes: model.megabytes, config: model.config };
+  },
+
+  // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.
+  device({ device }) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      if (device !== model.device.kind) await useModel(await modelOn(device, made));
+      return model.device;
+    });
+  },
+
+  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
+  speed(_, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const found = { why: "" };
+      for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
+        news({ doing: `measuring ${name}` });
+        try {
+          found[device] = await speedOn(device);
+        } catch (error) {
+          if (device === "wasm") throw error;
+          Object.assign(found, { [device]: null, why: error.message });
+        }
+      }
+      return found;
+    });
   },
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
@@ -227,7 +287,7 @@ export const jobs = {
       if (!(error instanceof Diverged)) throw error;
       diverged = error.message;
     } finally {
-      adapters.set(name, await trainer.loaded.read());
+      adapters.set(name, await inTurn(() => trainer.loaded.read()));
       trainer.free();
       run = null;
     }
