@@ -3,8 +3,9 @@
 // `lora_A.weight` is (r, d), as A is kept here; `lora_B.weight` is (k, r), our B transposed.
 import { turned } from "./adapter.js";
 import { LabError } from "./errors.js";
+import { jsonOf } from "./json.js";
 import { layerShapes } from "./layers.js";
-import { readSafetensors, writeSafetensors } from "./safetensors.js";
+import { floatsOf, openSafetensors, writeSafetensors } from "./safetensors.js";
 
 const CONFIG_FILE = "adapter_config.json";
 const WEIGHTS_FILE = "adapter_model.safetensors";
@@ -30,7 +31,7 @@ export async function adapterFiles(adapter, view, model) {
     use_rslora: false,
     fan_in_fan_out: true, // Hugging Face's GPT-2 keeps its weights as (d, k)
     inference_mode: true,
-    base_model_name_or_path: null,
+    base_model_name_or_path: model.name ?? null,
   };
   const numbers = (await model.baseSample(Object.keys(layers))).map(w => w.toPrecision(4));
   const metadata = { format: "pt", base_sample: numbers.join(" ") };
@@ -48,35 +49,38 @@ export async function readAdapter(files, model) {
       throw new LabError(`${name} is missing: choose both of an adapter's files, or a zip of them.`);
   }
   const { r, lora_alpha: alpha, use_rslora: rooted } = readConfig(files[CONFIG_FILE], model.config.C);
-  const { metadata, tensors } = readSafetensors(files[WEIGHTS_FILE]);
+  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS_FILE]]));
   const layers = {};
   for (const [name, { d, k }] of Object.entries(layerShapes(model.config))) {
     const path = `base_model.model.transformer.${name}`;
-    const [A, B] = ["A", "B"].map(part => {
-      const key = `${path}.lora_${part}.weight`;
-      const tensor = tensors[key];
-      delete tensors[key];
-      const want = part === "A" ? [r, d] : [k, r];
-      if (tensor && `${tensor.shape}` !== `${want}`) {
-        throw new LabError(
-          `${key} is ${tensor.shape.join(" × ")}, gpt2-mini needs ${want.join(" × ")}: another base?`,
-        );
-      }
-      if (tensor && !tensor.data.every(Number.isFinite))
-        throw new LabError(`${key} has NaN or infinity in it.`);
-      return tensor?.data;
-    });
+    const A = await take(tensors, `${path}.lora_A.weight`, [r, d]);
+    const B = await take(tensors, `${path}.lora_B.weight`, [k, r]);
     if (Boolean(A) !== Boolean(B)) throw new LabError(`${name} has only one of A and B.`);
     if (A) layers[name] = { d, k, A, B: transposed(B, k, r) };
   }
   const [strange] = Object.keys(tensors);
   if (strange)
     throw new LabError(
-      `${strange} is no part of a LoRA adapter for gpt2-mini: was it made for another base?`,
+      `${strange} is not part of a LoRA adapter for this model: was it made for another base?`,
     );
   if (!Object.keys(layers).length) throw new LabError("There is no layer in this adapter.");
   checkBase(metadata.base_sample, await model.baseSample(Object.keys(layers)));
   return { r, alpha, s: alpha / (rooted ? Math.sqrt(r) : r), layers };
+}
+
+// The numbers of a tensor, which is taken out of `tensors`; undefined if it is not there.
+async function take(tensors, name, shape) {
+  const tensor = tensors[name];
+  delete tensors[name];
+  if (!tensor) return undefined;
+  if (`${tensor.shape}` !== `${shape}`) {
+    throw new LabError(
+      `${name} is ${tensor.shape.join(" × ")}, this model needs ${shape.join(" × ")}: another base?`,
+    );
+  }
+  const floats = await floatsOf(name, tensor);
+  if (!floats.every(Number.isFinite)) throw new LabError(`${name} has NaN or infinity in it.`);
+  return floats;
 }
 
 // Fields that change no result, and values that ask for nothing; any other that is set is refused, never ignored.
@@ -86,13 +90,8 @@ const ASKS_NOTHING = { bias: ["none"], init_lora_weights: [true, "gaussian", "or
 
 // `maxRank`: the shorter side of every layer.
 function readConfig(buffer, maxRank) {
-  let config;
-  try {
-    config = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(buffer));
-  } catch {
-    throw new LabError(`${CONFIG_FILE} is no JSON.`);
-  }
-  if (config?.peft_type !== "LORA")
+  const config = jsonOf(buffer, CONFIG_FILE);
+  if (config.peft_type !== "LORA")
     throw new LabError(`${CONFIG_FILE} is not of a LoRA adapter (peft_type "LORA").`);
   for (const [key, value] of Object.entries(config)) {
     const empty = !value || (typeof value === "object" && Object.keys(value).length === 0);
@@ -120,7 +119,7 @@ function checkBase(saved, own) {
   const alike =
     found.length === own.length &&
     found.every((w, i) => Math.abs(w - own[i]) <= 2 ** -8 * Math.abs(own[i]) + 1e-7);
-  if (!alike) throw new LabError("This adapter was made for a model with other weights than gpt2-mini's.");
+  if (!alike) throw new LabError("This adapter was made for a model with other weights than this one's.");
 }
 
 // M (rows, columns) as (columns, rows).

@@ -5,9 +5,14 @@ import { GPUModel } from "./gpu_model.js";
 import { GPT2 } from "./model.js";
 
 // The model on the device that is wanted, "webgpu" or "wasm". Undefined takes a GPU if the browser offers a real one
-// that is large enough, and WebAssembly if not. `made`: {source, wasm, exact}, see `GPT2.load`.
+// that is large enough, and WebAssembly if not. `made`: {source, wasm, exact, name}, see `GPT2.load`.
 // model.device is {kind, name, why}: the name of the GPU, or why there is none, in a sentence.
-export async function modelOn(wanted, made, news) {
+export async function modelOn(wanted, made, news = () => {}) {
+  const model = await load(wanted, made, news);
+  return Object.assign(model, { name: made.name });
+}
+
+async function load(wanted, made, news) {
   if (wanted === "wasm") return onProcessor(made, news, "");
   try {
     return await onGPU(made, news, wanted === "webgpu");

@@ -56,40 +56,51 @@ export function missing() {
     : "WebAssembly SIMD, which browsers have since 2021 to 2023";
 }
 
+// gpt2-mini's files, for `Engine.load`; `progress` is told the share that is there.
+export async function miniFiles(progress = () => {}) {
+  if (!delivered.tokens) await script("tokens.js");
+  for (let part = 0; part < WEIGHT_PARTS && !delivered.model; part++) {
+    if (!delivered.weights[part]) await script(`weights-${part}.js`); // those that came are kept
+    progress((part + 1) / WEIGHT_PARTS);
+  }
+  delivered.model ??= new Blob(delivered.weights);
+  delivered.weights = [];
+  const { config, tokens, model } = delivered;
+  return { "config.json": config, "bpe.tiktoken": tokens, "model.safetensors": model };
+}
+
 export class Engine {
-  // Load the model; `progress` is told the share that is there. `relaxed: false` takes the plain kernels.
-  static async start(progress = () => {}, { relaxed = true } = {}) {
+  // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
+  // kernels. `device`: see `load`.
+  static async start(progress = () => {}, { relaxed = true, device } = {}) {
     if (!delivered.source) await script("worker.js");
-    if (!delivered.tokens) await script("tokens.js");
-    for (let part = 0; part < WEIGHT_PARTS; part++) {
-      if (!delivered.weights[part]) await script(`weights-${part}.js`); // those that came are kept
-      progress((part + 1) / WEIGHT_PARTS);
-    }
-    const engine = new Engine(delivered.source);
-    await engine.load(relaxed);
+    const files = await miniFiles(progress);
+    const engine = new Engine(delivered.source, relaxed);
+    await engine.load(files, { name: "gpt2-mini", device });
     return engine;
   }
 
-  constructor(source) {
+  constructor(source, relaxed) {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
     this.worker = new Worker(url);
     this.waiting = new Map();
     this.asked = 0;
+    this.onDevice = () => {}; // the page may set it
     this.worker.onmessage = ({ data }) => this.hear(data);
     this.worker.onerror = ({ message }) => this.fail(new Error(message));
+    const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
+    this.kernels = Object.fromEntries(kernels);
+    this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
   }
 
-  async load(relaxed) {
-    const kernels = Object.fromEntries(
-      Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]),
-    );
-    this.relaxed = relaxed && WebAssembly.validate(kernels.relaxed);
-    const weights = await new Blob(delivered.weights).arrayBuffer();
-    const { tokens, prose, config } = delivered;
-    const wasm = this.relaxed ? kernels.relaxed : kernels.plain;
-    const what = { wasm, config, weights, tokens, prose };
-    Object.assign(this, await this.ask("load", what, { move: [weights] })); // {megabytes, config}
-    delivered.weights = []; // the worker has them now
+  // Load a model in place of the one before; its adapters go with it. `files`: {name: Blob, ArrayBuffer or string}, see
+  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. `device`: "webgpu", "wasm",
+  // or a GPU if there is one. The engine then has {config, name, megabytes, device, stored, rounded}, where device is
+  // {kind, name, why}, see device.js.
+  async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
+    const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
+    const what = { files, name, wasm, exact, device, prose: delivered.prose };
+    Object.assign(this, await this.ask("load", what, { news }));
   }
 
   // The worker's answer to a job; `news` hears what it tells on the way.
@@ -101,7 +112,12 @@ export class Engine {
     });
   }
 
-  hear({ id, result, error, news }) {
+  // A message without an id says that the GPU was lost: the work goes on on another `device`.
+  hear({ id, result, error, news, device }) {
+    if (device) {
+      this.device = device;
+      return this.onDevice(device);
+    }
     const { resolve, reject, news: listener } = this.waiting.get(id);
     if (news) return listener(news);
     this.waiting.delete(id);

@@ -6,9 +6,9 @@ import { LabError } from "./errors.js";
 import { GPU } from "./gpu.js";
 import { GPUAdapter } from "./gpu_adapter.js";
 import { LANES } from "./gpu_kernels.js";
-import { packed } from "./gpu_weights.js";
+import { Packer } from "./gpu_weights.js";
 import { KINDS, kindOf, layerShapes, samplePlaces } from "./layers.js";
-import { floatsOf } from "./safetensors.js";
+import { numbersOf } from "./safetensors.js";
 
 const PIECE = 64; // tokens of a prompt that are read at once
 const UPLOAD = 2 ** 22; // numbers of a weight that are uploaded at once
@@ -87,21 +87,21 @@ export class GPUModel {
   }
 
   async upload(news) {
+    const packer = new Packer();
     for (const [index, { name, tensor, half }] of this.waiting.entries()) {
       const { dtype, shape, read } = this.tensors[name];
-      const [columns, rows = 1] = shape.toReversed();
-      const atOnce = Math.ceil(UPLOAD / columns);
+      const columns = shape.at(-1);
+      const [rows, atOnce] =
+        shape.length === 1 ? [columns, columns] : [shape[0], Math.ceil(UPLOAD / columns)];
       for (let row = 0; row < rows; row += atOnce) {
-        const data = shape.length > 1 ? await read(row, Math.min(atOnce, rows - row)) : await read();
-        this.gpu.write(
-          tensor,
-          packed({ dtype, data }, columns, half),
-          (half ? 2 : 4) * row * 4 * fours(columns),
-        );
+        const bytes = await read(row, Math.min(atOnce, rows - row));
+        const place = (half ? 2 : 4) * row * 4 * fours(columns);
+        this.gpu.write(tensor, packer.packed(name, dtype, bytes, columns, half), place);
       }
-      news({ share: (index + 1) / this.waiting.length });
+      news((index + 1) / this.waiting.length);
     }
     this.waiting = [];
+    this.rounded = packer.rounded;
   }
 
   // ---- A linear layer with LoRA beside it ------------------------------------------------------------------------
@@ -349,8 +349,7 @@ export class GPUModel {
   async baseSample(names) {
     const number = async ([name, at]) => {
       const { dtype, shape, read } = this.tensors[`${name}.weight`];
-      const [row, column] = [Math.floor(at / shape[1]), at % shape[1]];
-      return floatsOf({ dtype, data: await read(row, 1) })[column];
+      return numbersOf(dtype, await read(Math.floor(at / shape[1]), 1))[at % shape[1]];
     };
     return Promise.all(samplePlaces(this.config, names).map(number));
   }
@@ -401,7 +400,7 @@ export class GPUModel {
       stats2: floats(2 * N),
       u: rows(f4),
       f: rows(f4),
-      xA: Object.fromEntries(Object.keys(KINDS).map(kind => [kind, floats(N * rank)])),
+      xA: Object.fromEntries(KINDS.map(kind => [kind, floats(N * rank)])),
     });
     const room = { sizes, pieces, ids: floats(N), kept: times(training ? depth : 1, blockRoom) };
     room.x = times(training ? depth + 1 : 1, () => rows(C4)); // the residual stream between the blocks

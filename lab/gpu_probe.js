@@ -2,7 +2,7 @@
 import { findGPU, GPU } from "./gpu.js";
 import { GPUModel } from "./gpu_model.js";
 import { floatToHalf } from "./gpu_weights.js";
-import { readSafetensors } from "./safetensors.js";
+import { openSafetensors } from "./safetensors.js";
 
 const opened = {}; // one device for all models that store their weights alike: kernels are compiled once
 
@@ -11,18 +11,13 @@ export async function openModel({ config, weights, half, limits = {} }) {
   opened[half] ??= await GPU.open(await findGPU(), half);
   const gpu = opened[half];
   gpu.mostGroups = limits.mostGroups ?? gpu.device.limits.maxComputeWorkgroupsPerDimension;
-  return GPUModel.on(gpu, sourceOf(config, weights), () => {});
+  return GPUModel.on(gpu, await sourceOf(config, weights), () => {});
 }
 
-export function sourceOf(config, weights) {
+// Not by `openModel` of model_files.js: kernels.c is made for fewer widths than the GPU's kernels.
+export async function sourceOf(config, weights) {
   const bytes = Uint8Array.from(atob(weights), letter => letter.charCodeAt(0));
-  const { tensors } = readSafetensors(bytes.buffer, true);
-  for (const tensor of Object.values(tensors)) {
-    const width = tensor.data.byteLength / tensor.shape[0];
-    tensor.read = async (first = 0, rows = tensor.shape[0]) =>
-      tensor.data.slice(first * width, (first + rows) * width);
-  }
-  return { config, tensors };
+  return { config, ...(await openSafetensors(new Blob([bytes]))) };
 }
 
 // {name: {A: [], B: []}} with `shapes` {name: {d, k}} as an adapter, and back.

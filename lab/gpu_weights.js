@@ -1,22 +1,44 @@
 // A model's weights as the GPU reads them: float16 or float32, each row padded with zeros to a multiple of four.
-import { floatsOf } from "./safetensors.js";
+import { LabError } from "./errors.js";
+import { halfToFloat, numbersOf } from "./safetensors.js";
 
-// Rows of a tensor, raw as in the file, as an array that can be written into a buffer.
-export function packed(raw, columns, half) {
-  const same = raw.dtype === (half ? "F16" : "F32");
-  if (same && columns % 4 === 0) return raw.data;
-  const numbers = half ? halvesOf(raw) : floatsOf(raw);
-  const rows = numbers.length / columns;
-  const stride = 4 * Math.ceil(columns / 4);
-  const out = new numbers.constructor(rows * stride);
-  for (let row = 0; row < rows; row++) {
-    out.set(numbers.subarray(row * columns, (row + 1) * columns), row * stride);
+const LARGEST = 65520; // from here on, float16 rounds to infinity
+
+// Puts the weights of a file, see `openModel`, into the form of the GPU. Afterwards `rounded` says whether float16 has
+// changed any of them.
+export class Packer {
+  rounded = false;
+
+  // Rows of a tensor, raw `bytes` of the file, as an array that can be written into a buffer.
+  packed(name, dtype, bytes, columns, half) {
+    const numbers = half ? this.halves(name, dtype, bytes) : numbersOf(dtype, bytes);
+    if (!numbers.every(half ? finiteHalf : Number.isFinite)) {
+      throw new LabError(`model.safetensors: ${name} has NaN or infinity in it.`);
+    }
+    if (columns % 4 === 0) return numbers;
+    const rows = numbers.length / columns;
+    const stride = 4 * Math.ceil(columns / 4);
+    const out = new numbers.constructor(rows * stride);
+    for (let row = 0; row < rows; row++) {
+      out.set(numbers.subarray(row * columns, (row + 1) * columns), row * stride);
+    }
+    return out;
   }
-  return out;
+
+  halves(name, dtype, bytes) {
+    if (dtype === "F16") return new Uint16Array(bytes);
+    const numbers = numbersOf(dtype, bytes);
+    if (numbers.some(number => Math.abs(number) >= LARGEST && Number.isFinite(number))) {
+      throw new LabError(`model.safetensors: ${name} has numbers too large for 16 bits: keep its 32 bits.`);
+    }
+    const halves = Uint16Array.from(numbers, floatToHalf);
+    this.rounded ||= halves.some((half, i) => halfToFloat(half) !== numbers[i]);
+    return halves;
+  }
 }
 
-function halvesOf(raw) {
-  return raw.dtype === "F16" ? new Uint16Array(raw.data) : Uint16Array.from(floatsOf(raw), floatToHalf);
+function finiteHalf(bits) {
+  return (bits & 0x7c00) !== 0x7c00;
 }
 
 // The nearest float16, as its 16 bits: 1 of sign, 5 of exponent, 10 of fraction. Of two equally near, the even one.
@@ -28,7 +50,7 @@ export function floatToHalf(value) {
   const sign = (bits[0] >>> 16) & 0x8000;
   const size = Math.abs(float[0]);
   if (Number.isNaN(size)) return 0x7e00;
-  if (size >= 65520) return sign | 0x7c00; // rounds to infinity
+  if (size >= LARGEST) return sign | 0x7c00;
   if (size < 2 ** -14) {
     float[0] = size + 0.5; // here float32 has steps of 2^-24, those of the smallest float16, and rounds by itself
     return sign | (bits[0] & 0x7ff);

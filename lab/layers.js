@@ -1,17 +1,20 @@
 // The linear layers of a GPT-2, which LoRA can adapt: their names and their shapes.
 
-// Inputs d and outputs k, in multiples of the model's width.
-export const KINDS = {
-  "attn.c_attn": { d: 1, k: 3 }, // queries, keys and values
-  "attn.c_proj": { d: 1, k: 1 },
-  "mlp.c_fc": { d: 1, k: 4 },
-  "mlp.c_proj": { d: 4, k: 1 },
+// Inputs d and outputs k of a layer of each kind. C is the model's width, `inner` that of its MLP.
+const SHAPES = {
+  "attn.c_attn": ({ C }) => ({ d: C, k: 3 * C }), // queries, keys and values
+  "attn.c_proj": ({ C }) => ({ d: C, k: C }),
+  "mlp.c_fc": ({ C, inner }) => ({ d: C, k: inner }),
+  "mlp.c_proj": ({ C, inner }) => ({ d: inner, k: C }),
 };
+export const KINDS = Object.keys(SHAPES);
 
 // {name: {d, k}} of all layers of these kinds, in the order in which `lora_lib` names them.
-export function layerShapes({ C, depth }, kinds = Object.keys(KINDS)) {
-  const names = Array.from({ length: depth }, (_, l) => kinds.map(kind => [`h.${l}.${kind}`, KINDS[kind]]));
-  return Object.fromEntries(names.flat().map(([name, { d, k }]) => [name, { d: d * C, k: k * C }]));
+export function layerShapes(config, kinds = KINDS) {
+  const blocks = Array.from({ length: config.depth }, (_, l) =>
+    kinds.map(kind => [`h.${l}.${kind}`, SHAPES[kind](config)]),
+  );
+  return Object.fromEntries(blocks.flat());
 }
 
 // 64 places in the weights of these layers, [layer, index of a number], as `lora_lib` chooses them. The numbers there

@@ -1,5 +1,5 @@
-// An adapter copied into the model's memory, all A and B in one stretch. With `learning` three more of the same
-// length: the gradient, and the two means that AdamW keeps.
+// An adapter copied into the model's memory, all A and B in one stretch. With `learning` four more of the same
+// length: the gradient, the two means that AdamW keeps, and a copy of the weights.
 import { turned } from "./adapter.js";
 
 export class LoadedAdapter {
@@ -21,16 +21,17 @@ export class LoadedAdapter {
       this[what] = this.memory.alloc(this.size);
       this.kernels.zero(this[what], this.size);
     }
+    this.good = this.memory.alloc(this.size);
     this.keep();
   }
 
   // Keep a copy of the weights, which `goBack` restores.
   keep() {
-    this.kept = this.memory.floats(this.w, this.size).slice();
+    this.memory.floats(this.good, this.size).set(this.memory.floats(this.w, this.size));
   }
 
   goBack() {
-    this.memory.floats(this.w, this.size).set(this.kept);
+    this.memory.floats(this.w, this.size).set(this.memory.floats(this.good, this.size));
     this.kernels.zero(this.g, this.size);
   }
 
@@ -75,6 +76,6 @@ export class LoadedAdapter {
   }
 
   free() {
-    for (const begin of [this.w, this.g, this.m, this.v]) if (begin) this.memory.free(begin);
+    for (const begin of [this.w, this.g, this.m, this.v, this.good]) if (begin) this.memory.free(begin);
   }
 }

@@ -1,3 +1,5 @@
+import { LabError } from "./errors.js";
+
 // WebAssembly's memory, handed out in pieces of float32.
 export class Memory {
   constructor() {
@@ -12,7 +14,7 @@ export class Memory {
     let hole = this.holes.find(([, size]) => size >= bytes);
     if (!hole) {
       const missing = this.top + bytes - this.wasm.buffer.byteLength;
-      if (missing > 0) this.wasm.grow(Math.ceil(missing / 65536));
+      if (missing > 0) this.grow(missing);
       hole = [this.top, bytes];
       this.top += bytes;
       this.holes.push(hole);
@@ -22,6 +24,17 @@ export class Memory {
     else [hole[0], hole[1]] = [begin + bytes, size - bytes];
     this.sizes.set(begin, bytes);
     return begin;
+  }
+
+  grow(bytes) {
+    try {
+      this.wasm.grow(Math.ceil(bytes / 65536));
+    } catch {
+      const megabytes = Math.round((this.wasm.buffer.byteLength + bytes) / 1e6);
+      throw new LabError(
+        `This takes ${megabytes} MB of memory, more than the browser gives to the lab (2 GB at most).`,
+      );
+    }
   }
 
   free(begin) {

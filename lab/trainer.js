@@ -32,9 +32,10 @@ export class Trainer {
     }
     const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
     this.ids = ids.slice(0, ids.length - heldOut);
-    this.window = Math.min(WINDOW, this.ids.length - 1);
-    this.heldOut = windows(ids.slice(ids.length - heldOut));
-    this.prose = windows(tokenizer.encode(prose));
+    const most = Math.min(WINDOW, model.config.context);
+    this.window = Math.min(most, this.ids.length - 1);
+    this.heldOut = windows(ids.slice(ids.length - heldOut), most);
+    this.prose = windows(tokenizer.encode(prose), most);
     this.random = seeded(1); // always the same: two runs read the same windows in the same order
   }
 
@@ -121,8 +122,8 @@ export function rateFactor(step, steps) {
 }
 
 // Tokens cut into rows for `GPT2.loss`, one after the other, a few at most: [rows, targets].
-function windows(ids) {
-  const T = Math.min(WINDOW, ids.length - 1);
+function windows(ids, most) {
+  const T = Math.min(most, ids.length - 1);
   const count = Math.min(MOST_ROWS, Math.floor((ids.length - 1) / T));
   const cut = shift => Array.from({ length: count }, (_, i) => ids.slice(i * T + shift, (i + 1) * T + shift));
   return [cut(0), cut(1)];

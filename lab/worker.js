@@ -4,16 +4,16 @@
 // the GPU is lost, the page gets {device}, without an id.
 import { ordered } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
-import { readModelConfig } from "./config.js";
+import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
-import { GPT2 } from "./model.js";
-import { readSafetensors } from "./safetensors.js";
+import { openModel } from "./model_files.js";
 import { likeliest, pick, probabilities, seeded } from "./sampling.js";
-import { Tokenizer } from "./tokenizer.js";
+import { measureSpeed } from "./speed.js";
 import { Diverged, Trainer } from "./trainer.js";
 
 export let model;
+let made; // what the model is made of, on any device: {source, wasm, exact, name}
 export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
 let run; // the training that goes on, or is paused
@@ -93,12 +93,13 @@ const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longe
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
-  const ids = begin(prompt, model.config.context - count);
+  const { context } = model.config;
+  const ids = begin(prompt, context - Math.min(count, Math.floor(context / 2)));
   const written = [];
   await show(view);
   model.restart();
   let logits = await model.next(ids);
-  while (written.length < count && wanted()) {
+  while (written.length < count && ids.length + written.length < context && wanted()) {
     const id = pick(logits, temperature, random);
     if (id === tokenizer.endOfText) break;
     written.push(id);
@@ -114,7 +115,9 @@ function begin(prompt, most) {
   const ids = tokenizer.encode(prompt);
   if (ids.length > most)
     throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
-  return ids.length ? ids : [tokenizer.endOfText];
+  if (ids.length) return ids;
+  if (tokenizer.endOfText === null) throw new LabError("The prompt is empty: type a word.");
+  return [tokenizer.endOfText];
 }
 
 // The text of each token. Where a letter is made of several tokens, the last of them shows it.
@@ -201,12 +204,20 @@ async function speedOn(device) {
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // The model's files and this browser's kernels.
-  load({ wasm, config, weights, tokens, prose: text }) {
-    tokenizer = new Tokenizer(tokens);
-    model = new GPT2(wasm, readModelConfig(config), readSafetensors(weights, true).tensors);
-    prose = text;
-    return { megabytes: model.megabytes, config: model.config };
+  // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
+  // works, its adapters are gone with it. `text`: the prose that training must not forget.
+  load({ files, name, wasm, exact, device: wanted, prose: text }, news) {
+    if (run) throw new LabError("A training is going on: stop it first.");
+    return inTurn(async () => {
+      const source = await openModel(files);
+      const parts = { source, wasm, exact, name };
+      const loaded = await modelOn(wanted, parts, share => news({ share }));
+      model?.free();
+      [model, made, tokenizer, prose, shown] = [loaded, parts, source.tokenizer, text, null];
+      adapters.clear();
+      const { config, megabytes, device, stored, rounded } = model;
+      return { config, name, megabytes, device, stored, rounded };
+    });
   },
 
   // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.

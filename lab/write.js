@@ -13,8 +13,7 @@ let baseWords;
 let adaptedWords;
 let lookedAt = null; // the token that was clicked: {words, index}; null is the prompt's end
 
-const LAYER_KINDS = Object.keys(KINDS);
-const BOOKS_OWN = { r: 8, kinds: LAYER_KINDS }; // the adapters that come with the page
+const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
 
 // The chosen adapter's rank and kinds of layers.
 function chosenAdapter() {
@@ -28,7 +27,7 @@ export function view() {
     adapter: $("adapter").value,
     rank: Number($("rank").value),
     strength: Number($("alpha").value),
-    off: LAYER_KINDS.filter(kind => !on.includes(kind)),
+    off: KINDS.filter(kind => !on.includes(kind)),
   };
 }
 

@@ -199,7 +199,7 @@ def tiny(page: Page) -> None:
     """`models.tiny` in the page."""
     case = Case(9, 11, 1, 1, 4)
     what = {"config": case.config, "weights": weights_of(case.model(), torch.float32), "half": False}
-    ask(page, "models.source = lab.sourceOf(what.config, what.weights);", what=what)
+    ask(page, "models.source = await lab.sourceOf(what.config, what.weights);", what=what)
     ask(page, "models.tiny = await lab.openModel(what);", what=what)
 
 
