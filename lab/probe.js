@@ -71,4 +71,6 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  // As when a driver crashes.
+  loseGPU: () => model.gpu.device.destroy(),
 });

@@ -16,13 +16,13 @@ export class Diverged extends LabError {}
 export class Trainer {
   // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
   static async start(model, tokenizer, settings, prose) {
-    const trainer = new Trainer(tokenizer, settings, prose);
+    const trainer = new Trainer(model.config, tokenizer, settings, prose);
     trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
     await trainer.moveTo(model);
     return trainer;
   }
 
-  constructor(tokenizer, settings, prose) {
+  constructor({ context }, tokenizer, settings, prose) {
     Object.assign(this, { settings, step: 0, since: [] });
     const ids = tokenizer.encode(settings.text);
     if (ids.length < FEWEST_TOKENS) {
@@ -32,7 +32,7 @@ export class Trainer {
     }
     const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
     this.ids = ids.slice(0, ids.length - heldOut);
-    const most = Math.min(WINDOW, model.config.context);
+    const most = Math.min(WINDOW, context);
     this.window = Math.min(most, this.ids.length - 1);
     this.heldOut = windows(ids.slice(ids.length - heldOut), most);
     this.prose = windows(tokenizer.encode(prose), most);

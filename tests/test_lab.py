@@ -40,14 +40,6 @@ PROBE = build_lab.bundle("probe.js")
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page without the book around it."""
-    folder = tmp_path_factory.mktemp("lab")
-    build_lab.write_site(folder)
-    return folder / "lab.html"
-
-
 @pytest.fixture(scope="module", params=["relaxed", "plain"])
 def engine(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(browser, site, request.param == "relaxed")

@@ -7,9 +7,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import build_lab
+import measure_lab
 import print_book
 import pytest
 import torch
@@ -294,3 +296,94 @@ def test_float16_is_rounded_as_pytorch_rounds(page: Page) -> None:
     )
     wanted = values.half().view(torch.int16).to(torch.int32) & 0xFFFF
     assert found == wanted.tolist()
+
+
+# ---- The worker, on a page that is opened from a disk ------------------------------------------------------------
+
+SETTINGS = {
+    "text": "All day the old boat lay on the sand. " * 12, "prompt": "The boat", "r": 4, "alpha": 8, "kinds": KINDS,
+    "rate": 3e-2, "steps": 13, "batch": 2,
+}  # fmt: skip
+TRAIN = """async ([name, settings, loseAt]) => {
+  const losses = {};
+  const news = ({ step, loss }) => {
+    if (step) losses[step] = loss;
+    if (step === loseAt) engine.ask("loseGPU");
+  };
+  const done = await engine.ask("train", { name, settings }, { news });
+  if (done.diverged) throw new Error(done.diverged);
+  return losses;
+}"""
+FILES = """async name => {
+  const view = { adapter: name, rank: 4, strength: 1, off: [] };
+  const files = await engine.ask("files", { view });
+  return Object.fromEntries(Object.entries(files).map(([file, bytes]) => [file, [...bytes]]));
+}"""
+
+
+@pytest.fixture(scope="module")
+def worker(gpu_browser: Browser, site: Path) -> Iterator[Page]:
+    """The page of the lab with its worker as `engine`, and jobs for tests in it."""
+    tab = gpu_browser.new_page()
+    tab.goto(site.as_uri())
+    tab.evaluate(measure_lab.WITH_PROBE, [build_lab.bundle("probe.js"), True])
+    yield tab
+    tab.close()
+
+
+def small_gpt2_files() -> dict[str, str]:
+    """A random GPT-2 with gpt2-mini's tokenizer. Weights in base64."""
+    model = scatter(GPT2Model(GPT2Config(4096, 96, 24, 1, 3, 0, 0, 0)))
+    config = {"model_type": "gpt2", "vocab_size": 4096, "n_positions": 96, "n_embd": 24, "n_layer": 1, "n_head": 3}
+    tokens = (build_lab.MODEL / "bpe.tiktoken").read_text(encoding="ascii")
+    weights = weights_of(get_peft_model(model, KINDS, 1), torch.float16)
+    return {"config.json": json.dumps({**config, "eos_token_id": 4095}), "bpe.tiktoken": tokens, "weights": weights}
+
+
+def load(worker: Page, device: str) -> dict[str, Any]:
+    script = """async ([{ weights, ...files }, device]) => {
+      const bytes = Uint8Array.from(atob(weights), letter => letter.charCodeAt(0));
+      await engine.load({ ...files, "model.safetensors": bytes.buffer }, { device });
+      return engine.device;
+    }"""
+    return dict(worker.evaluate(script, [small_gpt2_files(), device]))
+
+
+def test_a_simulated_gpu_is_not_chosen(worker: Page) -> None:
+    device = worker.evaluate("engine.device")
+    assert device["kind"] == "wasm"
+    assert "only a simulated GPU" in device["why"]
+
+
+def test_both_devices_write_and_train_the_same_and_a_lost_gpu_costs_no_step(worker: Page) -> None:
+    assert load(worker, "wasm") == {"kind": "wasm", "name": "", "why": ""}
+    wanted = worker.evaluate(TRAIN, ["run", SETTINGS, None])
+    view = {"adapter": "run", "rank": 2, "strength": 0.5, "off": ["mlp.c_fc"]}
+    writing = {"view": view, "base": True, "prompt": "The boat", "count": 20, "temperature": 0.8, "seed": 4}
+    texts = worker.evaluate("what => engine.ask('write', what)", writing)
+    files = worker.evaluate(FILES, "run")
+
+    device = worker.evaluate("engine.ask('device', { device: 'webgpu' })")
+    assert device["kind"] == "webgpu"
+    assert worker.evaluate("what => engine.ask('write', what)", writing) == texts
+    assert worker.evaluate(FILES, "run") == files, "the base's fingerprint among them"
+
+    worker.evaluate("engine.onDevice = device => { window.heard = device; }")
+    found = worker.evaluate(TRAIN, ["run", SETTINGS, 12])
+    assert list(found) == [str(step) for step in range(1, SETTINGS["steps"] + 1)]
+    assert list(found.values()) == pytest.approx(list(wanted.values()), abs=1e-3)
+    assert wanted["1"] - wanted["13"] > 0.2, "nothing was learned, so nothing was compared"
+    heard = worker.evaluate("heard")
+    assert heard == worker.evaluate("engine.device")
+    assert heard["kind"] == "wasm"
+    assert heard["why"].startswith("The GPU was lost")
+    assert worker.evaluate("what => engine.ask('write', what)", writing) == texts
+
+
+def test_the_speed_of_both_devices_is_measured(worker: Page) -> None:
+    load(worker, "wasm")
+    found = worker.evaluate("engine.ask('speed')")
+    for device in ("wasm", "webgpu"):
+        assert all(found[device][what] > 0 for what in ("step", "tokens", "gflops")), found
+    assert found["why"] == ""
+    assert worker.evaluate("engine.ask('device', { device: 'wasm' })")["kind"] == "wasm", "it is where it was"
