@@ -1,9 +1,24 @@
 // Adapters as values: a new one, one with its directions in order, one as the sliders leave it.
+import { LabError } from "./errors.js";
 import { kindOf, layerShapes } from "./layers.js";
 import { orderBySize } from "./svd.js";
 
 // An adapter is {r, alpha, s, layers: {"h.0.attn.c_attn": {d, k, A, B}, …}}: A (r, d), which is A transposed, and
 // B (r, k), both Float32Arrays.
+
+const MOST_ALPHA = 1e5; // beyond that nothing of the model is left
+
+// Throws LabError for a rank or an alpha that no adapter has. `maxRank`: the shorter side of every layer.
+export function checkSettings({ r, alpha }, maxRank, where = "") {
+  if (!(Number.isInteger(r) && r >= 1 && r <= maxRank)) {
+    throw new LabError(`${where}r must be a whole number from 1 to ${maxRank}, it is ${JSON.stringify(r)}.`);
+  }
+  if (!(typeof alpha === "number" && alpha > 0 && alpha <= MOST_ALPHA)) {
+    throw new LabError(
+      `${where}${where && "lora_"}alpha must be a number above 0, at most ${MOST_ALPHA}; it is ${JSON.stringify(alpha)}.`,
+    );
+  }
+}
 
 // A new one: A random, B zero, so that it changes nothing yet. As `lora_lib.LoRA` begins.
 export function newAdapter(config, { r, alpha, kinds }, random) {
@@ -16,13 +31,23 @@ export function newAdapter(config, { r, alpha, kinds }, random) {
   return { r, alpha, s: alpha / r, layers };
 }
 
-// The same adapter with its directions in the order of their size: `rank` q of it is the first q.
-export function ordered(adapter) {
-  const layers = {};
-  for (const [name, { d, k, A, B }] of Object.entries(adapter.layers)) {
-    layers[name] = { d, k, ...orderBySize(A, B, adapter.r, d, k) };
+// The same adapter with its directions in the order of their size: `rank` q of it is the first q. For a large rank that
+// takes seconds, so it is done layer by layer: call `step` until `done`; then `adapter` is the result.
+export class Ordering {
+  constructor(adapter) {
+    this.left = Object.entries(adapter.layers);
+    this.all = this.left.length;
+    this.adapter = { ...adapter, layers: {} };
   }
-  return { ...adapter, layers };
+
+  get done() {
+    return this.left.length === 0;
+  }
+
+  step() {
+    const [name, { d, k, A, B }] = this.left.shift();
+    this.adapter.layers[name] = { d, k, ...orderBySize(A, B, this.adapter.r, d, k) };
+  }
 }
 
 // An adapter as the sliders leave it: its first `rank` directions, `strength` times as strong, some kinds left out.

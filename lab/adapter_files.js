@@ -1,7 +1,7 @@
 // An adapter as the two files that `lora_lib` and Hugging Face PEFT open.
 //
 // `lora_A.weight` is (r, d), as A is kept here; `lora_B.weight` is (k, r), our B transposed.
-import { turned } from "./adapter.js";
+import { checkSettings, turned } from "./adapter.js";
 import { LabError } from "./errors.js";
 import { jsonOf } from "./json.js";
 import { layerShapes } from "./layers.js";
@@ -98,17 +98,7 @@ function readConfig(buffer, maxRank) {
     if (empty || NO_EFFECT.split(/\s+/).includes(key) || ASKS_NOTHING[key]?.includes(value)) continue;
     throw new LabError(`${CONFIG_FILE}: ${key} = ${JSON.stringify(value)} is not supported here.`);
   }
-  const { r, lora_alpha } = config;
-  if (!(Number.isInteger(r) && r >= 1 && r <= maxRank)) {
-    throw new LabError(
-      `${CONFIG_FILE}: r must be a whole number from 1 to ${maxRank}, it is ${JSON.stringify(r)}.`,
-    );
-  }
-  if (!(typeof lora_alpha === "number" && lora_alpha > 0)) {
-    throw new LabError(
-      `${CONFIG_FILE}: lora_alpha must be a number above 0, it is ${JSON.stringify(lora_alpha)}.`,
-    );
-  }
+  checkSettings({ r: config.r, alpha: config.lora_alpha }, maxRank, `${CONFIG_FILE}: `);
   return config;
 }
 

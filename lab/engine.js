@@ -20,6 +20,10 @@ export const Lab = {
 window.Lab = Lab;
 
 const WEIGHT_PARTS = 8;
+const PATIENCE = 30_000; // milliseconds in which a worker must have begun
+const FORBIDDEN =
+  "The browser did not start the lab's worker. This page's policy, or an extension, may forbid workers: " +
+  "open the lab elsewhere, or as a file.";
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
 // VERSIONS has a digest of each script; the build puts it in.
@@ -82,12 +86,19 @@ export class Engine {
 
   constructor(source, relaxed) {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.worker = new Worker(url);
     this.waiting = new Map();
     this.asked = 0;
     this.onDevice = () => {}; // the page may set it
-    this.worker.onmessage = ({ data }) => this.hear(data);
-    this.worker.onerror = ({ message }) => this.fail(new Error(message));
+    this.failed = null; // why the worker did not start
+    try {
+      this.worker = new Worker(url);
+      this.worker.onmessage = ({ data }) => this.hear(data);
+      this.worker.onerror = ({ message }) => this.fail(new Error(message || FORBIDDEN));
+      this.worker.onmessageerror = () => this.fail(new Error("The lab's worker sent what cannot be read."));
+    } catch {
+      this.fail(new Error(FORBIDDEN));
+    }
+    this.patience = setTimeout(() => this.fail(new Error(FORBIDDEN)), PATIENCE);
     const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
     this.kernels = Object.fromEntries(kernels);
     this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
@@ -107,16 +118,21 @@ export class Engine {
   ask(job, what = {}, { news = () => {}, move = [] } = {}) {
     const id = ++this.asked;
     return new Promise((resolve, reject) => {
+      if (this.failed) return reject(this.failed);
       this.waiting.set(id, { resolve, reject, news });
       this.worker.postMessage({ id, job, ...what }, move);
     });
   }
 
-  // A message without an id says that the GPU was lost: the work goes on on another `device`.
-  hear({ id, result, error, news, device }) {
+  // The worker has started, or the GPU was lost and the work goes on on another `device`, or there is news of a job.
+  hear({ ready, device, id, result, error, news }) {
     if (device) {
       this.device = device;
       return this.onDevice(device);
+    }
+    if (ready) {
+      this.started = true;
+      return clearTimeout(this.patience);
     }
     const { resolve, reject, news: listener } = this.waiting.get(id);
     if (news) return listener(news);
@@ -125,6 +141,8 @@ export class Engine {
   }
 
   fail(error) {
+    clearTimeout(this.patience);
+    if (!this.started) this.failed = error;
     for (const { reject } of this.waiting.values()) reject(error);
     this.waiting.clear();
   }

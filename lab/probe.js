@@ -71,6 +71,7 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  encode: ({ text }) => tokenizer.encode(text),
   // As when a driver crashes.
   loseGPU: () => model.gpu.device.destroy(),
 });

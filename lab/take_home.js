@@ -1,5 +1,5 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
-import { save, unzip, zip } from "./files.js";
+import { adapterFilesIn, save, zip } from "./files.js";
 import { $, lab, say } from "./shared.js";
 import { chooseAdapter, offerAdapter } from "./train.js";
 import { view } from "./write.js";
@@ -69,12 +69,7 @@ async function download(hand) {
 
 // The chosen files: two, or a zip of them.
 async function bring(chosen) {
-  const files = {};
-  for (const file of chosen) {
-    const buffer = await file.arrayBuffer();
-    if (/\.zip$/i.test(file.name)) Object.assign(files, await unzip(buffer));
-    else files[standardName(file.name)] = buffer;
-  }
+  const files = await adapterFilesIn(chosen);
   const title = chosen[0].name.replace(/\.\w+$/, "");
   const name = `brought-${lab.adapters.size}`;
   const adapter = await lab.engine.ask("keep", { name, files });
@@ -82,12 +77,6 @@ async function bring(chosen) {
   offerAdapter(adapter, `brought: ${title} (r ${r})`);
   chooseAdapter(name);
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
-}
-
-// Browsers number a second download: "adapter_config (1).json".
-function standardName(name) {
-  if (/\.json$/i.test(name)) return "adapter_config.json";
-  return /\.safetensors$/i.test(name) ? "adapter_model.safetensors" : name;
 }
 
 export function prepareTaking() {

@@ -1,5 +1,5 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
-import { newAdapter } from "./adapter.js";
+import { checkSettings, newAdapter } from "./adapter.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -16,6 +16,7 @@ export class Diverged extends LabError {}
 export class Trainer {
   // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
   static async start(model, tokenizer, settings, prose) {
+    checkSettings(settings, model.config.C);
     const trainer = new Trainer(model.config, tokenizer, settings, prose);
     trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
     await trainer.moveTo(model);
@@ -58,7 +59,7 @@ export class Trainer {
     this.batch ??= this.draw(this.settings.batch);
     const loss = await this.learn(this.batch, this.step + 1);
     this.first ??= loss;
-    if (!(loss <= this.first + MAX_RISE)) throw this.diverged(loss);
+    if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
     this.step++;
     this.since.push(this.batch);
     this.batch = null;
@@ -97,16 +98,29 @@ export class Trainer {
     return [cut(0), cut(1)];
   }
 
-  // The losses on what is not trained on: the end of the same text, and other prose.
+  // The losses on what is not trained on: the end of the same text, and other prose. Throws Diverged if the last step
+  // was too far: `advance` sees only the loss before it.
   async measure() {
     this.model.use(this.loaded);
     const heldOut = await this.model.loss(...this.heldOut);
     const prose = await this.model.loss(...this.prose);
-    if (!Number.isFinite(heldOut + prose)) {
-      this.loaded.goBack();
-      throw this.diverged(heldOut);
-    }
+    this.heldOutFirst ??= heldOut;
+    if (this.tooHigh(heldOut, this.heldOutFirst) || !Number.isFinite(prose))
+      await this.checkLastStep(heldOut);
     return { heldOut, prose };
+  }
+
+  // A held-out loss that has risen may mean that the text was learned by heart: what was read last tells.
+  async checkLastStep(heldOut) {
+    const lastRead = this.since.at(-1);
+    const loss = lastRead ? await this.model.loss(...lastRead) : heldOut;
+    if (!this.tooHigh(loss, this.first)) return;
+    this.loaded.goBack();
+    throw this.diverged(loss);
+  }
+
+  tooHigh(loss, first) {
+    return !(loss <= (first ?? Infinity) + MAX_RISE) || !Number.isFinite(loss);
   }
 
   free() {

@@ -2,7 +2,7 @@
 //
 // The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
 // the GPU is lost, the page gets {device}, without an id.
-import { ordered } from "./adapter.js";
+import { Ordering } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
 import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
@@ -21,6 +21,8 @@ const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
 // ---- One thing at a time -----------------------------------------------------------------------------------------
+
+const SLICE = 100; // milliseconds, after which messages come in
 
 let last = Promise.resolve();
 
@@ -49,7 +51,7 @@ async function useModel(other) {
   model.free();
   model = other;
   shown = null;
-  await run?.trainer.moveTo(model);
+  await run?.trainer?.moveTo(model);
 }
 
 // Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
@@ -67,7 +69,7 @@ function breathe() {
 // ---- Adapters ----------------------------------------------------------------------------------------------------
 
 // Make the model use the named adapter as the sliders are set, `view`: {adapter, rank, strength, off}. No name: none.
-export async function show(view) {
+export async function show(view, news = () => {}) {
   const adapter = adapters.get(view?.adapter);
   if (shown && shown.adapter !== adapter) {
     shown.whole.free();
@@ -77,8 +79,24 @@ export async function show(view) {
   if (!adapter) return model.use(null);
   shown ??= { adapter, whole: await model.place(adapter) };
   const cut = view.rank < adapter.r;
-  if (cut) shown.inOrder ??= await model.place(ordered(adapter));
+  if (cut) shown.inOrder ??= await model.place(await ordered(adapter, news));
   return model.use(cut ? shown.inOrder : shown.whole, view);
+}
+
+const orderings = new WeakMap(); // of adapters whose rank was turned down
+
+// The adapter with its directions in the order of their size. `news` is told how far it is, and messages come in.
+async function ordered(adapter, news) {
+  const ordering = orderings.get(adapter) ?? new Ordering(adapter);
+  orderings.set(adapter, ordering);
+  for (let shownAt = performance.now(); !ordering.done; ) {
+    ordering.step();
+    if (performance.now() - shownAt < SLICE) continue;
+    news({ ordering: `${ordering.all - ordering.left.length} of ${ordering.all}` });
+    await breathe();
+    shownAt = performance.now();
+  }
+  return ordering.adapter;
 }
 
 function describe(name) {
@@ -96,7 +114,7 @@ async function write(view, { prompt, count, temperature, seed }, news, wanted = 
   const { context } = model.config;
   const ids = begin(prompt, context - Math.min(count, Math.floor(context / 2)));
   const written = [];
-  await show(view);
+  await show(view, news);
   model.restart();
   let logits = await model.next(ids);
   while (written.length < count && ids.length + written.length < context && wanted()) {
@@ -140,16 +158,18 @@ function wordOf(id) {
 const EVERY = 10; // steps, between two measurements
 
 async function train(settings, news) {
+  const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
   const measure = async () => {
-    news({ at: run.trainer.step, ...(await inTurn(() => run.trainer.measure())) });
-    news({ at: run.trainer.step, sample: (await inTurn(() => sample(settings))).tokens.join("") });
+    news({ at: trainer.step, ...(await inTurn(() => trainer.measure())) });
+    const written = await inTurn(() => sample(settings));
+    if (!run.stopped) news({ at: trainer.step, sample: written.tokens.join("") });
   };
-  await measure();
-  while (run.trainer.step < settings.steps && !run.stopped) {
+  if (!run.stopped) await measure();
+  while (await mayGoOn(news)) {
     const before = performance.now();
-    const loss = await inTurn(() => run.trainer.advance());
-    const { step, window } = run.trainer;
+    const loss = await inTurn(() => trainer.advance());
+    const { step, window } = trainer;
     seen.ms += performance.now() - before;
     seen.tokens += settings.batch * window;
     news({
@@ -160,13 +180,19 @@ async function train(settings, news) {
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure();
-    if (run.paused) {
-      adapters.set(run.name, await inTurn(() => run.trainer.loaded.read()));
-      news({ pausedAt: step });
-    }
-    while (run.paused && !run.stopped) await called(run);
   }
-  return run.trainer.step;
+  return trainer.step;
+}
+
+// Whether another step is wanted: waits while the page has said pause.
+async function mayGoOn(news) {
+  const { trainer } = run;
+  if (run.paused && !run.stopped) {
+    adapters.set(run.name, await inTurn(() => trainer.loaded.read()));
+    news({ pausedAt: trainer.step });
+  }
+  while (run.paused && !run.stopped) await called(run);
+  return !run.stopped && trainer.step < trainer.settings.steps;
 }
 
 // Until the page says go on, or stop.
@@ -176,16 +202,36 @@ function called(sleeper) {
   });
 }
 
-// What the adapter in training writes by now; it can be chosen like any other from here on.
+// What the adapter in training writes by now; it can be chosen like any other from here on. Stop and pause cut it short.
 async function sample({ prompt }) {
   adapters.set(run.name, await run.trainer.loaded.read());
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
-  return write(view, { prompt, count: 40, temperature: 0.8, seed: 1 }, () => {});
+  const settings = { prompt, count: 40, temperature: 0.8, seed: 1 };
+  return write(
+    view,
+    settings,
+    () => {},
+    () => !run.stopped && !run.paused,
+  );
+}
+
+// A whole run; the adapter is kept even if the run has diverged.
+async function trained(settings, news) {
+  const { name, trainer } = run;
+  let diverged = null;
+  try {
+    await train(settings, news);
+  } catch (error) {
+    if (!(error instanceof Diverged)) throw error;
+    diverged = error.message;
+  }
+  adapters.set(name, await inTurn(() => trainer.loaded.read()));
+  return { ...describe(name), steps: trainer.step, diverged };
 }
 
 // The probability of each token after these.
-async function nextAfter(ids, view) {
-  await show(view);
+async function nextAfter(ids, view, news) {
+  await show(view, news);
   model.restart();
   return probabilities(await model.next(ids));
 }
@@ -259,7 +305,7 @@ export const jobs = {
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
       const wanted = () => mine === asked[which];
-      const tell = text => news({ [which]: text });
+      const tell = what => news(what.ordering ? what : { [which]: what });
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
@@ -269,10 +315,10 @@ export const jobs = {
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
   // the adapter. `also`: more tokens that are wanted.
-  bars({ view, prompt, ids: written, count, also }) {
+  bars({ view, prompt, ids: written, count, also }, news) {
     return inTurn(async () => {
       const context = [...begin(prompt, model.config.context), ...written];
-      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view)];
+      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view, news)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -289,20 +335,14 @@ export const jobs = {
   // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
-    run = { name, trainer: await inTurn(() => Trainer.start(model, tokenizer, settings, prose)) };
-    const { trainer } = run;
-    let diverged = null;
+    run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      await train(settings, news);
-    } catch (error) {
-      if (!(error instanceof Diverged)) throw error;
-      diverged = error.message;
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose));
+      return await trained(settings, news);
     } finally {
-      adapters.set(name, await inTurn(() => trainer.loaded.read()));
-      trainer.free();
+      run.trainer?.free();
       run = null;
     }
-    return { ...describe(name), steps: trainer.step, diverged };
   },
   pause() {
     if (run) run.paused = true;
@@ -316,17 +356,18 @@ export const jobs = {
     run?.wake?.();
   },
 
-  // The two files of an adapter as the sliders have it, {file name: bytes}.
-  files({ view }) {
-    return adapterFiles(chosen(view), view, model);
+  // The two files of an adapter as the sliders are set, {file name: bytes}.
+  async files({ view }, news) {
+    const adapter = adapters.get(view.adapter);
+    const cut = view.rank < adapter.r;
+    return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // Drop an adapter.
+  forget({ name }) {
+    adapters.delete(name);
   },
 };
-
-// The adapter that a view shows: its own directions where all are used, else those in order of size.
-function chosen({ adapter: name, rank }) {
-  const adapter = adapters.get(name);
-  return rank < adapter.r ? ordered(adapter) : adapter;
-}
 
 self.onmessage = async ({ data: { id, job, ...what } }) => {
   try {
@@ -335,3 +376,4 @@ self.onmessage = async ({ data: { id, job, ...what } }) => {
     postMessage({ id, error: error.message });
   }
 };
+postMessage({ ready: true });

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from conftest import skip_or_fail
+from lab_modules import as_module
 from measure_lab import Engine
 from playwright.sync_api import Browser
 from playwright.sync_api import Error as PlaywrightError
@@ -45,11 +46,6 @@ def engine(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iter
     engine = Engine(browser, site, request.param == "relaxed")
     yield engine
     engine.tab.close()
-
-
-def as_module(name: str) -> str:
-    """An address that a page can import: the module, with all that it imports, from `lab/`."""
-    return "data:text/javascript;base64," + base64.b64encode(build_lab.bundle(name, "esm").encode()).decode()
 
 
 @pytest.fixture(scope="module")

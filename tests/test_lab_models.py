@@ -1,4 +1,4 @@
-"""The lab with a GPT-2 that the reader brings: any size, any tokenizer of GPT-2's kind, against transformers and PEFT."""
+"""The lab with a GPT-2 that the reader brings: any size, a tokenizer of GPT-2's kind; against transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import copy
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import build_lab
 import pytest
 import torch
+from lab_modules import as_module
 from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
 from playwright.sync_api import Browser
@@ -25,13 +27,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 PROSE = (build_lab.LAB / "prose.txt").read_text(encoding="utf8")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab")
-    build_lab.write_site(folder)
-    return folder / "lab.html"
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +200,7 @@ def changed_config(folder: Path, **changes: Any) -> dict[str, bytes]:
 
 BAD_CONFIGS = {
     "n_embd": (64, r"wte.weight is 4\d\d × 48, by config.json it should be 4\d\d × 64"),
-    "n_layer": (2, "h.2.ln_1.weight is not part of a GPT-2 of this config.json"),
+    "n_layer": (2, r"h\.2\.\S+ is not part of a GPT-2 of this config.json"),
     "vocab_size": (500, "it should be 500 × 48"),
     "n_head": (5, "cannot be divided among n_head, 5"),
     "n_inner": (100, "must be multiples of 8"),
@@ -221,10 +216,6 @@ BAD_CONFIGS = {
 @pytest.mark.parametrize("field", BAD_CONFIGS)
 def test_a_model_that_does_not_fit_its_config_is_refused(engine: Engine, folder: Path, field: str) -> None:
     value, words = BAD_CONFIGS[field]
-    with pytest.raises(AssertionError):  # the control: without the change it is taken
-        refusal(engine, {**read_files(folder)})
-    import re
-
     assert re.search(words, refusal(engine, changed_config(folder, **{field: value})))
 
 
@@ -268,13 +259,7 @@ def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, folder: Pa
 
 # ---- Tokens ------------------------------------------------------------------------------------------------------
 
-TEXTS = [
-    "",
-    "The miller's daughter went down, 3 times!",
-    "aaaaaaaaaaaaaaaaaaa",
-    "  two  spaces\n\n\tand a tab ",
-    "héllo — 你好 😀",
-]
+TEXTS = ["", "The miller's daughter went down, 3 times!", "a" * 19, "  two  spaces\n\n\tand a tab ", "héllo — 你好 😀"]
 
 
 @pytest.mark.parametrize("left_out", [("tokenizer.json",), ("vocab.json", "merges.txt")])
@@ -291,7 +276,6 @@ def test_gpt2s_own_files_give_the_tokens_of_tokenizers(
 
 def in_page(browser: Browser, site: Path, files: dict[str, str], texts: list[str]) -> Any:
     """The texts' tokens, and the texts again."""
-    source = base64.b64encode(build_lab.bundle("tokenizer_files.js", "esm").encode()).decode()
     tab = browser.new_page()
     tab.goto(site.as_uri())
     script = """async ([module, files, texts]) => {
@@ -300,7 +284,7 @@ def in_page(browser: Browser, site: Path, files: dict[str, str], texts: list[str
       const ids = texts.map(text => tokenizer.encode(text));
       return [ids, ids.map(list => tokenizer.decode(list))];
     }"""
-    answer = tab.evaluate(script, [f"data:text/javascript;base64,{source}", files, texts])
+    answer = tab.evaluate(script, [as_module("tokenizer_files.js"), files, texts])
     tab.close()
     return answer
 
@@ -416,14 +400,8 @@ HUB = """async ([module, name, hub]) => {
 }"""
 
 
-def bring_model_module() -> str:
-    return (
-        "data:text/javascript;base64," + base64.b64encode(build_lab.bundle("bring_model.js", "esm").encode()).decode()
-    )
-
-
 def test_a_model_comes_from_the_hub(engine: Engine, folder: Path, hub: str) -> None:
-    found = engine.tab.evaluate(HUB, [bring_model_module(), "someone/tiny", hub])
+    found = engine.tab.evaluate(HUB, [as_module("bring_model.js"), "someone/tiny", hub])
     needed = ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
     assert [file["name"] for file in found["look"]["files"]] == needed
     assert found["look"]["bytes"] == sum(len(Hub.files[name]) for name in needed)
@@ -435,7 +413,7 @@ def test_a_model_comes_from_the_hub(engine: Engine, folder: Path, hub: str) -> N
 def test_what_the_hub_cannot_give_is_said(engine: Engine, hub: str) -> None:
     def said(name: str, address: str = hub) -> str:
         with pytest.raises(PlaywrightError) as error:
-            engine.tab.evaluate(HUB, [bring_model_module(), name, address])
+            engine.tab.evaluate(HUB, [as_module("bring_model.js"), name, address])
         return str(error.value)
 
     assert "not the name of a model" in said("../../etc/passwd")
