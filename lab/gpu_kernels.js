@@ -279,26 +279,28 @@ export const KERNELS = {
       for (var j = lane; j < u.L; j += LANES) { p[at + j] = select(0.0, exp(p[at + j] - top) / sum, j < seen); }`,
   },
 
-  // y_t = Σ_j p_tj·v_j, for each number c of a token.
+  // y_t = Σ_j p_tj·v_j, for each number c of a token. A workgroup computes 8 of them, and 8 lanes share each sum.
   gather: {
     buffers: { cache: READ, p: READ, now: NOW, y: WRITE },
     constants: { B: "u32", T: "u32", L: "u32", H: "u32", D: "u32", stride: "u32", strideY: "u32" },
-    threads: ({ B, T, H, D }) => B * T * H * D,
+    rows: ({ B, T, H, D }) => B * T * Math.ceil((H * D) / 8),
     code: `
       let C = u.H * u.D;
-      let c = i % C;
-      let n = i / C;
+      let eights = (C + 7) / 8;
+      let n = row / eights;
+      let c = 8 * (row % eights) + lane % 8;
+      let part = lane / 8;
       let t = n % u.T;
       let b = n / u.T;
       let seen = now.past + t + 1;
       let probabilities = ((b * u.H + c / u.D) * u.T + t) * u.L;
-      var v = b * u.L * u.stride + 2 * C + c;
+      let v = b * u.L * u.stride + 2 * C + c;
       var sum = 0.0;
-      for (var j = 0u; j < seen; j++) {
-        sum += p[probabilities + j] * cache[v];
-        v += u.stride;
+      if (c < C) {
+        for (var j = part; j < seen; j += 8) { sum += p[probabilities + j] * cache[v + j * u.stride]; }
       }
-      y[n * u.strideY + c] = sum;`,
+      sum = sumOfEight(lane % 8, part, vec4f(sum)).x;
+      if (part == 0 && c < C) { y[n * u.strideY + c] = sum; }`,
   },
 
   // Backward, for the gradient g (N, C) at y. First dp_tj = g_t·v_j. Training has no past.

@@ -1,4 +1,5 @@
 // What tests/test_lab_gpu.py calls. The page has none of it.
+import { modelOn } from "./device.js";
 import { findGPU, GPU } from "./gpu.js";
 import { GPUModel } from "./gpu_model.js";
 import { floatToHalf } from "./gpu_weights.js";
@@ -72,4 +73,4 @@ export async function learn(model, adapter, { rows, targets, rate, steps }) {
   return { alone, losses, gradients, after };
 }
 
-export { findGPU, floatToHalf, GPU, GPUModel };
+export { findGPU, floatToHalf, GPU, GPUModel, modelOn };

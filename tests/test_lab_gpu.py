@@ -209,6 +209,58 @@ def refused(page: Page, script: str) -> str:
     return str(ask(page, f"try {{ await (async () => {{ {script} }})(); }} catch (error) {{ return `${{error}}`; }}"))
 
 
+REAL = 'stand(GPUAdapter.prototype, "info", { vendor: "acme", architecture: "one" });'
+CHOICES = {
+    "a real GPU": ("", REAL, "webgpu", "", "acme one"),
+    "a simulated GPU": ("", "", "wasm", "This browser offers only a simulated GPU", ""),
+    "WebAssembly is wanted": ("wasm", REAL, "wasm", "", ""),
+    "no WebGPU": ("", 'stand(Navigator.prototype, "gpu", undefined);', "wasm", "This browser has no WebGPU.", ""),
+    "no GPU": ("", 'stand(GPU.prototype, "requestAdapter", async () => null);', "wasm", "finds no GPU", ""),
+    "a GPU that fails": (
+        "",
+        REAL + 'stand(GPUAdapter.prototype, "requestDevice", async () => { throw new Error("too hot"); });',
+        "wasm",
+        "The GPU could not be opened: too hot",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_device_is_chosen_and_named(page: Page, choice: str) -> None:
+    wanted, situation, kind, why, name = CHOICES[choice]
+    case = Case(24, 11, 1, 1, 4)
+    what = {"config": case.config, "weights": weights_of(case.model(), torch.float32), "wanted": wanted or None}
+    script = f"""const before = [];
+      const stand = (owner, name, value) => {{
+        before.push([owner, name, Object.getOwnPropertyDescriptor(owner, name)]);
+        Object.defineProperty(owner, name, {{ get: () => value, configurable: true }});
+      }};
+      const wasm = await (await fetch("./kernels.wasm")).arrayBuffer();
+      const source = await lab.sourceOf(what.config, what.weights);
+      {situation}
+      try {{
+        const model = await lab.modelOn(what.wanted ?? undefined, {{ source, wasm, exact: true, name: "small" }});
+        return {{ ...model.device, read: (await model.next([1, 2])).length }};
+      }} finally {{
+        for (const one of before.reverse()) Object.defineProperty(...one);
+      }}"""
+    found = ask(page, script, what=what)
+    assert (found["kind"], found["name"], found["read"]) == (kind, name, 11)
+    assert why in found["why"] if why else found["why"] == ""
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(page: Page, tiny: None) -> None:
+    words = refused(
+        page,
+        """const own = Object.getOwnPropertyDescriptor(Navigator.prototype, "gpu");
+      Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined, configurable: true });
+      try { await lab.modelOn("webgpu", { source: models.source, exact: true }); }
+      finally { Object.defineProperty(Navigator.prototype, "gpu", own); }""",
+    )
+    assert words == "Error: This browser has no WebGPU."
+
+
 def test_a_simulated_gpu_is_recognised(page: Page) -> None:
     assert ask(page, "return lab.findGPU();")["simulated"] is True
 
@@ -261,6 +313,34 @@ def test_too_large_a_step_leaves_the_model_as_it_was(page: Page, tiny: None) -> 
     assert ask(page, "return models.tiny.gpu.bytes;") < bytes_before, "room is left behind"
     assert ask(page, script) == before
     assert "at most 96 tokens" in refused(page, "await models.tiny.next(Array(97).fill(1));")
+
+
+def test_a_step_that_is_too_far_is_taken_back(page: Page, tiny: None) -> None:
+    """Nothing moves when the loss is too high or not finite, and the weights of the last good loss come back."""
+    found = ask(
+        page,
+        """const layers = { "h.1.mlp.c_fc": { d: 9, k: 36, A: Array(9).fill(0.5), B: Array(36).fill(0.25) } };
+      const loaded = await models.tiny.place(lab.adapterOf({ r: 1, s: 2, layers }), true);
+      const weights = async () => Object.values((await loaded.read()).layers).flatMap(({ A, B }) => [...A, ...B]);
+      const step = (step, rate, most) => models.tiny.step(loaded, [[1, 2, 3]], [[2, 3, 4]], { step, rate, most });
+      models.tiny.use(loaded);
+      const seen = { start: await weights() };
+      seen.first = await step(1, 0.1, 0);
+      seen.refused = await weights();
+      seen.losses = [await step(1, 0.1, 100)];
+      seen.good = await weights();
+      seen.losses.push(await step(2, 1e30, 100));
+      seen.wild = await weights();
+      seen.losses.push(await step(3, 0.1, 100));
+      seen.back = await weights();
+      models.tiny.use(null);
+      loaded.free();
+      return seen;""",
+    )
+    assert found["first"] == found["losses"][0] > 0
+    assert found["refused"] == found["start"] != found["good"] != found["wild"]
+    assert found["losses"][2] is None, "NaN is null in JSON"
+    assert found["back"] == found["good"], "the weights before the wild step"
 
 
 def test_a_slow_plan_is_split_and_computes_the_same(page: Page, tiny: None) -> None:
