@@ -1,16 +1,19 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
-// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
+// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
+// the GPU is lost, the page gets {device}, without an id.
 import { Ordering } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
+import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
-import { GPT2 } from "./model.js";
 import { openModel } from "./model_files.js";
 import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { measureSpeed } from "./speed.js";
 import { Diverged, Trainer } from "./trainer.js";
 
 export let model;
+let made; // what the model is made of, on any device: {source, wasm, exact, name}
 export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
 let run; // the training that goes on, or is paused
@@ -25,9 +28,30 @@ let last = Promise.resolve();
 
 // Do `work` when all that was asked for before is done. Training asks again for each step: others come in between.
 function inTurn(work) {
-  const done = last.then(work);
+  const done = last.then(() => despiteLoss(work));
   last = done.catch(() => {});
   return done;
+}
+
+// Do `work`. If the GPU is lost on the way, go on without it, and do the work again from its beginning.
+async function despiteLoss(work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (!model?.lost) throw error;
+    await useModel(await modelOn("wasm", made));
+    model.device.why = error.message;
+    postMessage({ device: model.device });
+    return work();
+  }
+}
+
+// Use another model of the same weights from here on.
+async function useModel(other) {
+  model.free();
+  model = other;
+  shown = null;
+  await run?.trainer?.moveTo(model);
 }
 
 // Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
@@ -160,7 +184,7 @@ async function train(settings, news) {
 async function mayGoOn(news) {
   const { trainer } = run;
   if (run.paused && !run.stopped) {
-    adapters.set(run.name, await trainer.loaded.read());
+    adapters.set(run.name, await inTurn(() => trainer.loaded.read()));
     news({ pausedAt: trainer.step });
   }
   while (run.paused && !run.stopped) await called(run);
@@ -216,7 +240,7 @@ async function trained(settings, news) {
     if (!(error instanceof Diverged)) throw error;
     diverged = error.message;
   }
-  const final = await trainer.loaded.read();
+  const final = await inTurn(() => trainer.loaded.read());
   const { step, adapter } = run.best ?? {};
   const lowest = adapter && step > 0 && step < trainer.step && !diverged;
   const last = lowest ? `${name}-last` : null;
@@ -233,22 +257,60 @@ async function nextAfter(ids, view, news) {
   return probabilities(await model.next(ids));
 }
 
+// The model is moved for the measurement only.
+async function speedOn(device) {
+  if (device === model.device.kind) return measureSpeed(model);
+  const other = await modelOn(device, made);
+  try {
+    return await measureSpeed(other);
+  } finally {
+    other.free();
+  }
+}
+
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
   // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
   // works, its adapters are gone with it. `text`: the prose that training must not forget.
-  load({ files, name, wasm, exact, prose: text }, news) {
+  load({ files, name, wasm, exact, device: wanted, prose: text }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     return inTurn(async () => {
       const source = await openModel(files);
-      const loaded = await GPT2.load(source, { wasm, exact }, share => news({ share }));
-      loaded.name = name;
-      model?.free?.();
-      [model, tokenizer, prose, shown] = [loaded, source.tokenizer, text, null];
+      const parts = { source, wasm, exact, name };
+      const loaded = await modelOn(wanted, parts, share => news({ share }));
+      model?.free();
+      [model, made, tokenizer, prose, shown] = [loaded, parts, source.tokenizer, text, null];
       adapters.clear();
       const { config, megabytes, device, stored, rounded } = model;
       return { config, name, megabytes, device, stored, rounded };
+    });
+  },
+
+  // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.
+  device({ device }) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      if (device !== model.device.kind) await useModel(await modelOn(device, made));
+      return model.device;
+    });
+  },
+
+  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
+  speed(_, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const found = { why: "" };
+      for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
+        news({ doing: `measuring ${name}` });
+        try {
+          found[device] = await speedOn(device);
+        } catch (error) {
+          if (device === "wasm") throw error;
+          Object.assign(found, { [device]: null, why: error.message });
+        }
+      }
+      return found;
     });
   },
 
