@@ -57,7 +57,7 @@ print(tokenizer.decode(out[0].tolist()))
 
 function peftLines(name) {
   const mini = lab.model === MINI;
-  const first = mini ? "from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies\n" : "";
+  const first = mini ? "from lora_lib.gpt2 import MINI_FOLDER  # where gpt2-mini lies\n" : "";
   return `${first}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
