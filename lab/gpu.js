@@ -15,13 +15,11 @@ export async function findGPU() {
   if (!globalThis.navigator?.gpu) throw new LabError("This browser has no WebGPU.");
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   if (!adapter) throw new LabError("This browser has WebGPU, but it finds no GPU that it may use.");
-  const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info;
-  const name = description || [vendor, architecture, device].filter(Boolean).join(" ");
+  const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
+  const names = [vendor, architecture, device, description].filter(Boolean).join(" ");
   // A browser without a GPU may simulate one on the processor: correct, and much slower than WebAssembly.
-  const simulated = /swiftshader|llvmpipe|basic render/i.test(
-    `${vendor} ${architecture} ${device} ${description}`,
-  );
-  return { adapter, name, simulated: Boolean(isFallbackAdapter || simulated) };
+  const simulated = isFallbackAdapter || /swiftshader|llvmpipe|basic render/i.test(names);
+  return { adapter, name: description || names, simulated: Boolean(simulated) };
 }
 
 export class GPU {
