@@ -64,7 +64,7 @@ export class GPU {
     for (const tensor of this.made) this.free(tensor);
     if (report instanceof GPUOutOfMemoryError) {
       throw new LabError(
-        `The GPU's memory is too small for ${asked}: train with fewer rows, or without the GPU.`,
+        `The GPU's memory is too small for ${asked}: take fewer rows, a smaller model, or WebAssembly.`,
       );
     }
     throw reason ?? new LabError(`The GPU refuses: ${report.message}`);
@@ -83,7 +83,8 @@ export class GPU {
     const size = Math.max(16, Math.ceil(count / 4) * 16);
     if (size > this.largest) {
       throw new LabError(
-        `The model needs a buffer of ${megabytes(size)}, this GPU allows ${megabytes(this.largest)}.`,
+        `The model needs a buffer of ${megabytes(size)}, this GPU allows ${megabytes(this.largest)}: ` +
+          "take 16 bits a weight, fewer rows, a smaller model, or WebAssembly.",
       );
     }
     const { COPY_SRC, COPY_DST } = GPUBufferUsage;

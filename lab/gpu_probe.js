@@ -5,7 +5,7 @@ import { GPUModel } from "./gpu_model.js";
 import { floatToHalf } from "./gpu_weights.js";
 import { openSafetensors } from "./safetensors.js";
 
-const opened = {}; // one device for all models that store their weights alike: kernels are compiled once
+const opened = {}; // one device for all models with the same precision, so that kernels are compiled once
 
 // A model from a safetensors file in base64.
 export async function openModel({ config, weights, half }) {
