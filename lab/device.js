@@ -17,7 +17,7 @@ async function load(wanted, made, news) {
   try {
     return await onGPU(made, news, wanted === "webgpu");
   } catch (error) {
-    if (wanted || !(error instanceof LabError)) throw error;
+    if (wanted) throw error;
     return onProcessor(made, news, error.message);
   }
 }

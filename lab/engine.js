@@ -114,6 +114,11 @@ export class Engine {
     Object.assign(this, await this.ask("load", what, { news }));
   }
 
+  // Move the model to another device, "webgpu" or "wasm"; its adapters stay.
+  async moveTo(device) {
+    this.device = await this.ask("device", { device });
+  }
+
   // The worker's answer to a job; `news` hears what it tells on the way.
   ask(job, what = {}, { news = () => {}, move = [] } = {}) {
     const id = ++this.asked;
