@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import DEVICE
 from lora_lib import GPT_CONFIG_124M, GPT2Config, GPT2Model, LoRA, LoRALinear, PeftModel, get_peft_model
-from lora_lib.losses import loss_sum
+from lora_lib.training import loss_sum
 
 BATCH, TIME, RANK, ALPHA = 4, 128, 16, 32
 OURS, FORMULA, PEFT, LORALIB, FULL, FLOOR = "lora_lib", "plain formula", "PEFT", "loralib", "full", "frozen Linear"

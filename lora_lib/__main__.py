@@ -49,16 +49,16 @@ from typing import Any
 
 import torch
 
-from lora_lib.checkpoints import check_writable
-from lora_lib.config import LoRAConfig
-from lora_lib.distributed import process_group
-from lora_lib.examples import Encoded, encode_examples, encode_records
-from lora_lib.files import read_object, read_records
+from lora_lib.adapters.config import LoRAConfig
+from lora_lib.data.examples import Encoded, encode_examples, encode_records
+from lora_lib.data.readers import read_object, read_records
+from lora_lib.data.restaurants import restaurant_data, to_examples
+from lora_lib.gpt2.pretrained import load_pretrained, save_pretrained_folder
+from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.peft_wrapper import PeftModel, get_peft_model
-from lora_lib.pretrained import load_pretrained, save_pretrained_folder
-from lora_lib.restaurants import restaurant_data, to_examples
-from lora_lib.tokenizer import Tokenizer
-from lora_lib.training import History, check_settings, fit
+from lora_lib.training.checkpoints import check_writable
+from lora_lib.training.distributed import process_group
+from lora_lib.training.loop import History, check_settings, fit
 
 
 def _names(function: Callable[..., Any], *not_in_json: str) -> list[str]:
@@ -148,7 +148,7 @@ def train(config: TrainConfig) -> History:
 
 
 def read_examples(source: str, tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
-    """The examples to train on: "restaurants", or a file, read as `lora_lib.files.read_records` does."""
+    """The examples to train on: "restaurants", or a file, read as `lora_lib.data.readers.read_records` does."""
     if source == "restaurants":
         return encode_examples(to_examples(restaurant_data().train), tokenizer, max_length)
     return encode_records(read_records(source), tokenizer, max_length)

@@ -29,7 +29,7 @@ class LoRA(nn.Module):
 
     Raises ValueError unless rank ≥ 1, alpha is above 0 and finite, and 0 ≤ dropout < 1.
 
-    Another kind of adapter is a subclass (`lora_lib.variants` has some). Each of these methods is one thing that it
+    Another kind of adapter is a subclass (`adapters.variants` has some). Each of these methods is one thing that it
     may do otherwise: `shape_of` says which layers it fits, `start` what its tensors are at first, `forward` what the
     input alone tells it to add to the layer's output, `added` the same where it takes more than the input, and
     `delta` what merging adds to the layer's weight.

@@ -18,12 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapter_files import write_adapter
-from lora_lib.adapter_parts import base_sample, copies_to_save, load_adapters, new_adapters, weighted_sum
-from lora_lib.config import LoRAConfig
-from lora_lib.gpt2 import GPT2Model
-from lora_lib.lora_linear import BASE, LoRA, LoRALinear, refuse_merged
-from lora_lib.targets import (
+from lora_lib.adapters.config import LoRAConfig
+from lora_lib.adapters.files import write_adapter
+from lora_lib.adapters.modules_to_save import TrainedCopy
+from lora_lib.adapters.parts import base_sample, copies_to_save, load_adapters, new_adapters, weighted_sum
+from lora_lib.adapters.targets import (
     config_copies,
     exact_targets,
     file_name,
@@ -33,8 +32,9 @@ from lora_lib.targets import (
     replace_module,
     saved_targets,
 )
-from lora_lib.trained_copy import TrainedCopy
-from lora_lib.variants import PiSSA
+from lora_lib.adapters.variants import PiSSA
+from lora_lib.gpt2.model import GPT2Model
+from lora_lib.lora_linear import BASE, LoRA, LoRALinear, refuse_merged
 
 DEFAULT = "default"
 

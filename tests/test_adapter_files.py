@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_lib import AdapterError, LoRAConfig
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
 from lora_lib.tensor_files import digest
 
 A_KEY = "base_model.model.layer.lora_A.weight"

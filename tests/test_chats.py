@@ -4,8 +4,7 @@ import pytest
 import torch
 from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 
-from lora_lib.chats import encode_chat, prompt_ids, write_answers
-from lora_lib.examples import IGNORE
+from lora_lib.data import IGNORE, encode_chat, prompt_ids, write_answers
 
 CHAT = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
 

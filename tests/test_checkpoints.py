@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, checkpoints, get_peft_model, training
-from lora_lib.checkpoints import check_writable, fingerprint
-from lora_lib.training import fit
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.training import check_writable, checkpoints, fingerprint, fit
+from lora_lib.training import loop as training
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
             "bf16": False, "progress": False}  # fmt: skip

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model, load_model, load_pretrained
 from lora_lib.__main__ import FIT, LORA, TrainConfig, main, read_examples
-from lora_lib.losses import loss_sum
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer, save_pretrained_folder
+from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer, save_pretrained_folder
+from lora_lib.training import loss_sum
 
 PAIRS = [{"prompt": f"{i} =>", "completion": " one more is" + f" {i + 1}" * (1 + i % 3)} for i in range(11)]
 

@@ -26,9 +26,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lora_lib import load_model, load_pretrained
-from lora_lib.downloads import Message
-from lora_lib.pretrained import MINI_FOLDER
-from lora_lib.restaurants import restaurant_data
+from lora_lib.book import Message
+from lora_lib.data import restaurant_data
+from lora_lib.gpt2 import MINI_FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,22 @@ import pytest
 import torch
 
 from lora_lib import load_pretrained
-from lora_lib.examples import IGNORE, Example, Record, encode_records, pack, split
-from lora_lib.files import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
-from lora_lib.generation import generate_text
+from lora_lib.data import (
+    IGNORE,
+    MISSING,
+    Example,
+    Record,
+    chat_prompt,
+    encode_records,
+    pack,
+    read_chats,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+    split,
+)
+from lora_lib.gpt2 import generate_text
 from lora_lib.training import evaluate
 
 CHAT = [

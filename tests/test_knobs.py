@@ -18,9 +18,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 import lora_lib
-from lora_lib.knobs import WIDGET_VIEW, knob
+from lora_lib.book import WIDGET_VIEW, knob
 
-NUMBERS = """from lora_lib.knobs import knob
+NUMBERS = """from lora_lib.book import knob
 def draw(rank):
     return f"rank {rank} stores {rank * 3072:,} numbers", f"r = {rank}"
 knob(draw, rank=[1, 2, 4, 8, 64], labels={"rank": "rank r"}, start={"rank": 8}, caption="Size by rank")"""

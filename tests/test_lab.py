@@ -32,7 +32,7 @@ from playwright.sync_api import Error as PlaywrightError
 from torch import Tensor
 
 from lora_lib import PeftModel, get_peft_model, load_model, load_pretrained
-from lora_lib.analysis import low_rank_factors
+from lora_lib.adapters import low_rank_factors
 from lora_lib.training import fit
 
 LAB = build_lab.LAB

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model, losses
-from lora_lib.examples import IGNORE
-from lora_lib.losses import loss_sum
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.data import IGNORE
+from lora_lib.training import loss_sum, losses
 
 
 class Largest(TorchDispatchMode):

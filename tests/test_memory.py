@@ -13,11 +13,17 @@ from lora_lib import (
     GPT2Config,
     GPT2Model,
     get_peft_model,
+)
+from lora_lib.training import (
+    PeakMemory,
+    adapter_bytes,
+    block_bytes,
+    hf_block_bytes,
+    loss_sum,
     losses,
     memory,
+    step_bytes,
 )
-from lora_lib.losses import loss_sum
-from lora_lib.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
 
 SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
 SMALL = GPT2Config(2000, 64, n_embd=64, n_head=4, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)

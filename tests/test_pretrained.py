@@ -9,8 +9,8 @@ import fresh
 import pytest
 
 from lora_lib import Tokenizer, load_pretrained
-from lora_lib.pretrained import MINI_FOLDER
-from lora_lib.tokenizer import _printable_bytes
+from lora_lib.gpt2 import MINI_FOLDER
+from lora_lib.gpt2.tokenizer import _printable_bytes
 
 
 @pytest.fixture

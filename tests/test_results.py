@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from lora_lib import results
+from lora_lib.book import results
 
 
 @pytest.fixture

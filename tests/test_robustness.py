@@ -14,10 +14,10 @@ from small_models import IDS, scatter, small, stir, three_adapters
 from torch import nn
 
 from lora_lib import AdapterError, GPT2Model, LoRAConfig, LoRALinear, PeftModel, get_peft_model
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.checkpoints import load_checkpoint, save_checkpoint
-from lora_lib.pretrained import load_pretrained, save_pretrained_folder
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
+from lora_lib.gpt2 import load_pretrained, save_pretrained_folder
 from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
+from lora_lib.training import load_checkpoint, save_checkpoint
 
 
 def wrapped(targets=("c_attn",), **settings) -> PeftModel:

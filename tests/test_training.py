@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
-from lora_lib.examples import IGNORE, batches
-from lora_lib.generation import generate_text
-from lora_lib.losses import loss_sum
-from lora_lib.training import History, check_settings, evaluate, fit, lr_factor
+from lora_lib.data import IGNORE, batches
+from lora_lib.gpt2 import generate_text
+from lora_lib.training import History, evaluate, fit, loss_sum, lr_factor
+from lora_lib.training.loop import check_settings
 
 QUIET = {"bf16": False, "progress": False}
 

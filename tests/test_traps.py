@@ -18,7 +18,7 @@ from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 from tokenizers import processors
 
 import lora_lib
-from lora_lib.tickets import make_tickets
+from lora_lib.data import make_tickets
 from lora_lib.training import fit, lr_factor
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a GPU

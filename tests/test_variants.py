@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import AdapterError, LoRA, LoRAConfig, LoRALinear, PeftModel, get_peft_model, load_model
-from lora_lib.variants import DoRA, PiSSA, lora_plus
+from lora_lib.adapters import DoRA, PiSSA, lora_plus
 
 KINDS = {
     "dora": {"use_dora": True},

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_lib import results
-from lora_lib.results import verdicts
-from lora_lib.results.verdicts import COMPARISONS, MARGIN
+from lora_lib.book import results
+from lora_lib.book.results import verdicts
+from lora_lib.book.results.verdicts import COMPARISONS, MARGIN
 
 
 def kept(name):

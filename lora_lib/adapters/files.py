@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_lib.config import HEADS, LoRAConfig
+from lora_lib.adapters.config import HEADS, LoRAConfig
 from lora_lib.lora_linear import LoRA
 from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
 

@@ -22,11 +22,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lora_lib.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
-from lora_lib.distributed import Objective, averaged, place
-from lora_lib.examples import IGNORE, Encoded, batches
+from lora_lib.data.examples import IGNORE, Encoded, batches
 from lora_lib.lora_linear import LoRALinear
-from lora_lib.losses import loss_sum
+from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
+from lora_lib.training.distributed import Objective, averaged, place
+from lora_lib.training.losses import loss_sum
 
 PAD = 0  # any token will do: padding stands to the right of what is read and its targets are ignored
 
@@ -112,7 +112,7 @@ def fit(
     Where it exists already, the run goes on from there, and ends with the weights that it would have had without
     the interruption: on a CPU, with the same number of threads, bit for bit.
 
-    In a process group (torchrun; see `lora_lib.distributed`) each process reads its share of every batch, and
+    In a process group (torchrun; see `lora_lib.training.distributed`) each process reads its share of every batch, and
     gradients are summed by DistributedDataParallel: the run is that of one process with the same `batch_size`.
 
     Raises ValueError, before anything is changed, for a setting that it cannot use, a model in which nothing can be

@@ -6,16 +6,15 @@ Matrices are (d × k), inputs before outputs, as in W' = W + s·A·B; `weight_ch
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lora_lib.examples import Encoded
+from lora_lib.adapters.targets import find_targets
+from lora_lib.data.examples import Encoded
+from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.lora_linear import LoRALinear
-from lora_lib.peft_wrapper import PeftModel
-from lora_lib.targets import find_targets
-from lora_lib.tokenizer import Tokenizer
 
 
 def low_rank_factors(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -111,13 +110,13 @@ def intruder_dimensions(W: Tensor, tuned: Tensor, k: int = 10, threshold: float 
     return int(((after[:k] @ before.T.to(after)).abs().amax(1) < threshold).sum())
 
 
-def weight_changes(base: nn.Module, tuned: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+def weight_changes(base: nn.Module, tuned: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """(W, change of W), both (d × k), of each linear layer but the head, by its name.
 
     `tuned` is a `PeftModel`, whose changes are s·A·B, or `base` after full fine-tuning.
     """
     changes = {}
-    adapted = tuned.lora_layers() if isinstance(tuned, PeftModel) else {}
+    adapted = tuned.lora_layers() if hasattr(tuned, "lora_layers") else {}
     for name in adapted or find_targets(base, "all-linear"):
         W = cast(nn.Linear, base.get_submodule(name)).weight.detach().T
         if name in adapted:

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lora_lib.adapters.targets import find_targets, replace_module
 from lora_lib.lora_linear import LoRALinear, linear_shape
-from lora_lib.targets import find_targets, replace_module
 
 
 def even_levels(bits: int) -> Tensor:

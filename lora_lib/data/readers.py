@@ -19,8 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_lib.examples import Example, Record
-from lora_lib.tokenizer import END_OF_TEXT, Tokenizer
+from lora_lib.data.examples import Example, Record
+from lora_lib.gpt2.tokenizer import END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
@@ -274,7 +274,7 @@ def _kind(value: object) -> str:
 
 
 def chat_prompt(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The token ids after which the assistant speaks next, for `lora_lib.generation.generate_text`.
+    """The token ids after which the assistant speaks next, for `lora_lib.gpt2.generation.generate_text`.
 
     `messages` are {"role": …, "content": …}, as in the file. The ids are those that training reads: each turn of the
     assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lora_lib.examples import IGNORE
-from lora_lib.gpt2 import GPT2Model
+from lora_lib.data.examples import IGNORE
+from lora_lib.gpt2.model import GPT2Model
 from lora_lib.peft_wrapper import PeftModel
 
 LOGITS = 2**22  # that `chunked_cross_entropy` holds at once: 16 MiB in float32

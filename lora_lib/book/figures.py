@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
-    from lora_lib.training import History
+    from lora_lib.training.loop import History
 
 BASE, LORA, FULL, ACCENT = "#767b84", "#0072b2", "#d55e00", "#009e73"
 INK, PAPER, FAINT = "#1f2430", "#ffffff", "#d5d9e0"

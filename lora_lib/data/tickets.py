@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lora_lib.examples import Splits
+from lora_lib.data.examples import Splits
 
 SYSTEM = "Turn the message into a ticket."
 FIELDS = ("customer", "order", "product", "problem", "wants")

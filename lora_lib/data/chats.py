@@ -1,7 +1,7 @@
 """Chats for any model of Hugging Face's: its template, the loss on the answer alone, and answers in batches.
 
 A chat is a list of {"role": "user", "content": "…"} that ends with the assistant's answer. A tokenizer is one of
-transformers', with a chat template. For the book's own GPT-2 see `lora_lib.files`, which has a template of its own.
+transformers', with a chat template. For the book's own GPT-2 see `data.readers`, which has a template of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lora_lib.examples import IGNORE, Encoded
+from lora_lib.data.examples import IGNORE, Encoded
 
 Chat = Sequence[Mapping[str, str]]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.gpt2.tokenizer import Tokenizer
 
 
 def generate_text(
@@ -24,7 +24,7 @@ def generate_text(
     """What `model` (a `GPT2Model`, or a `PeftModel` around one) writes after each prompt, without the prompt.
 
     Each answer ends where the model writes `<|endoftext|>`, or after `max_new_tokens`. `temperature` 0
-    is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `lora_lib.files`
+    is greedy and needs no `seed`. A prompt in a list may also be its token ids, as `chat_prompt` of `data.readers`
     makes them. Returns one string for each prompt, in the same order.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_lib.gpt2 import GPT2Config, GPT2Model, hf_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name
+from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
 from lora_lib.tensor_files import read_tensors, replaced, write_tensors
-from lora_lib.tokenizer import MissingTokenizer, Tokenizer
 
-MINI_FOLDER = Path(__file__).parent / "gpt2_mini"
+MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
 HUB_NAMES = {
     "gpt2": "openai-community/gpt2",

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.config import HEADS, LoRAConfig
-from lora_lib.gpt2 import GPT2Model, hf_name
+from lora_lib.adapters.config import HEADS, LoRAConfig
+from lora_lib.adapters.modules_to_save import TrainedCopy
+from lora_lib.gpt2.model import GPT2Model, hf_name
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.trained_copy import TrainedCopy
 
 Value = TypeVar("Value", int, float)
 

@@ -1,4 +1,4 @@
-"""What the kept rows say to the questions of the findings page, by the one rule of `lora_lib.results`.
+"""What the kept rows say to the questions of the findings page, by the one rule of `lora_lib.book.results`.
 
 A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of. Each side is
 taken at its best learning rate, of those that all its seeds have, unless its settings name one. `MARGIN` is what a
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lora_lib.results import FEWEST, Difference, Row, at_best_rate, by_seed, load_results, means, paired, select
+from lora_lib.book.results import FEWEST, Difference, Row, at_best_rate, by_seed, load_results, means, paired, select
 
 # Nats a token, points of BLEU, shares.
 MARGIN = {

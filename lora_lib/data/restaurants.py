@@ -2,7 +2,7 @@
 
 Meanings have the form of the E2E NLG Challenge (Novikova et al., 2017, arXiv:1706.09254), `name[…], eatType[…], …`.
 Names, values and sentences are generated here at random; nothing is downloaded. Every sentence is made of known
-phrases, so `slot_report` can say exactly which facts a text states. `lora_lib.downloads` loads the real E2E set in
+phrases, so `slot_report` can say exactly which facts a text states. `lora_lib.book.downloads` loads the real E2E set in
 the same types.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
 
-from lora_lib.examples import Example, Splits
+from lora_lib.data.examples import Example, Splits
 
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 # Ends every prompt. The completion starts with a space and a letter, which GPT-2's split pattern keeps together as

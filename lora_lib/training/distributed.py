@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.examples import IGNORE
-from lora_lib.losses import loss_sum
+from lora_lib.data.examples import IGNORE
+from lora_lib.training.losses import loss_sum
 
 
 class Place(NamedTuple):

@@ -16,13 +16,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapter_files import AdapterError, AdapterFile, Layers, read_adapter
-from lora_lib.config import LoRAConfig
-from lora_lib.gpt2 import GPT2Model
+from lora_lib.adapters.config import LoRAConfig
+from lora_lib.adapters.files import AdapterError, AdapterFile, Layers, read_adapter
+from lora_lib.adapters.modules_to_save import TrainedCopy
+from lora_lib.adapters.targets import config_copies, config_targets, file_name, fits_name, plain_model, rank_and_alpha
+from lora_lib.gpt2.model import GPT2Model
+from lora_lib.gpt2.pretrained import TRANSPOSED
 from lora_lib.lora_linear import LoRA, LoRALinear, check_rank
-from lora_lib.pretrained import TRANSPOSED
-from lora_lib.targets import config_copies, config_targets, file_name, fits_name, plain_model, rank_and_alpha
-from lora_lib.trained_copy import TrainedCopy
 
 
 def new_adapters(model: nn.Module, config: LoRAConfig, any_rank: bool = False) -> dict[str, nn.Module]:

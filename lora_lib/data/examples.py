@@ -1,6 +1,6 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `lora_lib.files`, `lora_lib.restaurants` or `lora_lib.downloads`; this module makes token ids and
+Texts come from `data.readers`, `data.restaurants` or `book.downloads`; this module makes token ids and
 next-token targets of them, with -100 where nothing is to be learned.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.gpt2.tokenizer import Tokenizer
 
 IGNORE = -100  # a target that cross-entropy skips (its `ignore_index` default)
 Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64

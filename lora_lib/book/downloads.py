@@ -1,6 +1,6 @@
 """Two real data sets, fetched from their publishers once, checked, and kept in the user's cache folder.
 
-`load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.restaurants`;
+`load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.data.restaurants`;
 `load_sms_spam` is for classification. With the environment variable `LORA_DATA_DIR` set, files are read from that
 folder instead (`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is not used. In both cases a file is used
 only if its SHA-256 is that of the published one.
@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_lib.examples import Splits
-from lora_lib.restaurants import Restaurant
+from lora_lib.data.examples import Splits
+from lora_lib.data.restaurants import Restaurant
 
 
 class _Source(NamedTuple):
@@ -123,7 +123,7 @@ def _fetch(name: str) -> Path:
         raise ConnectionError(
             f"could not download {name} from {source.url}: {error}\n"
             f"With a copy of it, set LORA_DATA_DIR to the folder that holds {name}. Without a network, "
-            "lora_lib.restaurants.restaurant_data() makes restaurants for the same task."
+            "lora_lib.data.restaurants.restaurant_data() makes restaurants for the same task."
         ) from error
     except ValueError as error:
         raise ValueError(

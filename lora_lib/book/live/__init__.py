@@ -1,6 +1,6 @@
 """Pictures that the reader changes by hand: the product A·B, and LoRA's layers in a GPT-2.
 
-A knob (`lora_lib.knobs`) turns through pictures that were drawn in advance. What is here is computed as it is touched,
+A knob (`book.knobs`) turns through pictures that were drawn in advance. What is here is computed as it is touched,
 by a plain script that lies beside this file and is put into the cell's output: it asks for no network and no kernel.
 Where no script runs, the start stands as a table.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_lib.gpt2 import GPT2Model
-from lora_lib.knobs import STYLE, Axis
+from lora_lib.book.knobs import STYLE, Axis
+from lora_lib.gpt2.model import GPT2Model
 from lora_lib.lora_linear import linear_shape
 
 HERE = Path(__file__).parent
