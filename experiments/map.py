@@ -8,7 +8,7 @@ path and the spectrum of its change ΔW. Then ΔW is scaled by λ = 0.85, 0.7 an
 
 Several processes can share the work: start the command once for each. A process takes the next run that is neither
 kept nor being done (`--claims` is the folder where they say what they do), until none is left. Rows:
-lora_lib/results/map.csv, one for each λ of a run. The design, and what was predicted before the first row, are in
+lora_lib/book/results/map.csv, one for each λ of a run. The design, and what was predicted before the first row, are in
 experiments/README.md.
 """
 
@@ -32,11 +32,11 @@ from parts import arguments as parts_arguments
 from torch import Tensor, nn
 
 from lora_lib import GPT2Model, load_pretrained
-from lora_lib.analysis import text_windows, weight_changes
-from lora_lib.downloads import load_sms_spam
-from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
-from lora_lib.restaurants import Restaurant, restaurant_data, to_examples
-from lora_lib.training import PAD, History
+from lora_lib.adapters import text_windows, weight_changes
+from lora_lib.book import load_sms_spam
+from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, restaurant_data, to_examples
+from lora_lib.training import History
+from lora_lib.training.loop import PAD
 
 LAMBDAS = (1.0, 0.85, 0.7, 0.5)
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
