@@ -1,6 +1,6 @@
 """What predicts forgetting: the method, the loss on the task, KL on the task, or the size of the change?
 
-    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear wte long]
+    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear others beside wte long]
 
 LoRA and full fine-tuning of exactly the same weights on E2E, at learning rates a factor of 1.8 apart. A run is measured
 on test data: its loss and its KL from the base on the task, its loss on four other kinds of text, and the size, the
@@ -40,7 +40,7 @@ from lora_lib.training.loop import PAD
 
 LAMBDAS = (1.0, 0.85, 0.7, 0.5)
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
-FIRST_REPORTED = 100  # seeds below are for tuning, and those from 200 for seeds.py
+TUNING_SEED, FIRST_REPORTED = 0, 100  # seeds from 200 are for seeds.py
 SNAPSHOT = 6  # steps between two points of the path
 SETTINGS = (
     "model", "arm", "method", "parts", "rank", "alpha", "use_rslora", "learning_rate", "rest_rate", "steps",
@@ -60,34 +60,38 @@ class Arm(NamedTuple):
     alpha: float
     use_rslora: bool
     start: int
-    further: int = 0  # so many steps more below the best rate are reported, for comparisons at equal loss
 
 
 ARMS = {
-    "full": Arm("full", 0, 32, False, 0, 1),
+    "full": Arm("full", 0, 32, False, 0),
     "r = 64, α/√r": Arm("lora", 64, RSLORA, True, 2),
     "r = 8": Arm("lora", 8, 32, False, 3),
     "r = 64": Arm("lora", 64, 32, False, 3),
     "r = 64, s = 4": Arm("lora", 64, 256, False, 1),
     "r = 1": Arm("lora", 1, 32, False, 2),
 }
+MAIN = tuple(ARMS)[:4]
 
 
 class Stage(NamedTuple):
-    """A part of the map: what is trained, how long, by which arms, on how many seeds."""
+    """A part of the map: what is trained, how long, by which arms, on how many seeds.
+
+    `beside` says which rates are reported beside an arm's best one: so many steps of the grid from it.
+    """
 
     parts: str
     steps: int
     arms: tuple[str, ...]
-    tuning_seeds: tuple[int, ...]
     seeds: int
-    neighbours: bool  # whether the rates beside the best are reported, too
+    beside: dict[str, tuple[int, ...]]
 
 
 STAGES = {
-    "linear": Stage("linear", 120, tuple(ARMS), (0,), 5, True),
-    "wte": Stage("linear + wte", 120, tuple(ARMS)[:4], (0,), 5, False),
-    "long": Stage("linear", 480, tuple(ARMS)[:4], (0,), 3, False),
+    "linear": Stage("linear", 120, MAIN, 5, {"full": (-1,)}),
+    "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
+    "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
+    "wte": Stage("linear + wte", 120, MAIN, 5, {"full": (-1, -2)}),
+    "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
 }
 
 
@@ -114,7 +118,7 @@ def settings_of(stage: Stage, name: str, step: int, seed: int, args: argparse.Na
 def tuned(start: int, loss: Callable[[int], float | None]) -> tuple[int | None, list[int]]:
     """The step of the best rate, from `start` on downhill until both neighbours are worse, and the steps to run first.
 
-    `loss` gives a step's mean over the tuning seeds, None where one is missing. There is no best while steps are left.
+    `loss` gives a step's loss on the tuning seed, None where it is missing. There is no best while steps are left.
     """
     best = start
     while True:
@@ -139,27 +143,19 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
         for name in stage.arms:
 
             def loss(step: int, name: str = name) -> float | None:
-                keys = [key(settings_of(stage, name, step, seed, args)) for seed in stage.tuning_seeds]  # noqa: B023
-                return sum(losses[k] for k in keys) / len(keys) if all(k in losses for k in keys) else None
+                return losses.get(key(settings_of(stage, name, step, TUNING_SEED, args)))  # noqa: B023
 
             found, missing = tuned(ARMS[name].start, loss)
             if found is not None:
                 best[name] = found
-            for seed in stage.tuning_seeds:
-                yield from (settings_of(stage, name, step, seed, args) for step in missing)
+            yield from (settings_of(stage, name, step, TUNING_SEED, args) for step in missing)
         seeds = range(FIRST_REPORTED, FIRST_REPORTED + stage.seeds)
         for seed in seeds:
             yield from (settings_of(stage, name, step, seed, args) for name, step in best.items())
         for seed in seeds:
             for name, step in best.items():
-                for near in beside(stage, ARMS[name]):
+                for near in stage.beside.get(name, ()):
                     yield settings_of(stage, name, step + near, seed, args)
-
-
-def beside(stage: Stage, arm: Arm) -> list[int]:
-    """Which steps from the best rate are reported as well."""
-    lower = [-1 - i for i in range(1 + arm.further)]
-    return [*lower, 1] if stage.neighbours else lower[: 2 * arm.further]
 
 
 def key(settings: Row) -> tuple[str, ...]:

@@ -455,8 +455,8 @@ def on_the_map(e2e, monkeypatch, tmp_path):
     return run
 
 
-def small_stage(parts="linear", arms=("full", "r = 8"), neighbours=False):
-    return forgetting_map.Stage(parts, 2, arms, (0,), 2, neighbours)
+def small_stage(parts="linear"):
+    return forgetting_map.Stage(parts, 2, ("full", "r = 8"), 2, {"full": (-1, -2)})
 
 
 def test_the_map_tunes_on_seeds_that_it_does_not_report(on_the_map):
