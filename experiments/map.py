@@ -87,7 +87,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "linear": Stage("linear", 120, MAIN, 5, {"full": (-1,)}),
+    "linear": Stage("linear", 120, MAIN, 5, {"full": (-1, -2)}),
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
     "wte": Stage("linear + wte", 120, MAIN, 5, {"full": (-1, -2)}),
