@@ -135,27 +135,25 @@ def tuned(start: int, loss: Callable[[int], float | None]) -> tuple[int | None, 
 def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iterator[Row]:
     """Every run that is known to be needed, kept or not, in the order in which they are to be made.
 
-    A stage begins with tuning; then come the best rates of all arms, seed by seed, and then the rates beside them, so
-    that whatever is done when the time is up treats the arms equally. `losses` are those of the kept runs, by `key`.
+    Seed by seed, all arms run at their best rate and beside it, so that whatever is done when the time is up treats
+    them equally. Before tuning an arm's best rate is the pilot's, `Arm.start`. Tuning comes after these runs; where it
+    finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`.
     """
     for stage in stages:
-        best: dict[str, int] = {}
+        tuning, best = list[Row](), dict[str, int]()
         for name in stage.arms:
 
             def loss(step: int, name: str = name) -> float | None:
                 return losses.get(key(settings_of(stage, name, step, TUNING_SEED, args)))  # noqa: B023
 
             found, missing = tuned(ARMS[name].start, loss)
-            if found is not None:
-                best[name] = found
-            yield from (settings_of(stage, name, step, TUNING_SEED, args) for step in missing)
-        seeds = range(FIRST_REPORTED, FIRST_REPORTED + stage.seeds)
-        for seed in seeds:
-            yield from (settings_of(stage, name, step, seed, args) for name, step in best.items())
-        for seed in seeds:
+            best[name] = ARMS[name].start if found is None else found
+            tuning += [settings_of(stage, name, step, TUNING_SEED, args) for step in missing]
+        for seed in range(FIRST_REPORTED, FIRST_REPORTED + stage.seeds):
             for name, step in best.items():
-                for near in stage.beside.get(name, ()):
+                for near in (0, *stage.beside.get(name, ())):
                     yield settings_of(stage, name, step + near, seed, args)
+        yield from tuning
 
 
 def key(settings: Row) -> tuple[str, ...]:
@@ -216,7 +214,7 @@ class Map(Parts):
         task.others = {
             "plays": text_windows(plays, task.tokenizer, length, args.windows),
             "messages": text_windows(ham, task.tokenizer, length, args.windows),
-            "restaurants": task.encoded(restaurant_data(1, train=0, validation=0, test=40).test, length)[:50],
+            "restaurants": task.encoded(restaurant_data(1, train=0, validation=0, test=40).test, length)[:20],
         }  # fmt: skip
         known = {"task": task.test, "prose": task.prose}
         task.known = {name: log_probabilities(task.base, examples) for name, examples in known.items()}
@@ -233,7 +231,9 @@ class Map(Parts):
         settings = {**settings_of(STAGES["linear"], "full", 0, FIRST_REPORTED, self.args), "arm": "base"}
         settings |= {"method": "base", "parts": "none", "learning_rate": 0.0, "rest_rate": 0.0, "steps": 0}
         if key(settings) not in losses_of(self.rows.rows):
-            self.rows.add([{**settings, "scale": 0.0, **dict.fromkeys(MEASURES, ""), **self.quality_of(self.base)}])
+            self.rows.add(
+                [{**settings, "scale": 0.0, **dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}]
+            )
 
     def make(self, settings: Row) -> None:
         """Train, measure, and write the run's rows down, one for each λ."""
@@ -256,7 +256,7 @@ class Map(Parts):
             return
         self.rows.add(
             [
-                {**settings, "scale": scale, **found, **self.quality_of(self.scaled(trained, model, scale))}
+                {**settings, "scale": scale, **found, **self.quality_of(self.scaled(trained, model, scale), scale == 1)}
                 for scale in LAMBDAS
             ]
         )
@@ -284,13 +284,13 @@ class Map(Parts):
         result.load_state_dict(weights)
         return result
 
-    def quality_of(self, model: nn.Module) -> Row:
-        """Losses on the task's test data and on other texts, and KL on the task and on prose."""
+    def quality_of(self, model: nn.Module, others: bool) -> Row:
+        """Loss and KL on the task's test data and on prose, and the loss on `others`, if these are asked for."""
         loss, kl, reverse = against(model, self.test, self.known["task"])
         prose_loss, prose_kl, _ = against(model, self.prose, self.known["prose"])
-        others = {f"{name}_loss": self.loss_on(model, examples) for name, examples in self.others.items()}
         known = {"loss": loss, "kl": kl, "kl_reverse": reverse, "prose_loss": prose_loss, "prose_kl": prose_kl}
-        return {**known, **others}
+        texts = self.others if others else {}
+        return known | {f"{name}_loss": self.loss_on(model, examples) for name, examples in texts.items()}
 
 
 class Travelled:
@@ -389,8 +389,8 @@ def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
     """`parts.py`'s, and what is measured besides."""
     parser = parts_arguments(doc)
     parser.add_argument("--plays", type=Path, required=True, help="a text file of plays")
-    parser.add_argument("--tested", type=int, default=200, help="so many test references")
-    parser.add_argument("--windows", type=int, default=8, help="so many windows of plays and of messages")
+    parser.add_argument("--tested", type=int, default=150, help="so many test references")
+    parser.add_argument("--windows", type=int, default=4, help="so many windows of plays and of messages")
     parser.add_argument("--claims", type=Path, default=Path("runs/map"), help="where processes say what they do")
     parser.set_defaults(out=RESULTS / out, meanings=1)
     return parser
