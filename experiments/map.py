@@ -115,6 +115,12 @@ def settings_of(stage: Stage, name: str, step: int, seed: int, args: argparse.Na
     }  # fmt: skip
 
 
+def base_settings(args: argparse.Namespace) -> Row:
+    """The base's, which is every run at λ = 0."""
+    nothing = {"arm": "base", "method": "base", "parts": "none", "learning_rate": 0.0, "rest_rate": 0.0, "steps": 0}
+    return settings_of(STAGES["linear"], "full", 0, FIRST_REPORTED, args) | nothing
+
+
 def tuned(start: int, loss: Callable[[int], float | None]) -> tuple[int | None, list[int]]:
     """The step of the best rate, from `start` on downhill until both neighbours are worse, and the steps to run first.
 
@@ -137,8 +143,9 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
 
     Seed by seed, all arms run at their best rate and beside it, so that whatever is done when the time is up treats
     them equally. Before tuning an arm's best rate is the pilot's, `Arm.start`. Tuning comes after these runs; where it
-    finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`.
+    finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`. The base comes first.
     """
+    yield base_settings(args)
     for stage in stages:
         tuning, best = list[Row](), dict[str, int]()
         for name in stage.arms:
@@ -226,17 +233,12 @@ class Map(Parts):
         found = [example for example in found if len(example[0]) <= longest]
         return random.Random(1).sample(found, min(self.args.tested, len(found)))
 
-    def add_base(self) -> None:
-        """The row of the base itself, which is every run at λ = 0."""
-        settings = {**settings_of(STAGES["linear"], "full", 0, FIRST_REPORTED, self.args), "arm": "base"}
-        settings |= {"method": "base", "parts": "none", "learning_rate": 0.0, "rest_rate": 0.0, "steps": 0}
-        if key(settings) not in losses_of(self.rows.rows):
-            self.rows.add(
-                [{**settings, "scale": 0.0, **dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}]
-            )
-
     def make(self, settings: Row) -> None:
-        """Train, measure, and write the run's rows down, one for each λ."""
+        """Train, measure, and write the run's rows down, one for each λ; the base has one, at λ = 0."""
+        if settings["method"] == "base":
+            quality = {**dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}
+            self.rows.add([{**settings, "scale": 0.0, **quality}])
+            return
         model, _ = load_pretrained(self.args.model)
         torch.manual_seed(settings["seed"])
         trained = self.prepare(model.to(device()), settings)
@@ -401,7 +403,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
     args = parser.parse_args(argv)
     task = Map.load(args)
-    task.add_base()
     stages = [STAGES[name] for name in args.stages]
     work(task, lambda losses: plan(stages, losses, args), Claims(args.claims))
 
