@@ -6,6 +6,9 @@ difference is taken seed by seed: a seed that is hard for one is often hard for 
 the interval lies on one side of zero; it takes three seeds at least. Where it holds zero, the two are level only if the
 whole interval is within a margin that was named, and otherwise the question is not settled. One in twenty such
 intervals misses the truth by chance; and they speak of other seeds, not of other data, models or lengths.
+
+The map of `lora_lib.book.results.forgetting` has a stricter rule, which later runs are to follow: rates a factor of 1.8
+apart, tuned on a seed and on data that are not reported, five seeds, and margins of 2 %.
 """
 
 from __future__ import annotations
