@@ -4,7 +4,7 @@
 
 LoRA and full fine-tuning of exactly the same weights on E2E, at learning rates a factor of 1.8 apart. A run is measured
 on test data: its loss and its KL from the base on the task, its loss on four other kinds of text, and the size, the
-path and the spectrum of its change ΔW. Then ΔW is scaled by λ = 0.85, 0.7 and 0.5, and the same is measured.
+path and the spectrum of its change ΔW. Then ΔW is scaled by λ = 0.85, and loss and KL are measured again.
 
 Several processes can share the work: start the command once for each. A process takes the next run that is neither
 kept nor being done (`--claims` is the folder where they say what they do), until none is left. Rows:
@@ -38,7 +38,7 @@ from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples,
 from lora_lib.training import History
 from lora_lib.training.loop import PAD
 
-LAMBDAS = (1.0, 0.85, 0.7, 0.5)
+LAMBDAS = (1.0, 0.85)
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
 TUNING_SEED, FIRST_REPORTED = 0, 100  # seeds from 200 are for seeds.py
 SNAPSHOT = 6  # steps between two points of the path
@@ -87,8 +87,8 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "linear": Stage("linear", 120, MAIN, 5, {"full": (-1,)}),
-    "lower": Stage("linear", 120, MAIN[:1], 5, {"full": (-1, -2)}),
+    "linear": Stage("linear", 120, ("full", "r = 64, α/√r", "r = 64"), 5, {"full": (-1,)}),
+    "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
     "wte": Stage("linear + wte", 120, MAIN, 5, {"full": (-1, -2)}),
@@ -147,8 +147,9 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
     finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`. The base comes first.
     """
     yield base_settings(args)
+    tuning = list[Row]()
     for stage in stages:
-        tuning, best = list[Row](), dict[str, int]()
+        best: dict[str, int] = {}
         for name in stage.arms:
 
             def loss(step: int, name: str = name) -> float | None:
@@ -161,7 +162,7 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
             for name, step in best.items():
                 for near in (0, *stage.beside.get(name, ())):
                     yield settings_of(stage, name, step + near, seed, args)
-        yield from tuning
+    yield from tuning
 
 
 def key(settings: Row) -> tuple[str, ...]:

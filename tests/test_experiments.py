@@ -480,9 +480,10 @@ def test_a_change_is_measured_and_scaled(on_the_map):
     rows = on_the_map(forgetting_map, "--stages", "wte", linear=small_stage(), wte=small_stage("linear + wte"))
     base = {name: float(rows[0][name]) for name in ("loss", "prose_loss", "plays_loss", "restaurants_loss")}
     runs = [row for row in rows if row["split"] == "test" and row["arm"] != "base"]
-    for i in range(0, len(runs), 4):
-        group = runs[i : i + 4]
-        assert [float(row["scale"]) for row in group] == [1.0, 0.85, 0.7, 0.5]
+    scales = forgetting_map.LAMBDAS
+    for i in range(0, len(runs), len(scales)):
+        group = runs[i : i + len(scales)]
+        assert [float(row["scale"]) for row in group] == list(scales)
         kl, prose_kl = ([float(row[name]) for row in group] for name in ("kl", "prose_kl"))
         assert kl == sorted(kl, reverse=True) and prose_kl == sorted(prose_kl, reverse=True) and prose_kl[-1] >= 0
         assert abs(float(group[-1]["loss"]) - base["loss"]) < abs(float(group[0]["loss"]) - base["loss"])
