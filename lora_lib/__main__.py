@@ -128,6 +128,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        self.file: Path | None = None  # where it was read from
         self.lora_config, self.fit_config = _lora_config(self.lora), _fit_config(self.fit)
         if self.method == "full" and self.lora:
             raise ValueError('method is "full", which trains every weight, so "lora" would do nothing: leave it out')
@@ -148,18 +149,16 @@ class RunConfig:
             config = cls(**values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        config.file = path
         return config
 
-    def check_paths(self, path: Path) -> None:
-        """Raise ValueError or OSError where what is written would take the place of what is read, or cannot be written.
-
-        `path` is the config's own file.
-        """
+    def check_paths(self) -> None:
+        """Raise ValueError or OSError if training could not write its results, or would overwrite what it reads."""
         output, checkpoint = Path(self.output), self.fit_config.checkpoint
         if output.resolve() == Path(self.model).resolve():
             raise ValueError(f'"output" is the folder of "model", {output}, which would be overwritten: name another')
         if checkpoint is not None:
-            read = [path, Path(self.data), *(Path(p) for p in (self.validation, self.test) if isinstance(p, str))]
+            read = [Path(p) for p in (self.file, self.data, self.validation, self.test) if isinstance(p, (str, Path))]
             if Path(checkpoint).resolve() in [p.resolve() for p in [*read, output]]:
                 raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
             check_checkpoint_path(Path(checkpoint))
@@ -250,6 +249,7 @@ def _read(path: str, config: RunConfig) -> list[Record]:
 
 def train(config: RunConfig) -> History:
     """Train what `config` says, in every process of a group, and write the result to its output folder."""
+    config.check_paths()
     model, tokenizer = load_any(config.model, config.dtype)
     parts = read_parts(config)
     examples, held_out = (
@@ -355,7 +355,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = RunConfig.read(args.config)
         if args.command == "train":
-            config.check_paths(args.config)
             train(config)
         elif args.command == "score":
             print(score(config))
