@@ -32,10 +32,14 @@ _short.maxstring = _short.maxother = 80
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be: in words, as they follow "must be", and as a test of a value."""
+    """What a setting may be: in words, as they follow "must be", and as a test of a value.
+
+    `known` are words that it may be, for "Did you mean …?".
+    """
 
     expected: str
     allows: Callable[[Any], bool]
+    known: tuple[str, ...] = ()
 
 
 def whole(low: int, high: int | None = None) -> Rule:
@@ -51,12 +55,13 @@ def number(words: str, allows: Callable[[float], bool] = math.isfinite) -> Rule:
 
 def one_of(*values: Any) -> Rule:
     """One of these values."""
-    return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
+    known = tuple(value for value in values if isinstance(value, str))
+    return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in values, known)
 
 
 def optional(rule: Rule) -> Rule:
     """None, or what `rule` allows."""
-    return Rule(f"{rule.expected}, or None", lambda value: value is None or rule.allows(value))
+    return Rule(f"{rule.expected}, or None", lambda value: value is None or rule.allows(value), rule.known)
 
 
 def is_number(value: object) -> bool:
@@ -86,7 +91,8 @@ def check(settings: Any) -> None:
     for name, rule in rules(settings).items():
         value = getattr(settings, name)
         if not rule.allows(value):
-            raise ValueError(f"{name} must be {rule.expected}, got {shown(value)}")
+            hint = did_you_mean(value, rule.known)
+            raise ValueError(f"{name} must be {rule.expected}, got {shown(value)}{hint and '.'}{hint}")
 
 
 def shown(value: object) -> str:
@@ -100,7 +106,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def unknown(name: str, settings: Any, of: str) -> TypeError:
-    """The error for a setting that a dataclass does not have; `of` says whose settings they are."""
-    known = list(rules(settings))
+def unknown(name: str, settings: Any, of: str, also: Iterable[str] = ()) -> TypeError:
+    """The error for a setting that a dataclass does not have; `of` says whose settings they are, `also` names more."""
+    known = [*rules(settings), *also]
     return TypeError(f"{of} has no setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")

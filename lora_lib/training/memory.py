@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora_lib.fused import FEW
+from lora_lib.fused import keeps_product
 from lora_lib.gpt2.loss import LOGITS
 from lora_lib.gpt2.model import GPT2Config
 
@@ -83,8 +83,8 @@ def block_bytes(config: GPT2Config, tokens: int, bf16: bool = False) -> int:
 
 
 def adapter_bytes(tokens: int, rank: int | None, narrow: bool = False) -> int:
-    """What one LoRA layer keeps beside its input: nothing, or x·A where `tokens` are few and float32 (`fused.FEW`)."""
-    return 4 * tokens * rank if rank and tokens < FEW and not narrow else 0
+    """What one LoRA layer keeps beside its input: nothing, or x·A if `tokens` are few and float32."""
+    return 4 * tokens * rank if rank and keeps_product(tokens, narrow=narrow) else 0
 
 
 def hf_step_bytes(
