@@ -63,13 +63,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_lib.adapters.config import LoRAConfig
+from lora_lib.adapters.config import LoRAConfig, refusal
 from lora_lib.book.smollm2 import load_smollm2, no_progress_bars
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
@@ -96,7 +96,7 @@ _PART = Rule(
 )
 _OBJECT = Rule("an object, {…}", lambda value: isinstance(value, dict))
 FIT = [name for name in rules(FitConfig) if name != "lr_ratio"]  # a function cannot be written in JSON
-LORA = [f.name for f in fields(LoRAConfig) if f.name not in ("kind", "adapter_cls")] + ["lora_rank", "adapter_name"]
+LORA = [*(name for name in rules(LoRAConfig) if name != "adapter_cls"), "lora_rank", "adapter_name"]
 HELP = f"""{__doc__}
 All settings of "lora":
 {textwrap.fill(", ".join(LORA), 110)}
@@ -166,6 +166,9 @@ class RunConfig:
 
 
 def _lora_config(values: dict[str, Any]) -> LoRAConfig:
+    for name in values:
+        if reason := refusal(name):
+            raise ValueError(f"lora.{name} is not supported{reason}")
     _check_names("lora.", values, LORA)
     known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
     if "lora_rank" in values:
@@ -173,7 +176,7 @@ def _lora_config(values: dict[str, Any]) -> LoRAConfig:
             raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
         known["r"] = values["lora_rank"]
     try:
-        return LoRAConfig(**{"target_modules": "all-linear", **known})
+        return LoRAConfig(**known)
     except (ValueError, TypeError) as error:
         raise ValueError(f"lora.{error}") from error
 
