@@ -244,6 +244,26 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, file):
         PeftModel.from_pretrained(small(), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_fsdp_spreads_over_processes_is_saved_whole(tmp_path):
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this PyTorch has no FSDP2")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    model = wrapped(modules_to_save=["ln_f"])
+    out = model(IDS)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fsdp.fully_shard(model.base_model, mesh=init_device_mesh("cpu", (1,)))
+        assert hasattr(model.lora_layers()["h.0.attn.c_attn"].adapters["default"].A, "full_tensor")
+        torch.testing.assert_close(model(IDS), out)
+        model.save_pretrained(tmp_path / "adapter")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path / "adapter")(IDS), out)
+
+
 # --- PEFT's fields --------------------------------------------------------------------------------
 
 
