@@ -32,7 +32,6 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
     save_pretrained_folder,
-    training,
 )
 from lora_lib.adapters import lora_plus, text_windows
 from lora_lib.book import load_e2e
@@ -40,6 +39,7 @@ from lora_lib.book.results import FOLDER as RESULTS
 from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
 from lora_lib.gpt2 import generate_text
 from lora_lib.training import History
+from lora_lib.training import loop as training
 from lora_lib.training.loop import PAD
 
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

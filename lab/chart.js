@@ -16,7 +16,7 @@ function drawn(kind, attributes, text = "") {
 
 // Draw runs into `box`, the last of them strong and the ones before it pale and dashed.
 // A run: {steps, losses, measured: [{at, heldOut, prose}]}.
-function drawRuns(box, runs) {
+export function drawRuns(box, runs) {
   const [width, height] = [Math.max(280, box.clientWidth), 240];
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
   const all = runs.flatMap(run =>

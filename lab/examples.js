@@ -1,5 +1,5 @@
 // Texts to train on, written for this page.
-const EXAMPLES = {
+export const EXAMPLES = {
   ship: {
     title: "a pirate's log",
     text: `First day. Arr, the wind be fair and the crew be merry. We left the harbour at the turn of the tide, and not a soul waved us farewell but the cook's old mother. I counted the barrels: nine of water, six of biscuit, and one of pickled onions that no hand will own to.

@@ -1,22 +1,11 @@
-// The page: loading, what the address says, and what the parts of the page share.
-const $ = id => document.getElementById(`lab-${id}`);
-
-const lab = {
-  engine: null, // once the model is loaded
-  adapters: new Map(), // those that the worker has: {r, kinds}, by name
-  shown: {}, // texts and bars on the page
-  samples: [], // {at, prompt, text} of the last run
-};
-
-// Tell the reader; `wrong` in the colour of what went wrong.
-function say(place, text, wrong = false) {
-  $(place).textContent = text;
-  $(place).classList.toggle("lab-wrong", wrong);
-}
-
-function checkedKinds(fieldset) {
-  return [...$(fieldset).querySelectorAll("input:checked")].map(box => box.value);
-}
+// The page begins here: what it shows at first, and what loading the model changes.
+import { readAddress } from "./address.js";
+import { Engine, Lab, missing } from "./engine.js";
+import recorded from "./recorded.json";
+import { $, lab, say } from "./shared.js";
+import { prepareTaking } from "./take_home.js";
+import { countTokens, prepareTraining, runs, showRecordedRun } from "./train.js";
+import { changed, prepareWriting, showRecordedTexts, startWriting } from "./write.js";
 
 async function load() {
   $("load").disabled = true;
@@ -44,41 +33,8 @@ async function load() {
   }
 }
 
-// ---- The address -------------------------------------------------------------------------------------------------
-// #adapter=plays&rank=2&alpha=1.5&off=mlp.c_fc&prompt=…: what the sliders say, so that a link can say it.
-
-const IN_ADDRESS = ["adapter", "rank", "alpha", "temperature", "seed", "prompt"];
-
-function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const names = [...$("adapter").options].map(option => option.value);
-  if (names.includes(asked.get("adapter"))) $("adapter").value = asked.get("adapter");
-  setRankLimit();
-  for (const id of IN_ADDRESS.slice(1)) if (asked.has(id)) $(id).value = asked.get(id);
-  const off = (asked.get("off") ?? "").split(",");
-  for (const box of $("on").querySelectorAll("input")) box.checked = !off.includes(box.value);
-  showSliders();
-}
-
-function addressOfSettings() {
-  const said = IN_ADDRESS.map(id => [id, $(id).value]);
-  const { off } = view();
-  if (off.length) said.push(["off", off.join(",")]);
-  return `${location.href.split("#")[0]}#${new URLSearchParams(said)}`;
-}
-
-function writeAddress() {
-  try {
-    history.replaceState(null, "", addressOfSettings());
-  } catch {
-    // A browser may refuse it, to a page opened as a file or after very many changes: the button below still works.
-  }
-}
-
-// ---- Start -------------------------------------------------------------------------------------------------------
-
-// `recorded`: what tools/record_lab.py saw on an earlier visit. It stands here until the model is loaded.
-function start(recorded) {
+// What tools/record_lab.py saw on an earlier visit is shown until the model is loaded.
+function start() {
   const lacking = missing();
   if (lacking) {
     say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
@@ -103,6 +59,7 @@ function start(recorded) {
   });
 }
 
+start();
 Lab.page = lab; // for the tests, and for readers who open the console
 // What is on the page now, for tools/record_lab.py.
 Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), samples: lab.samples } });

@@ -1,4 +1,9 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
+import { adapterFilesIn, save, zip } from "./files.js";
+import { $, lab, say } from "./shared.js";
+import { chooseAdapter, offerAdapter } from "./train.js";
+import { view } from "./write.js";
+
 const ONE_FILE = {
   "download-weights": "adapter_model.safetensors",
   "download-config": "adapter_config.json",
@@ -12,8 +17,8 @@ function anythingLeft() {
   return rank > 0 && strength > 0 && kinds.some(kind => !off.includes(kind));
 }
 
-function takingChanged() {
-  const { adapter, rank, strength } = view();
+export function takingChanged() {
+  const { rank, strength } = view();
   const some = anythingLeft();
   for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
   const name = $("adapter").selectedOptions[0].textContent;
@@ -64,12 +69,7 @@ async function download(hand) {
 
 // The chosen files: two, or a zip of them.
 async function bring(chosen) {
-  const files = {};
-  for (const file of chosen) {
-    const buffer = await file.arrayBuffer();
-    if (/\.zip$/i.test(file.name)) Object.assign(files, await unzip(buffer));
-    else files[standardName(file.name)] = buffer;
-  }
+  const files = await adapterFilesIn(chosen);
   const title = chosen[0].name.replace(/\.\w+$/, "");
   const name = `brought-${lab.adapters.size}`;
   const adapter = await lab.engine.ask("keep", { name, files });
@@ -79,13 +79,7 @@ async function bring(chosen) {
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
 }
 
-// Browsers number a second download: "adapter_config (1).json".
-function standardName(name) {
-  if (/\.json$/i.test(name)) return "adapter_config.json";
-  return /\.safetensors$/i.test(name) ? "adapter_model.safetensors" : name;
-}
-
-function prepareTaking() {
+export function prepareTaking() {
   takingChanged();
   $("download").addEventListener("click", () => download(files => save(`${folderName()}.zip`, zip(files))));
   for (const [id, name] of Object.entries(ONE_FILE)) {

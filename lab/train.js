@@ -1,8 +1,14 @@
 // Train on the reader's words: the form, the run that goes on, and the curves of the last runs.
+import { drawRuns } from "./chart.js";
+import { EXAMPLES } from "./examples.js";
+import { $, checkedKinds, lab, latest, say } from "./shared.js";
+import { made } from "./words.js";
+import { changed, setRankLimit } from "./write.js";
+
 const SHOWN_RUNS = 3; // curves that lie over each other
 const STORED = "lora-book-lab-text"; // where the browser keeps the reader's text
 
-let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}]}
+export let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}]}
 let trained = 0; // counts up, for names
 let training = false;
 let paused = false;
@@ -15,12 +21,17 @@ const NUMBERS = {
   r: {
     id: "train-rank",
     name: "Rank r",
-    fits: whole(1, 320),
-    expected: "a whole number from 1 to 320, this model's width",
+    fits: value => whole(1, lab.engine.config.C)(value),
+    expected: () => `a whole number from 1 to ${lab.engine.config.C}, this model's width`,
   },
-  alpha: { id: "train-alpha", name: "Alpha", fits: positive, expected: "a number above 0" },
-  rate: { id: "rate", name: "The rate", fits: positive, expected: "a number above 0, such as 0.001" },
-  steps: { id: "steps", name: "Steps", fits: whole(1, 2000), expected: "a whole number from 1 to 2000" },
+  alpha: { id: "train-alpha", name: "Alpha", fits: positive, expected: () => "a number above 0" },
+  rate: { id: "rate", name: "The rate", fits: positive, expected: () => "a number above 0, such as 0.001" },
+  steps: {
+    id: "steps",
+    name: "Steps",
+    fits: whole(1, 2000),
+    expected: () => "a whole number from 1 to 2000",
+  },
 };
 
 // What the form says. Throws an Error that names what will not do.
@@ -31,7 +42,7 @@ function trainingSettings() {
     settings[key] = typed === "" ? Number.NaN : Number(typed);
     if (fits(settings[key])) continue;
     $(id).focus();
-    throw new Error(`${name} must be ${expected}; it is “${typed}”.`);
+    throw new Error(`${name} must be ${expected()}; it is “${typed}”.`);
   }
   settings.kinds = checkedKinds("train-on");
   if (!settings.kinds.length) throw new Error("Choose at least one kind of layer for LoRA.");
@@ -55,10 +66,10 @@ async function train() {
   say("train-status", `${label(run)} is in training.`);
   try {
     const news = what => heard(run, what);
-    const { steps, burst } = await lab.engine.ask("train", { name, settings: run.settings }, { news });
+    const { steps, diverged } = await lab.engine.ask("train", { name, settings: run.settings }, { news });
     run.steps = Math.max(1, run.losses.length);
     const done = `${label(run)} is trained: ${steps} steps. It is chosen above, and can be taken home below.`;
-    say("train-status", burst ?? done, Boolean(burst));
+    say("train-status", diverged ?? done, Boolean(diverged));
     offerAdapter({ name, ...run.settings }, `yours: ${label(run)}`);
     chooseAdapter(name);
   } catch (error) {
@@ -151,7 +162,7 @@ function row(run) {
 }
 
 // An adapter that the reader trained or brought can be chosen from now on. Where it is chosen already, it has changed.
-function offerAdapter({ name, r, kinds }, text) {
+export function offerAdapter({ name, r, kinds }, text) {
   const known = [...$("adapter").options].find(option => option.value === name);
   const option = known ?? $("adapter").appendChild(made("option", { value: name }));
   option.textContent = text;
@@ -159,7 +170,7 @@ function offerAdapter({ name, r, kinds }, text) {
   if ($("adapter").value === name) changed();
 }
 
-function chooseAdapter(name) {
+export function chooseAdapter(name) {
   $("adapter").value = name;
   setRankLimit();
   $("alpha").value = 1;
@@ -168,7 +179,7 @@ function chooseAdapter(name) {
 
 // ---- The text ----------------------------------------------------------------------------------------------------
 
-const countTokens = latest(async () => {
+export const countTokens = latest(async () => {
   const text = $("text").value;
   const tokens = lab.engine
     ? `, ${(await lab.engine.ask("count", { text })).toLocaleString("en")} tokens`
@@ -192,7 +203,7 @@ function showScale() {
   $("scale").textContent = Number.isFinite(s) ? `s = ${Number(s.toPrecision(3))}` : "s = α / r";
 }
 
-function prepareTraining() {
+export function prepareTraining() {
   for (const id of ["train-rank", "train-alpha"]) $(id).addEventListener("input", showScale);
   $("example").append(made("option", { value: "", textContent: "my own words" }));
   for (const [name, { title }] of Object.entries(EXAMPLES)) {
@@ -233,7 +244,7 @@ function prepareTraining() {
 }
 
 // A run of an earlier visit, until the reader's first takes its place.
-function showRecordedRun(recorded) {
+export function showRecordedRun(recorded) {
   if (!recorded) return;
   runs = [{ ...recorded, recorded: true }];
   for (const sample of recorded.samples) addSample(sample);

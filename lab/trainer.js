@@ -1,15 +1,26 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
+import { checkSettings, newAdapter } from "./adapter.js";
+import { LabError } from "./errors.js";
+import { seeded } from "./sampling.js";
+
 const WINDOW = 64; // tokens of one row
 const HELD_OUT = 0.1; // of the text, its end: never trained on
 const MOST_ROWS = 4; // that a loss beside the training is measured on
 const FEWEST_TOKENS = 40; // that a text must have
-const BURST = 2; // nats by which the loss may rise over its start before a run is given up
+const MAX_RISE = 2; // nats by which the loss may rise over its start before a run is given up
 
-// A loss that is not finite, or far above where it began.
-class Burst extends LabError {}
+// The loss is not finite, or far above where it began.
+export class Diverged extends LabError {}
 
-class Trainer {
+export class Trainer {
   // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
+  static async start(model, tokenizer, settings, prose) {
+    checkSettings(settings, model.config.C);
+    const trainer = new Trainer(model, tokenizer, settings, prose);
+    trainer.loaded = await model.place(newAdapter(model.config, settings, seeded(2)), true);
+    return trainer;
+  }
+
   constructor(model, tokenizer, settings, prose) {
     Object.assign(this, { model, settings, step: 0 });
     const ids = tokenizer.encode(settings.text);
@@ -20,32 +31,33 @@ class Trainer {
     }
     const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
     this.ids = ids.slice(0, ids.length - heldOut);
-    this.window = Math.min(WINDOW, this.ids.length - 1);
-    this.heldOut = windows(ids.slice(ids.length - heldOut));
-    this.prose = windows(tokenizer.encode(prose));
+    const most = Math.min(WINDOW, model.config.context);
+    this.window = Math.min(most, this.ids.length - 1);
+    this.heldOut = windows(ids.slice(ids.length - heldOut), most);
+    this.prose = windows(tokenizer.encode(prose), most);
     this.random = seeded(1); // always the same: two runs read the same windows in the same order
-    this.loaded = new LoadedAdapter(model.memory, newAdapter(settings, seeded(2)), true);
-    for (const what of ["g", "m", "v"]) model.kernels.zero(this.loaded[what], this.loaded.size);
-    this.good = this.loaded.read(); // the weights of the last step whose loss was sound
   }
 
-  // One step; returns its loss, that of the weights before it. Throws Burst where the loss has burst: the weights
-  // are then the last good ones.
-  advance() {
+  // One step; returns its loss, that of the weights before it. Throws Diverged if that is too high: the weights are
+  // then the last good ones.
+  async advance() {
     const { rate, steps, batch } = this.settings;
     const [rows, targets] = this.draw(batch);
-    this.model.use(this.loaded.bypasses());
-    const loss = this.model.loss(rows, targets, true);
+    this.lastRead = [rows, targets];
+    this.model.use(this.loaded);
+    const loss = await this.model.step(this.loaded, rows, targets, {
+      step: this.step + 1,
+      rate: rate * rateFactor(this.step, steps),
+      most: (this.first ?? Infinity) + MAX_RISE,
+    });
     this.first ??= loss;
-    if (!(loss <= this.first + BURST)) this.giveUp(loss);
-    this.good = this.loaded.read();
-    update(this.model, this.loaded, ++this.step, rate * rateFactor(this.step - 1, steps));
+    if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
+    this.step++;
     return loss;
   }
 
-  giveUp(loss) {
-    this.loaded.write(this.good);
-    throw new Burst(
+  diverged(loss) {
+    return new Diverged(
       `The loss is ${loss.toFixed(2)} after ${this.step} steps: a rate of ${this.settings.rate} is too high. ` +
         `The adapter is that of step ${Math.max(0, this.step - 1)}; try a tenth of the rate.`,
     );
@@ -59,12 +71,28 @@ class Trainer {
     return [cut(0), cut(1)];
   }
 
-  // The losses on what is not trained on: the end of the same text, and other prose.
-  measure() {
-    this.model.use(this.loaded.bypasses());
-    const [heldOut, prose] = [this.heldOut, this.prose].map(rows => this.model.loss(...rows));
-    if (!Number.isFinite(heldOut + prose)) this.giveUp(heldOut);
+  // The losses on what is not trained on: the end of the same text, and other prose. Throws Diverged if the last step
+  // was too far: `advance` sees only the loss before it.
+  async measure() {
+    this.model.use(this.loaded);
+    const heldOut = await this.model.loss(...this.heldOut);
+    const prose = await this.model.loss(...this.prose);
+    this.heldOutFirst ??= heldOut;
+    if (this.tooHigh(heldOut, this.heldOutFirst) || !Number.isFinite(prose))
+      await this.checkLastStep(heldOut);
     return { heldOut, prose };
+  }
+
+  // A held-out loss that has risen may mean that the text was learned by heart: what was read last tells.
+  async checkLastStep(heldOut) {
+    const loss = this.lastRead ? await this.model.loss(...this.lastRead) : heldOut;
+    if (!this.tooHigh(loss, this.first)) return;
+    this.loaded.goBack();
+    throw this.diverged(loss);
+  }
+
+  tooHigh(loss, first) {
+    return !(loss <= (first ?? Infinity) + MAX_RISE) || !Number.isFinite(loss);
   }
 
   free() {
@@ -72,24 +100,16 @@ class Trainer {
   }
 }
 
-// One step of AdamW along the gradients, which are clipped to norm 1 together and left at zero.
-function update({ kernels }, { w, g, m, v, size }, step, rate) {
-  const norm = Math.sqrt(kernels.sum_of_squares(g, size));
-  const clip = Math.min(1, 1 / (norm + 1e-6));
-  kernels.adamw(w, g, m, v, size, rate, 1 - 0.9 ** step, Math.sqrt(1 - 0.999 ** step), clip);
-  kernels.zero(g, size);
-}
-
 // The rate of a step as a share of its peak: it climbs over the first tenth, and falls along a cosine to zero.
-function rateFactor(step, steps) {
+export function rateFactor(step, steps) {
   const climb = Math.max(1, Math.round(0.1 * steps));
   if (step < climb) return (step + 1) / climb;
   return 0.5 * (1 + Math.cos((Math.PI * (step - climb)) / Math.max(1, steps - climb)));
 }
 
 // Tokens cut into rows for `GPT2.loss`, one after the other, a few at most: [rows, targets].
-function windows(ids) {
-  const T = Math.min(WINDOW, ids.length - 1);
+function windows(ids, most) {
+  const T = Math.min(most, ids.length - 1);
   const count = Math.min(MOST_ROWS, Math.floor((ids.length - 1) / T));
   const cut = shift => Array.from({ length: count }, (_, i) => ids.slice(i * T + shift, (i + 1) * T + shift));
   return [cut(0), cut(1)];

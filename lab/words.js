@@ -1,6 +1,6 @@
 // A text whose tokens can be looked at, one by one, and the bars that show what could have come next.
 // An HTML element.
-function made(kind, properties = {}, ...children) {
+export function made(kind, properties = {}, ...children) {
   const element = Object.assign(document.createElement(kind), properties);
   element.append(...children);
   return element;
@@ -10,7 +10,7 @@ function made(kind, properties = {}, ...children) {
 const INVISIBLE = { " ": "space", "\n": "new line", "\n\n": "two new lines", "": "part of a letter" };
 
 // A text in `box`, its tokens to be clicked, or chosen with the arrow keys and Enter. `onChoose` is told which.
-class Words {
+export class Words {
   constructor(box, onChoose) {
     Object.assign(this, { box, onChoose, tokens: [], ids: [] });
     box.addEventListener("click", ({ target }) => this.choose(this.indexOf(target)));
@@ -75,7 +75,7 @@ class Words {
 const percent = share => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
 // One row for each token: its text, and its probability without and with the adapter. `chosen`: the token in the text.
-function showBars(list, rows, chosen) {
+export function showBars(list, rows, chosen) {
   list.replaceChildren(
     ...rows.map(({ id, text, base, adapted }) => {
       const word = made("code", {

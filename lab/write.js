@@ -1,4 +1,11 @@
 // Write, and turn: two texts from one prompt, without and with an adapter, and the bars below them.
+import { addressOfSettings, writeAddress } from "./address.js";
+import { delivered, script } from "./engine.js";
+import { KINDS } from "./layers.js";
+import { $, checkedKinds, lab, latest, say } from "./shared.js";
+import { takingChanged } from "./take_home.js";
+import { showBars, Words } from "./words.js";
+
 const SAMPLE_TOKENS = 60;
 const BARS = 8; // the likeliest, with or without the adapter
 
@@ -6,8 +13,7 @@ let baseWords;
 let adaptedWords;
 let lookedAt = null; // the token that was clicked: {words, index}; null is the prompt's end
 
-const LAYER_KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
-const BOOKS_OWN = { r: 8, kinds: LAYER_KINDS }; // the adapters that come with the page
+const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
 
 // The chosen adapter's rank and kinds of layers.
 function chosenAdapter() {
@@ -15,23 +21,23 @@ function chosenAdapter() {
 }
 
 // What the sliders say.
-function view() {
+export function view() {
   const on = checkedKinds("on");
   return {
     adapter: $("adapter").value,
     rank: Number($("rank").value),
     strength: Number($("alpha").value),
-    off: LAYER_KINDS.filter(kind => !on.includes(kind)),
+    off: KINDS.filter(kind => !on.includes(kind)),
   };
 }
 
-function setRankLimit() {
+export function setRankLimit() {
   const { r } = chosenAdapter();
   $("rank").max = r;
   $("rank").value = r;
 }
 
-function showSliders() {
+export function showSliders() {
   $("rank-value").textContent = `${$("rank").value} of ${$("rank").max}`;
   $("alpha-value").textContent = `${Number($("alpha").value).toFixed(2)} × s`;
   $("temperature-value").textContent = $("temperature").value;
@@ -59,26 +65,6 @@ async function handOver(name) {
 }
 
 // ---- What follows a change ---------------------------------------------------------------------------------------
-
-// A slider sends many events. `work` runs once at a time, and once more if it was asked for meanwhile.
-function latest(work) {
-  let running = false;
-  let again = false;
-  return async () => {
-    again = true;
-    if (running) return;
-    running = true;
-    while (again) {
-      again = false;
-      try {
-        await work();
-      } catch (error) {
-        say("write-status", error.message, true);
-      }
-    }
-    running = false;
-  };
-}
 
 const showNext = latest(async () => {
   await fetchAdapter($("adapter").value);
@@ -120,7 +106,7 @@ const writeTexts = latest(async () => {
 });
 
 // The sliders have moved: bars and text follow at once.
-function changed() {
+export function changed() {
   showSliders();
   writeAddress();
   takingChanged();
@@ -136,7 +122,7 @@ function lookAt(place) {
   if (lab.engine) showNext();
 }
 
-function prepareWriting() {
+export function prepareWriting() {
   baseWords = new Words($("base"), index => lookAt({ words: baseWords, index }));
   adaptedWords = new Words($("adapted"), index => lookAt({ words: adaptedWords, index }));
   $("next-back").addEventListener("click", () => lookAt(null));
@@ -165,13 +151,13 @@ function prepareWriting() {
 }
 
 // The model has come: what was recorded gives way to the real thing.
-function startWriting() {
+export function startWriting() {
   $("recorded-write").hidden = true;
   changed();
 }
 
 // Texts and bars of an earlier visit, until the reader's own take their place.
-function showRecordedTexts(recorded) {
+export function showRecordedTexts(recorded) {
   if (!recorded) return;
   const { prompt, base, adapted, bars, view: turnedTo } = recorded;
   baseWords.show(prompt, base);

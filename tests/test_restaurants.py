@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from lora_lib import restaurants as R
 from lora_lib.data import Example, restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
+from lora_lib.data import restaurants as R
 
 MEANING = {
     "name": "The Copper Kettle", "eatType": "pub", "food": "Italian", "priceRange": "less than £20",

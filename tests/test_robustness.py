@@ -146,7 +146,7 @@ def test_a_full_disk_spoils_no_checkpoint_and_no_model(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert load_checkpoint(tmp_path / "run", weights, optimizer, {"a": 1}) == {"loss": [1.0]}
+    assert load_checkpoint(tmp_path / "run", weights, optimizer, {"a": 1}) == ({"loss": [1.0]}, {})
 
 
 def test_tensors_and_texts_come_back(tmp_path):

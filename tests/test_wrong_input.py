@@ -31,7 +31,7 @@ from lora_lib import (
 )
 from lora_lib.__main__ import TrainConfig, train
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.book import load_sms_spam
+from lora_lib.book import downloads, load_sms_spam
 from lora_lib.data import encode_examples, read_records, split
 from lora_lib.gpt2 import MINI_FOLDER
 from lora_lib.training import evaluate, fit
@@ -271,7 +271,7 @@ def config(**values):
 
 
 def offline(at):
-    source = __import__("lora_lib.book.downloads").downloads._SOURCES
+    source = downloads._SOURCES
     key = "sms_spam/SMSSpamCollection"
     at.monkeypatch.setitem(source, key, source[key]._replace(url="http://127.0.0.1:9/x.zip"))
     at.monkeypatch.setattr("pooch.os_cache", lambda name: at.tmp / name)

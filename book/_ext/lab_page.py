@@ -50,7 +50,7 @@ def lab_role(
 def line_of(file: str, function: str) -> int | None:
     """The line of `lab/file` in which a function, method, class or kernel of this name begins."""
     name = re.escape(function)
-    begins = re.compile(rf"(?:EXPORT\({name}\)|\s*(?:static |async )*(?:function |class )?{name}(?:\(.*)? {{$)")
+    begins = re.compile(rf"(?:EXPORT\({name}\)|\s*(?:export |static |async )*(?:function |class )?{name}(?:\(.*)? {{$)")
     lines = (build_lab.LAB / file).read_text(encoding="utf8").splitlines()
     return next((number for number, line in enumerate(lines, start=1) if begins.match(line)), None)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_lib.fused import keeps_product
+from lora_lib.gpt2.loss import LOGITS
 from lora_lib.gpt2.model import GPT2Config
-from lora_lib.training.losses import LOGITS
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # a weight of QLoRA's: 4 bits, its block's scale in 8, and those scales' own
 
