@@ -121,9 +121,7 @@ def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "pro
     return Compared(Difference.of(changes), statistics.fmean(levels))
 
 
-def errors_without(
-    rows: Iterable[Row], features: Collection[str], measure: str = "prose_forgotten"
-) -> dict[int, float]:
+def errors_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> dict[int, float]:
     """How far predictions of what is forgotten are off, root mean square by seed, for arms they were not fitted to.
 
     Each arm in turn is left out: a curve through the runs of all others, in `features` and their squares, predicts
