@@ -64,6 +64,8 @@ def test_at_equal_loss_full_fine_tuning_is_read_off_below_its_best_rate():
     assert at_equal(rows + beyond, full, "loss", "plays") == result
     with pytest.raises(ValueError, match="nothing can be compared"):
         at_equal(beyond, full, "loss", "plays")
+    with pytest.raises(ValueError, match="has forgotten nothing of plays"):
+        at_equal(rows, [*full, run(0, 4, 3.5, -0.1)], "loss", "plays")
 
 
 def map_rows(forgotten):

@@ -103,9 +103,12 @@ def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "pro
     `full` are runs at several rates. Between two neighbouring rates whose `by` lies on both sides of the row's, the
     logarithm of what is forgotten is read off a straight line, since it grows about evenly from rate to rate; of
     several such pairs the one with the lowest rates counts, which is the one before the loss rises again. The margin
-    is a share of the loss on the text there. A seed that is out of reach is left out; ValueError when all are.
+    is a share of the loss on the text there. A seed that is out of reach is left out. Raises ValueError when all are,
+    and when a run of `full` has forgotten nothing.
     """
     full, forgotten, changes, levels = list(full), f"{text}_forgotten", list[float](), list[float]()
+    if any(run[forgotten] <= 0 for run in full):
+        raise ValueError(f"full fine-tuning has forgotten nothing of {text} in some run: its loss has not risen there")
     for row in rows:
         runs = sorted(select(full, seed=row["seed"]), key=lambda run: run["learning_rate"])
         for a, b in itertools.pairwise(runs):
@@ -118,30 +121,28 @@ def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "pro
     return Compared(Difference.of(changes), statistics.fmean(levels))
 
 
-def errors_without(
-    rows: Iterable[Row], features: Collection[str], measure: str = "prose_forgotten"
-) -> dict[int, float]:
-    """How far predictions of `measure` are off, root mean square for each seed, for arms that they were not fitted to.
+def errors_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> dict[int, float]:
+    """How far predictions of what is forgotten are off, root mean square by seed, for arms they were not fitted to.
 
     Each arm in turn is left out: a curve through the runs of all others, in `features` and their squares, predicts
     its runs. With no features, the mean of the others does.
     """
-    rows = list(rows)
+    rows, forgotten = list(rows), f"{text}_forgotten"
     squares: dict[int, list[float]] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         others, left_out = [row for row in rows if row["arm"] != arm], select(rows, arm=arm)
         design = _design(others, features)
-        weights, *_ = np.linalg.lstsq(design, np.array([row[measure] for row in others]), rcond=None)
+        weights, *_ = np.linalg.lstsq(design, np.array([row[forgotten] for row in others]), rcond=None)
         for row, predicted in zip(left_out, _design(left_out, features) @ weights):
-            squares.setdefault(row["seed"], []).append(float(row[measure] - predicted) ** 2)
+            squares.setdefault(row["seed"], []).append(float(row[forgotten] - predicted) ** 2)
     return {seed: math.sqrt(statistics.fmean(found)) for seed, found in sorted(squares.items())}
 
 
-def error_without(rows: Iterable[Row], features: Collection[str], measure: str = "prose_forgotten") -> float:
+def error_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> float:
     """As `errors_without`, over all runs."""
     rows = list(rows)
     counts = {seed: len(select(rows, seed=seed)) for seed in {row["seed"] for row in rows}}
-    found = errors_without(rows, features, measure)
+    found = errors_without(rows, features, text)
     return math.sqrt(sum(counts[seed] * error**2 for seed, error in found.items()) / len(rows))
 
 
