@@ -43,21 +43,29 @@ def test_differences_are_taken_seed_by_seed_and_as_a_share():
 
 
 def run(seed, rate, loss, forgotten):
-    return {"seed": seed, "learning_rate": rate, "loss": loss, "forgotten": forgotten, "prose_loss": 3 + forgotten}
+    return {
+        "seed": seed,
+        "learning_rate": rate,
+        "loss": loss,
+        "plays_forgotten": forgotten,
+        "plays_loss": 3 + forgotten,
+    }
 
 
 def test_at_equal_loss_full_fine_tuning_is_read_off_below_its_best_rate():
     values = ((1, 3.0, 1.0), (2, 2.0, 2.0), (3, 2.5, 4.0))
     full = [run(seed, *point) for seed in range(3) for point in values]
     rows = [run(0, 9, 2.5, 1.3), run(1, 9, 2.75, 1.0)]  # halfway, and a quarter of the way, from 1 to 2: 2^½, 2^¼
-    result = at_equal(rows, full, "loss")
+    result = at_equal(rows, full, "loss", "plays")
     levels = [2**0.5, 2**0.25]
     assert result.difference.runs == 2 and result.of == pytest.approx(3 + sum(levels) / 2)
     assert result.difference.mean == pytest.approx((1.3 + 1.0 - sum(levels)) / 2)
     beyond = [run(2, 9, 1.9, 1.0)]
-    assert at_equal(rows + beyond, full, "loss") == result
+    assert at_equal(rows + beyond, full, "loss", "plays") == result
     with pytest.raises(ValueError, match="nothing can be compared"):
-        at_equal(beyond, full, "loss")
+        at_equal(beyond, full, "loss", "plays")
+    with pytest.raises(ValueError, match="has forgotten nothing of plays"):
+        at_equal(rows, [*full, run(0, 4, 3.5, -0.1)], "loss", "plays")
 
 
 def map_rows(forgotten):
@@ -67,7 +75,7 @@ def map_rows(forgotten):
         for rate in (0.001, 0.002, 0.004):
             for seed in (100, 101):
                 row = {"arm": arm, "seed": seed, "learning_rate": rate * (1 + i / 10), "kl": 4 + 100 * rate + i / 7}
-                rows.append(row | {"forgotten": forgotten(row) + (seed - 100) * 0.01})
+                rows.append(row | {"prose_forgotten": forgotten(row) + (seed - 100) * 0.01})
     return rows
 
 
@@ -76,8 +84,8 @@ def test_what_predicts_forgetting_has_no_error_on_an_arm_that_it_has_not_seen():
     assert error_without(by_rate, ["learning rate"]) < 0.01
     assert error_without(by_rate, ["KL(tuned ‖ base) on the task"]) > 0.1
     constant = error_without(by_rate, [])
-    others = [row["forgotten"] for row in by_rate if row["arm"] != "a"]
-    mine = [row["forgotten"] for row in by_rate if row["arm"] == "a"]
+    others = [row["prose_forgotten"] for row in by_rate if row["arm"] != "a"]
+    mine = [row["prose_forgotten"] for row in by_rate if row["arm"] == "a"]
     only_a = sum((x - sum(others) / len(others)) ** 2 for x in mine) / len(by_rate)
     assert constant**2 > only_a and constant > 1
     errors = errors_without(by_rate, [])
