@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,8 +226,21 @@ def turn(role="user", content="a"):
             "message 2: its weight is 0, and every turn",
         ),
         ({"messages": [turn(), turn("assistant") | {"weight": 0.5}]}, "message 2: its weight is 0.5"),
-        ({"messages": [turn(), turn("assistant", None) | {"tool_calls": [{}]}]}, "message 2: it calls a tool"),
-        ({"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]}, "message 2: it calls a tool"),
+        (
+            {"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]},
+            "message 2: 'function_call'",
+        ),
+        ({"messages": [turn(), turn("assistant", None) | {"tool_calls": []}]}, "message 2: 'content' must be a string"),
+        (
+            {"messages": [turn(), turn("assistant") | {"reasoning_content": 3}]},
+            "message 2: 'reasoning_content'",
+        ),
+        ({"messages": CHAT, "tools": "search"}, "'tools' must be a list of objects, found a string"),
+        (
+            {"messages": CHAT, "prompt": "a"},
+            "'prompt' stands beside 'messages', and only",
+        ),
+        ({"messages": CHAT, "system": "Be kind."}, "'system' stands beside 'messages'"),
     ],
 )
 def test_bad_chats_name_their_line(line, message, write):
@@ -237,6 +251,43 @@ def test_a_chats_own_keys_that_change_nothing_are_let_through(write):
     plain = [turn() | {"name": "Ann"}, turn("assistant") | {"weight": 1, "tool_calls": [], "function_call": None}]
     (record,) = read_chats(write([{"messages": plain, "id": 3}]))
     assert record.exchanges == (Example("user: a\nassistant:", " a"),)
+
+
+def test_tools_and_reasoning_are_kept_and_refused_where_plain_text_has_no_place_for_them(tokenizer, write):
+    tool = {"type": "function", "function": {"name": "clock"}}
+    call = turn("assistant", None) | {"tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    called = [turn(), call, turn("tool", "noon"), turn("assistant", "It is noon.")]
+    lines = [
+        {"messages": called, "tools": [tool]},
+        {"messages": [turn(), turn("assistant") | {"reasoning_content": "b"}]},
+    ]
+    for record, line in zip(read_chats(write(lines)), lines, strict=True):
+        assert list(record.messages) == line["messages"] and list(record.tools) == line.get("tools", [])
+        assert record.exchanges == () and "user: a" in record.prompts
+        fails(
+            lambda r=record: encode_records([r], tokenizer, 256), record.where, "it has tools or reasoning", "our GPT-2"
+        )
+    fails(lambda: chat_prompt(called[:3], tokenizer), "no place for tools or reasoning")
+    fails(lambda: chat_prompt([turn()], tokenizer, [tool]), "no place for tools or reasoning")
+
+
+def test_a_file_that_may_not_be_read_says_so(write, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write("prompt,completion\na,b\n", "a.csv")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match=r"a\.csv cannot be read: Permission denied; look at who may read it"):
+        read_csv(path)
+
+
+def test_a_record_of_a_million_blanks_is_refused_by_its_line(tokenizer, write):
+    for many in (" " * 1_000_000, "a" + "\n" * 999_999 + "b"):
+        records = read_jsonl(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
+        fails(
+            lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "blanks in a row", "take them"
+        )
+    assert len(tokenizer.encode("a" + " " * 100_000)) > 1
 
 
 def test_a_byte_order_mark_inside_a_text_is_refused_by_its_line(write):

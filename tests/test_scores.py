@@ -22,6 +22,13 @@ def test_one_field_more_is_not_exact() -> None:
     assert judge_answers(['{"kind": "bug", "x": 1}'], ['{"kind": "bug"}'])["exact"] == [0]
 
 
+def test_a_field_that_is_missing_is_not_null_and_true_is_not_one() -> None:
+    wanted = ['{"a": null}', '{"a": 1}', '{"a": [1, {"c": true}]}', '{"a": 1}']
+    found = ["{}", '{"a": true}', '{"a": [1, {"c": 1}]}', '{"a": 1.0}']
+    assert judge_answers(found, wanted) == {"exact": [0, 0, 0, 1], "JSON": [1, 1, 1, 1], "a": [0, 0, 0, 1]}
+    assert judge_answers(["[" * 100_000], ['{"a": 1}'])["JSON"] == [0]
+
+
 def test_text_is_judged_by_its_words() -> None:
     scores = judge_answers([" a b ", "a c"], ["a b", "a b"])
     assert scores == {"exact": [1, 0], "words": [1, 0.5]}

@@ -46,7 +46,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     folder = smollm2_folder()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _no_progress_bars():
+    with no_progress_bars():
         model, tokenizer = (
             AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
             AutoTokenizer.from_pretrained(folder),
@@ -97,7 +97,7 @@ def _keep(source: Path, folder: Path) -> None:
     try:
         # transformers takes the loaded model for a quantised one and will not save it. Its weights are plain numbers,
         # so a new model of the same config takes them over.
-        with _no_progress_bars(), torch.random.fork_rng(devices=[]):
+        with no_progress_bars(), torch.random.fork_rng(devices=[]):
             loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
             config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k not in _NOT_KEPT})
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -125,7 +125,7 @@ def _check_kept(folder: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Without transformers' bars, which a notebook would keep."""
     from transformers.utils import logging
 

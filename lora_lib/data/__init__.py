@@ -1,8 +1,7 @@
-"""Data: examples to train on, from your own files and from two generators of ours."""
+"""Data: examples to train on, from your own files and from two generators of ours, and scores of answers."""
 
-from lora_lib.data.chats import encode_chat, prompt_ids, write_answers
+from lora_lib.data.chats import ask_records, encode_chat, encode_records, prompt_ids, record_chat, write_answers
 from lora_lib.data.examples import (
-    IGNORE,
     Encoded,
     Example,
     Record,
@@ -10,7 +9,6 @@ from lora_lib.data.examples import (
     batches,
     collate,
     encode_examples,
-    encode_records,
     pack,
     split,
 )
@@ -35,6 +33,7 @@ from lora_lib.data.restaurants import (
 )
 from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
 from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
+from lora_lib.gpt2.loss import IGNORE
 
 __all__ = [
     "FIELDS",
@@ -49,6 +48,7 @@ __all__ = [
     "Restaurant",
     "Splits",
     "Ticket",
+    "ask_records",
     "batches",
     "chat_prompt",
     "collate",
@@ -68,6 +68,7 @@ __all__ = [
     "read_jsonl",
     "read_records",
     "read_text",
+    "record_chat",
     "restaurant_data",
     "score_table",
     "score_texts",

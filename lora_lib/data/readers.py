@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 from lora_lib.data.examples import Example, Record
 from lora_lib.gpt2.tokenizer import END_OF_TEXT, Tokenizer
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+# Keys that hold text for training in other formats. Beside "messages" they would be dropped without a word.
+ELSEWHERE = ("prompt", "completion", "chosen", "rejected", "system", "functions", "images")
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
 
 
@@ -159,12 +161,13 @@ def read_object(path: str | Path) -> dict[str, Any]:
 def read_chats(path: str | Path) -> list[Record]:
     """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
 
-    Roles are system, user and assistant. The last turn is the assistant's: nothing is learned from what follows it.
-    Every turn of the assistant is learned, and its content is all of it.
+    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
+    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
+    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
 
     Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
     unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
-    `weight` other than 1, and a turn with `tool_calls`.
+    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
     """
     return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
 
@@ -172,7 +175,10 @@ def read_chats(path: str | Path) -> list[Record]:
 def _read(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
-    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    try:
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}; look at who may read it") from error
     try:
         text = content.decode("utf8")
     except UnicodeDecodeError as error:
@@ -254,31 +260,53 @@ def _pair(fields: Mapping[str, object], where: str) -> Record:
 
 def _chat(fields: Mapping[str, object], where: str) -> Record:
     messages = _check_messages(_field(fields, "messages", where), where)
+    if beside := [name for name in ELSEWHERE if fields.get(name)]:
+        raise ValueError(
+            f"{where}: {beside[0]!r} stands beside 'messages', and only the messages would be learned; "
+            "make a message of it, or take it out"
+        )
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise ValueError(f"{where}: no turn of the assistant, and only its turns are learned; roles are {roles}")
     if roles[-1] != "assistant":
         raise ValueError(f"{where}: the last turn is the {roles[-1]}'s; it needs an answer, or has to go")
-    return Record(tuple(_exchanges(messages)), where)
+    tools = _tools(fields, where)
+    plain = () if tools or any(map(_needs_template, messages)) else _exchanges(messages)
+    return Record(tuple(plain), where, tuple(messages), tuple(tools))
 
 
-def _check_messages(messages: object, where: str) -> list[dict[str, str]]:
+def _tools(fields: Mapping[str, object], where: str) -> list[dict[str, Any]]:
+    tools = fields.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{where}: 'tools' must be a list of objects, found {_kind(tools)}")
+    return tools
+
+
+def _needs_template(message: Mapping[str, Any]) -> bool:
+    """Whether a message has parts that plain text has no place for."""
+    return message["role"] == "tool" or bool(message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list):
         raise ValueError(f"{where}: 'messages' must be a list, found {_kind(messages)}")
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
             raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
-        if message.get("tool_calls") or message.get("function_call"):
-            raise ValueError(f"{place}: it calls a tool, and only its content would be learned; take the chat out")
+        if message.get("function_call"):
+            raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
         if message.get("weight", 1) not in (1, None):
             raise ValueError(
                 f"{place}: its weight is {message['weight']!r}, and every turn of the assistant is learned alike; "
                 "take the weight out, or end the chat before this turn"
             )
-        _text(message, "content", place)
         if _text(message, "role", place) not in ROLES:
             raise ValueError(f"{place}: unknown role {message['role']!r}: expected one of {', '.join(ROLES)}")
+        if not (message.get("tool_calls") and message.get("content") in (None, "")):
+            _text(message, "content", place)
+        if message.get("reasoning_content") is not None:
+            _text(message, "reasoning_content", place)
     return messages
 
 
@@ -312,22 +340,25 @@ def _kind(value: object) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def chat_prompt(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The token ids after which the assistant speaks next, for `lora_lib.gpt2.generation.generate_text`.
+def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> list[int]:
+    """The token ids after which the assistant speaks next, for `generate_text` with our GPT-2.
 
     `messages` are {"role": …, "content": …}, as in the file. The ids are those that training reads: each turn of the
     assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
     The names of the roles are plain text, however: a user can type what looks like another's turn.
 
-    Raises ValueError for a message that `read_chats` would not take.
+    Raises ValueError for a message that `read_chats` would not take, and for tools and reasoning, which plain text
+    has no place for.
     """
     _check_messages(messages, "chat_prompt")
+    if tools or any(map(_needs_template, messages)):
+        raise ValueError("our GPT-2's plain template has no place for tools or reasoning: take them out")
     done = _exchanges([*messages, {"role": "assistant", "content": ""}])
     ids = [[*tokenizer.encode(p), *tokenizer.encode(c), tokenizer.eot_token] for p, c in done[:-1]]
     return [*chain.from_iterable(ids), *tokenizer.encode(done[-1].prompt)]
 
 
-def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[Example]:
+def _exchanges(messages: Sequence[Mapping[str, Any]]) -> list[Example]:
     """The template: a line for each turn, headed by its role; the assistant's are the completions."""
     exchanges, prompt = [], ""
     for message in messages:

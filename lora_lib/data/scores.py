@@ -30,9 +30,11 @@ class Interval(NamedTuple):
 def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, list[float]]:
     """What is right in each answer, from 0 to 1: by name of the score, one number for each test item.
 
-    Where every wanted answer is a JSON object: "exact" (all fields right, no field more), "JSON" (it can be read), and
-    each field that all of them have. Otherwise "exact" (the same text but for space at its ends) and "words" (F1 over
-    words: how much of the wanted answer is there, and how much of what is there was wanted).
+    If every wanted answer is a JSON object: "exact" (all fields correct and no others), "JSON" (the answer is one JSON
+    object), and each field that all wanted answers have. Answers are compared as JSON: spaces and the order of fields
+    do not count, letters do, true is not 1, and null is not a missing field. Otherwise "exact" (the same text but for
+    space at its ends) and "words" (F1 over words: how much of the wanted answer is there, and how much of what is
+    there was wanted).
 
     Raises ValueError for lists of different lengths, and for no items.
     """
@@ -44,10 +46,13 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
         return {"exact": [float(a == w) for a, w in pairs], "words": [_shared_words(a, w) for a, w in pairs]}
     objects = [target for target in targets if target is not None]
     found = [_json_object(answer) for answer in answers]
-    scores = {"exact": [float(f == t) for f, t in zip(found, objects)], "JSON": [float(f is not None) for f in found]}
+    scores = {
+        "exact": [float(_same(f, t)) for f, t in zip(found, objects)],
+        "JSON": [float(f is not None) for f in found],
+    }
     for field in objects[0]:
         if all(field in target for target in objects):
-            scores[field] = [float(f is not None and f.get(field) == t[field]) for f, t in zip(found, objects)]
+            scores[field] = [float(_same((f or {}).get(field, ...), t[field])) for f, t in zip(found, objects)]
     return scores
 
 
@@ -103,6 +108,17 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are the same in JSON, where true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
 
 
 def _shared_words(answer: str, wanted: str) -> float:

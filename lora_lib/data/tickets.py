@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_lib.data.examples import Splits
+from lora_lib.data.scores import judge_answers
 
 SYSTEM = "Turn the message into a ticket."
 FIELDS = ("customer", "order", "product", "problem", "wants")
@@ -42,12 +43,12 @@ class Ticket:
 
 
 class TicketScores(NamedTuple):
-    """How well answers tell their tickets, each from 0 to 1."""
+    """How well answers tell their tickets, each from 0 to 1. For intervals, and other files, see `judge_answers`."""
 
-    exact: float  # answers that are the ticket: JSON with all fields, right, and no other
-    fields: float  # fields told rightly, of all fields
+    exact: float  # answers that are the ticket: JSON with all fields, each correct, and no others
+    fields: float  # correct fields, of all fields
     json: float  # answers that are one JSON object
-    by_field: dict[str, float]  # answers that tell this field rightly
+    by_field: dict[str, float]  # answers in which this field is correct
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -123,11 +124,10 @@ def score_tickets(answers: Sequence[str], tickets: Sequence[Ticket]) -> TicketSc
     """
     if len(answers) != len(tickets) or not answers:
         raise ValueError(f"expected one answer for each ticket, and at least one; got {len(answers)}, {len(tickets)}")
-    found = [_object(answer) for answer in answers]
-    exact = sum(f == ticket.fields for f, ticket in zip(found, tickets)) / len(found)
-    by_field = {name: sum(_tells(f, t, name) for f, t in zip(found, tickets)) / len(found) for name in FIELDS}
-    parsed = sum(f is not None for f in found) / len(found)
-    return TicketScores(exact, sum(by_field.values()) / len(FIELDS), parsed, by_field)
+    right = judge_answers(answers, [ticket.answer for ticket in tickets])
+    share = {name: sum(values) / len(values) for name, values in right.items()}
+    by_field = {name: share[name] for name in FIELDS}
+    return TicketScores(share["exact"], sum(by_field.values()) / len(FIELDS), share["JSON"], by_field)
 
 
 def few_shot(shown: Sequence[Ticket], ticket: Ticket) -> list[dict[str, str]]:
@@ -168,15 +168,3 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     first, second = rng.sample([f"{told[0].upper()}{told[1:]}. ", number], 2)
     text = f"{greeting}{first}{second}{aside}{pick(_WISHES[wish])} {signed}"
     return Ticket(" ".join(text.split()), dict(zip(FIELDS, (customer, order, product, problem, wish))))
-
-
-def _tells(found: dict[str, object] | None, ticket: Ticket, name: str) -> bool:
-    return found is not None and name in found and found[name] == ticket.fields[name]
-
-
-def _object(answer: str) -> dict[str, object] | None:
-    try:
-        value = json.loads(answer)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
