@@ -75,12 +75,12 @@ export async function miniFiles(progress = () => {}) {
 
 export class Engine {
   // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
-  // kernels.
-  static async start(progress = () => {}, { relaxed = true } = {}) {
+  // kernels. `device`: see `load`.
+  static async start(progress = () => {}, { relaxed = true, device } = {}) {
     if (!delivered.source) await script("worker.js");
     const files = await miniFiles(progress);
     const engine = new Engine(delivered.source, relaxed);
-    await engine.load(files, { name: "gpt2-mini" });
+    await engine.load(files, { name: "gpt2-mini", device });
     return engine;
   }
 
@@ -88,6 +88,7 @@ export class Engine {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
     this.waiting = new Map();
     this.asked = 0;
+    this.onDevice = () => {}; // the page may set it
     this.failed = null; // why the worker did not start
     try {
       this.worker = new Worker(url);
@@ -104,12 +105,18 @@ export class Engine {
   }
 
   // Load a model in place of the one before; its adapters go with it. `files`: {name: Blob, ArrayBuffer or string}, see
-  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. The engine then has
-  // {config, name, megabytes, device, stored, rounded}.
-  async load(files, { name = null, exact = false, news = () => {} } = {}) {
+  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. `device`: "webgpu", "wasm",
+  // or a GPU if there is one. The engine then has {config, name, megabytes, device, stored, rounded}, where device is
+  // {kind, name, why}, see device.js.
+  async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
     const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
-    const what = { files, name, wasm, exact, prose: delivered.prose };
+    const what = { files, name, wasm, exact, device, prose: delivered.prose };
     Object.assign(this, await this.ask("load", what, { news }));
+  }
+
+  // Move the model to another device, "webgpu" or "wasm"; its adapters stay.
+  async moveTo(device) {
+    this.device = await this.ask("device", { device });
   }
 
   // The worker's answer to a job; `news` hears what it tells on the way.
@@ -122,7 +129,12 @@ export class Engine {
     });
   }
 
-  hear({ ready, id, result, error, news }) {
+  // The worker has started, or the GPU was lost and the work goes on on another `device`, or there is news of a job.
+  hear({ ready, device, id, result, error, news }) {
+    if (device) {
+      this.device = device;
+      return this.onDevice(device);
+    }
     if (ready) {
       this.started = true;
       return clearTimeout(this.patience);

@@ -72,4 +72,6 @@ Object.assign(jobs, {
   },
   memory: () => model.megabytes,
   encode: ({ text }) => tokenizer.encode(text),
+  // As when a driver crashes.
+  loseGPU: () => model.gpu.device.destroy(),
 });

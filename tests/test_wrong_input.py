@@ -1057,7 +1057,11 @@ CASES: dict[str, list[Case]] = {
         *(
             Case(what, ValueError, f"run.json: {message}", config(**values))
             for what, message, values in (
-                ("a config without the steps", "fit needs steps, the number of steps, or passes over the data", {"fit": {}}),
+                (
+                    "a config without the steps",
+                    "fit needs steps, the number of steps, or passes over the data",
+                    {"fit": {}},
+                ),
                 (
                     "a config with a number in quotes",
                     "fit.learning_rate must be a number above 0, at most 1e30, got '1e-3'",
