@@ -258,6 +258,8 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(page: Page, tiny:
       finally { Object.defineProperty(Navigator.prototype, "gpu", own); }""",
     )
     assert words == "Error: This browser has no WebGPU."
+    words = refused(page, 'await lab.modelOn("gpu", { source: models.source });')
+    assert words == 'Error: The device must be "webgpu" or "wasm", it is "gpu".'
 
 
 def test_a_simulated_gpu_is_recognised(page: Page) -> None:
