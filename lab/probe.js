@@ -71,5 +71,9 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  // This browser starts no more workers.
+  noWorkers() {
+    self.Worker = undefined;
+  },
   encode: ({ text }) => tokenizer.encode(text),
 });

@@ -1,5 +1,6 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
 import { checkSettings, newAdapter } from "./adapter.js";
+import { Crew } from "./crew.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -13,16 +14,20 @@ const MAX_RISE = 2; // nats by which the loss may rise over its start before a r
 export class Diverged extends LabError {}
 
 export class Trainer {
-  // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
-  static async start(model, tokenizer, settings, prose) {
+  // `settings`: {text, r, alpha, kinds, rate, steps, batch, workers}; `prose`: the text that must not be forgotten.
+  // `load`: what the model was loaded from, for other workers.
+  static async start(model, tokenizer, settings, prose, load) {
     checkSettings(settings, model.config.C);
     const trainer = new Trainer(model, tokenizer, settings, prose);
-    trainer.loaded = await model.place(newAdapter(model.config, settings, seeded(2)), true);
+    const adapter = newAdapter(model.config, settings, seeded(2));
+    const helpers = Math.min(settings.workers ?? 1, settings.batch) - 1;
+    if (helpers > 0) trainer.crew = await Crew.start(helpers, load, adapter);
+    trainer.loaded = await model.place(adapter, true);
     return trainer;
   }
 
   constructor(model, tokenizer, settings, prose) {
-    Object.assign(this, { model, settings, step: 0 });
+    Object.assign(this, { model, settings, step: 0, crew: null });
     const ids = tokenizer.encode(settings.text);
     if (ids.length < FEWEST_TOKENS) {
       throw new LabError(
@@ -49,6 +54,7 @@ export class Trainer {
       step: this.step + 1,
       rate: rate * rateFactor(this.step, steps),
       most: (this.first ?? Infinity) + MAX_RISE,
+      crew: this.crew,
     });
     this.first ??= loss;
     if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
@@ -96,6 +102,7 @@ export class Trainer {
   }
 
   free() {
+    this.crew?.end();
     this.loaded.free();
   }
 }

@@ -13,7 +13,9 @@ import { Diverged, Trainer } from "./trainer.js";
 export let model;
 export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
+let loadedFrom; // what the model was loaded from
 let run; // the training that goes on, or is paused
+let joined; // in a helper: the adapter that it learns, see crew.js
 const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
@@ -215,18 +217,17 @@ async function nextAfter(ids, view, news) {
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
-  // works, its adapters are gone with it. `text`: the prose that training must not forget.
-  load({ files, name, wasm, exact, prose: text }, news) {
+  // Load a model, `what`: {files, name, wasm, exact, prose, source}: its `files`, see `openModel`, this browser's kernels, the
+  // prose that training must not forget, and this script, for helpers. The model before stays if that fails; if it works, its adapters are gone.
+  load(what, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     return inTurn(async () => {
-      const source = await openModel(files);
-      const loaded = await GPT2.load(source, { wasm, exact }, share => news({ share }));
-      loaded.name = name;
-      model?.free?.();
-      [model, tokenizer, prose, shown] = [loaded, source.tokenizer, text, null];
+      const source = await openModel(what.files);
+      const loaded = await GPT2.load(source, what, share => news({ share }));
+      loaded.name = what.name;
+      [model, tokenizer, prose, loadedFrom, shown] = [loaded, source.tokenizer, what.prose, what, null];
       adapters.clear();
-      const { config, megabytes, device, stored, rounded } = model;
+      const { config, name, megabytes, device, stored, rounded } = model;
       return { config, name, megabytes, device, stored, rounded };
     });
   },
@@ -275,7 +276,7 @@ export const jobs = {
     if (run) throw new LabError("A training is going on: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose));
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));
       return await trained(settings, news);
     } finally {
       run.trainer?.free();
@@ -299,6 +300,17 @@ export const jobs = {
     const adapter = adapters.get(view.adapter);
     const cut = view.rank < adapter.r;
     return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // A helper's jobs, see crew.js: get ready to learn `adapter`; compute the gradients of some rows with these weights.
+  async join({ adapter }) {
+    joined = await model.place(adapter, true);
+    model.use(joined);
+  },
+  share({ rows, targets, wanted, weights }) {
+    joined.setWeights(weights);
+    const loss = model.lossAndGradients(rows, targets, true, wanted);
+    return { loss, gradients: joined.takeGradients() };
   },
 
   // Drop an adapter.
