@@ -427,3 +427,36 @@ def test_what_the_hub_cannot_give_is_said(engine: Engine, hub: str) -> None:
     Hub.files["model.safetensors"] = weights
     del Hub.files["merges.txt"]
     assert "has no tokenizer" in said("someone/tiny")
+
+
+# ---- Several workers ---------------------------------------------------------------------------------------------
+
+TRAIN = """async ([settings, workers]) => {
+  const losses = [];
+  const news = what => what.loss && losses.push(what.loss);
+  const done = await engine.ask("train", { name: "mine", settings: { ...settings, workers } }, { news });
+  const files = await engine.ask("files", { view: { adapter: "mine", rank: 3, strength: 1, off: [] } });
+  return { losses, steps: done.steps, diverged: done.diverged, bytes: Array.from(files["adapter_model.safetensors"]) };
+}"""
+
+
+def test_several_workers_train_as_one_does(engine: Engine, folder: Path) -> None:
+    """Rows shared among 2, 3 and 4 workers: the losses of one worker; the same number twice: the same bits."""
+    bring(engine, read_files(folder), exact=True)
+    settings = {"text": PROSE, "prompt": "The", "batch": 4, "r": 3, "alpha": 6, "rate": 0.01, "steps": 8}
+    settings["kinds"] = KINDS
+    runs = {n: engine.tab.evaluate(TRAIN, [settings, n]) for n in (1, 2, 3, 9)}
+    for run in runs.values():
+        assert (run["steps"], run["diverged"]) == (8, None)
+        assert run["losses"] == pytest.approx(runs[1]["losses"], abs=1e-4)
+    assert runs[1]["losses"][0] - runs[1]["losses"][-1] > 0.1, "nothing was learned, so nothing was compared"
+    assert engine.tab.evaluate(TRAIN, [settings, 3])["bytes"] == runs[3]["bytes"]
+
+
+def test_a_second_worker_that_does_not_start_is_told(engine: Engine, folder: Path) -> None:
+    settings = {"text": PROSE, "prompt": "The", "batch": 2, "r": 3, "alpha": 6, "rate": 0.01, "steps": 1}
+    settings["kinds"] = KINDS
+    engine.ask("noWorkers")
+    with pytest.raises(PlaywrightError, match="did not start the lab's worker"):
+        engine.tab.evaluate(TRAIN, [settings, 2])
+    assert engine.tab.evaluate(TRAIN, [settings, 1])["steps"] == 1
