@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # What `make lab` opens.
 FIRST := $(firstword $(sort $(wildcard notebooks/*.ipynb)))
 # Two notebooks run at a time: the longest first, so that none is left over at the end.
-LONGEST := $(foreach n,10 09 07 05 13 11 14,$(wildcard notebooks/$(n)_*.ipynb))
+LONGEST := $(foreach n,10 09 07 05 13 11 14 00,$(wildcard notebooks/$(n)_*.ipynb))
 NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(wildcard book/*.ipynb))
 # Their tools are newer than the oldest that the library itself works with.
 REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)

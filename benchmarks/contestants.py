@@ -49,7 +49,7 @@ def layers(d: int = 768, k: int = 2304, tokens: int = 1024, rank: int = RANK, ad
     def ours(kind: type[LoRA]) -> LoRALinear:
         layer = LoRALinear(nn.Linear(d, k).to(DEVICE))
         for i in range(adapters):
-            layer.adapters[f"a{i}"] = kind.around(layer.base, rank, 2 * rank)
+            layer.adapters[f"a{i}"] = kind.from_base(layer.base, rank, 2 * rank)
         layer.activate(list(layer.adapters))
         return layer
 

@@ -1,7 +1,9 @@
 // The page's side of the worker: fetch the model, start the worker, ask it things.
+import { Link } from "./link.js";
+
 // The scripts that the book's build made call these. A page that was opened as a file may load scripts and no files.
-const delivered = { weights: [], adapters: {} };
-const Lab = {
+export const delivered = { weights: [], adapters: {} };
+export const Lab = {
   weights(part, text) {
     delivered.weights[part] = bytesOf(text);
   },
@@ -9,7 +11,7 @@ const Lab = {
     delivered.tokens = text;
   },
   worker(parts) {
-    Object.assign(delivered, parts); // {source, kernels, prose}
+    Object.assign(delivered, parts); // {source, kernels, prose, config}
   },
   adapter(name, files) {
     delivered.adapters[name] = Object.fromEntries(
@@ -22,8 +24,8 @@ window.Lab = Lab;
 const WEIGHT_PARTS = 8;
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
-// VERSIONS has a digest of each script; the build writes it at the top of this one.
-function script(name) {
+// VERSIONS has a digest of each script; the build puts it in.
+export function script(name) {
   return new Promise((resolve, reject) => {
     const tag = document.createElement("script");
     tag.src = new URL(`${name}?v=${VERSIONS[name]}`, HERE);
@@ -43,7 +45,7 @@ function bytesOf(text) {
 }
 
 // What is missing in this browser, or "" where nothing is.
-function missing() {
+export function missing() {
   if (typeof WebAssembly === "undefined") return "WebAssembly, which is switched off or not there";
   if (typeof Worker === "undefined") return "web workers";
   // The smallest module with a SIMD instruction: a function that gives four zeros.
@@ -56,60 +58,59 @@ function missing() {
     : "WebAssembly SIMD, which browsers have since 2021 to 2023";
 }
 
-class Engine {
-  // Load the model; `progress` is told the share that is there. `relaxed: false` takes the plain kernels.
-  static async start(progress = () => {}, { relaxed = true } = {}) {
+// gpt2-mini's files, for `Engine.load`; `progress` is told the share that is there.
+export async function miniFiles(progress = () => {}) {
+  if (!delivered.tokens) await script("tokens.js");
+  for (let part = 0; part < WEIGHT_PARTS && !delivered.model; part++) {
+    if (!delivered.weights[part]) await script(`weights-${part}.js`); // those that came are kept
+    progress((part + 1) / WEIGHT_PARTS);
+  }
+  delivered.model ??= new Blob(delivered.weights);
+  delivered.weights = [];
+  const { config, tokens, model } = delivered;
+  return { "config.json": config, "bpe.tiktoken": tokens, "model.safetensors": model };
+}
+
+export class Engine extends Link {
+  // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
+  // kernels. `device`: see `load`.
+  static async start(progress = () => {}, { relaxed = true, device } = {}) {
     if (!delivered.source) await script("worker.js");
-    if (!delivered.tokens) await script("tokens.js");
-    for (let part = 0; part < WEIGHT_PARTS; part++) {
-      if (!delivered.weights[part]) await script(`weights-${part}.js`); // those that came are kept
-      progress((part + 1) / WEIGHT_PARTS);
-    }
-    const engine = new Engine(delivered.source);
-    await engine.load(relaxed);
+    const files = await miniFiles(progress);
+    const engine = new Engine(delivered.source, relaxed);
+    await engine.load(files, { name: "gpt2-mini", device });
     return engine;
   }
 
-  constructor(source) {
-    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.worker = new Worker(url);
-    this.waiting = new Map();
-    this.asked = 0;
-    this.worker.onmessage = ({ data }) => this.hear(data);
-    this.worker.onerror = ({ message }) => this.fail(new Error(message));
+  constructor(source, relaxed) {
+    super(source);
+    this.source = source;
+    this.onDevice = () => {}; // the page may set it
+    const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
+    this.kernels = Object.fromEntries(kernels);
+    this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
   }
 
-  async load(relaxed) {
-    const kernels = Object.fromEntries(
-      Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]),
-    );
-    this.relaxed = relaxed && WebAssembly.validate(kernels.relaxed);
-    const weights = await new Blob(delivered.weights).arrayBuffer();
-    const { tokens, prose } = delivered;
-    const wasm = this.relaxed ? kernels.relaxed : kernels.plain;
-    Object.assign(this, await this.ask("load", { wasm, weights, tokens, prose }, { move: [weights] }));
-    delivered.weights = []; // the worker has them now
+  // Load a model in place of the one before; its adapters go with it. `files`: {name: Blob, ArrayBuffer or string}, see
+  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. `device`: "webgpu", "wasm",
+  // or a GPU if there is one. The engine then has {config, name, megabytes, device, stored, rounded}, where device is
+  // {kind, name, why}, see device.js.
+  async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
+    const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
+    const what = { files, name, wasm, exact, device, prose: delivered.prose, source: this.source };
+    Object.assign(this, await this.ask("load", what, { news }));
   }
 
-  // The worker's answer to a job; `news` hears what it tells on the way.
-  ask(job, what = {}, { news = () => {}, move = [] } = {}) {
-    const id = ++this.asked;
-    return new Promise((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject, news });
-      this.worker.postMessage({ id, job, ...what }, move);
-    });
+  // Move the model to another device, "webgpu" or "wasm"; its adapters stay.
+  async moveTo(device) {
+    this.device = await this.ask("device", { device });
   }
 
-  hear({ id, result, error, news }) {
-    const { resolve, reject, news: listener } = this.waiting.get(id);
-    if (news) return listener(news);
-    this.waiting.delete(id);
-    return error === undefined ? resolve(result) : reject(new Error(error));
-  }
-
-  fail(error) {
-    for (const { reject } of this.waiting.values()) reject(error);
-    this.waiting.clear();
+  // A message with a device says that the GPU was lost: the work goes on there.
+  hear(message) {
+    if (!message.device) return super.hear(message);
+    this.device = message.device;
+    return this.onDevice(this.device);
   }
 }
 

@@ -1,9 +1,8 @@
-// The arithmetic of the lab: float32, one thread, WebAssembly SIMD, which does four numbers at a time. No
-// libc.
+// The arithmetic of the lab: float32, one thread, WebAssembly SIMD, which does four numbers at a time. No libc.
 //
 // Letters, in all functions: N rows (tokens), d inputs and k outputs of a layer, r the rank, C the model's
 // width, V its vocabulary, T tokens of one sequence, H heads of D numbers each. Matrices are row after row in
-// memory. Every length but N, r and T is a multiple of 8.
+// memory. d, k and C are multiples of 8, D and m (below) of 4; N, r, T and V may be any number.
 #include <wasm_simd128.h>
 
 typedef v128_t vec; // four float32
@@ -19,8 +18,7 @@ typedef v128_t vec; // four float32
 #define mul4 wasm_f32x4_mul
 #define div4 wasm_f32x4_div
 
-// a·b + c. Relaxed SIMD has one instruction for it, which not every browser knows: this file is compiled
-// twice.
+// a·b + c. Relaxed SIMD has one instruction for it, which not every browser knows: this file is compiled twice.
 #ifdef RELAXED
 #define muladd(a, b, c) wasm_f32x4_relaxed_madd(a, b, c)
 #else
@@ -50,8 +48,7 @@ INLINE float largest_of(vec a) {
   return larger(low, high);
 }
 
-// ---- Simple things
-// ---------------------------------------------------------------------------------------------
+// ---- Simple things ----------------------------------------------------------------------------------------
 
 EXPORT(zero) void zero(float *x, int n) {
   for (int i = 0; i < n; i += 4) store(x + i, same(0));
@@ -68,16 +65,19 @@ EXPORT(sum_of_squares) float sum_of_squares(const float *x, int n) {
   return (float)sum;
 }
 
-// The model's file holds float16: 1 bit of sign, 5 of exponent, 10 of fraction.
+// ---- Weights from files -----------------------------------------------------------------------------------
+union bits {
+  unsigned bits;
+  float value;
+};
+
+// float16: 1 bit of sign, 5 of exponent, 10 of fraction.
 EXPORT(half_to_float) void half_to_float(const unsigned short *half, float *x, int n) {
   for (int i = 0; i < n; i++) {
     unsigned sign = (half[i] & 0x8000u) << 16;
     unsigned exponent = (half[i] >> 10) & 31;
     unsigned fraction = half[i] & 1023;
-    union {
-      unsigned bits;
-      float value;
-    } out;
+    union bits out;
     if (exponent == 0) { // too small for a leading 1: fraction · 2^-24
       out.value = (float)fraction * 0x1p-24f;
       out.bits |= sign;
@@ -89,40 +89,136 @@ EXPORT(half_to_float) void half_to_float(const unsigned short *half, float *x, i
   }
 }
 
-// ---- The large product
-// ----------------------------------------------------------------------------------------- A weight is read
-// in panels of 8 columns: what is needed next always lies next in memory.
+// bfloat16 is the upper half of a float32.
+EXPORT(bfloat_to_float) void bfloat_to_float(const unsigned short *upper, float *x, int n) {
+  for (int i = 0; i < n; i++) {
+    union bits out = {.bits = (unsigned)upper[i] << 16};
+    x[i] = out.value;
+  }
+}
 
-// W (d, k) to panels (k/8, d, 8).
-EXPORT(pack) void pack(const float *W, float *panels, int d, int k) {
-  for (int column = 0; column < k; column += 8) {
-    for (int i = 0; i < d; i++, panels += 8) {
-      store(panels, load(W + i * k + column));
-      store(panels + 4, load(W + i * k + column + 4));
+// ---- Weights in memory ------------------------------------------------------------------------------------
+// A weight W (d, k) is kept once, in panels of 8 columns, (k/8, d, 8): what x·W needs next always lies next in
+// memory, and g·Wᵀ finds blocks of 8 by 8. Eight numbers of a row are 8 float32, or, with `packed`, 4 words of
+// 32 bits: the first four numbers in the lower 16 bits, the last four in the upper 16.
+//
+// The 16 bits hold w·2^8 as float16. The factor keeps small weights away from the lower end of float16. Weights
+// above 255 do not fit; `found` tells.
+
+#define LARGEST 255.0f
+
+// Round to the nearest float16, ties to even. |w| is at most LARGEST.
+INLINE unsigned to_half(float w) {
+  union bits in = {.value = w * 256};
+  unsigned sign = (in.bits >> 16) & 0x8000u;
+  in.bits &= 0x7fffffffu;
+  if (in.bits < 0x38800000u) { // below 2^-14: float32's own rounding at 0.5 is that of float16 there
+    in.value += 0.5f;
+    return sign | (in.bits - 0x3f000000u);
+  }
+  in.bits += 0xfffu + ((in.bits >> 13) & 1);
+  return sign | ((in.bits - 0x38000000u) >> 13);
+}
+
+// Two float16 a word. Moved down 3 bits, a half's exponent lies in the lowest 5 bits of a float32's exponent; what
+// is missing to its value is a factor of 2^112, and 2^-8 for the factor above.
+#define HALF_SCALE same(0x1p104f)
+#define half_bits(x) wasm_v128_and(wasm_i32x4_shr(x, 3), wasm_i32x4_splat((int)0x8fffe000))
+#define lower_half(x) half_bits(wasm_i32x4_shl(x, 16)) // of each word, without the factor
+#define upper_half(x) half_bits(x)
+
+// Eight numbers of panels, counted in eights.
+INLINE void load_eight(const float *panels, int packed, int at, vec *left, vec *right) {
+  if (packed) {
+    vec words = load(panels + 4 * at);
+    *left = mul4(lower_half(words), HALF_SCALE);
+    *right = mul4(upper_half(words), HALF_SCALE);
+  } else {
+    *left = load(panels + 8 * at);
+    *right = load(panels + 8 * at + 4);
+  }
+}
+
+// What `pack` finds out about the weights: the largest, and the largest error that 16 bits make.
+struct found {
+  float largest, error;
+};
+
+INLINE float distance(float a, float b) {
+  return a > b ? a - b : b - a;
+}
+
+INLINE void store_eight(const float *w, int stride, float *panels, int packed, int at, struct found *found) {
+  float eight[8], back[8];
+  for (int c = 0; c < 8; c++) {
+    float size = distance(w[c * stride], 0);
+    if (found->largest == found->largest && !(size <= found->largest)) found->largest = size; // NaN stays
+    eight[c] = w[c * stride];
+  }
+  if (!packed) {
+    for (int c = 0; c < 8; c++) panels[8 * at + c] = eight[c];
+    return;
+  }
+  if (!(found->largest <= LARGEST)) return;
+  unsigned *words = (unsigned *)panels + 4 * at;
+  for (int c = 0; c < 4; c++) words[c] = to_half(eight[c]) | to_half(eight[c + 4]) << 16;
+  vec left, right;
+  load_eight(panels, 1, at, &left, &right);
+  store(back, left);
+  store(back + 4, right);
+  for (int c = 0; c < 8; c++) found->error = larger(found->error, distance(eight[c], back[c]));
+}
+
+// `rows` rows of W (d, k), from row `first` on, into its panels.
+EXPORT(pack)
+void pack(const float *W, int first, int rows, int d, int k, int packed, float *panels, struct found *found) {
+  for (int i = 0; i < rows; i++) {
+    for (int column = 0; column < k; column += 8)
+      store_eight(W + i * k + column, 1, panels, packed, column / 8 * d + first + i, found);
+  }
+}
+
+// The same for W given by columns, Wᵀ (k, d): columns `first` to `first + columns`. `first` is a multiple of 8; if
+// `columns` is not, zeros fill the panel.
+EXPORT(pack_columns)
+void pack_columns(float *W, int first, int columns, int d, int packed, float *panels, struct found *found) {
+  for (int column = columns; column & 7; column++) zero(W + column * d, d);
+  for (int column = 0; column < columns; column += 8) {
+    for (int i = 0; i < d; i++)
+      store_eight(W + column * d + i, d, panels, packed, (first + column) / 8 * d + i, found);
+  }
+}
+
+// x (T, C) = each token's column of the embedding, in panels, plus its place's row of `places`.
+EXPORT(embed)
+void embed(const int *ids, int T, int C, const float *panels, int packed, const float *places, float *x) {
+  for (int t = 0; t < T; t++) {
+    for (int i = 0; i < C; i++, x++) {
+      float eight[8];
+      vec left, right;
+      load_eight(panels, packed, ids[t] / 8 * C + i, &left, &right);
+      store(eight, left);
+      store(eight + 4, right);
+      *x = eight[ids[t] & 7] + places[t * C + i];
     }
   }
 }
 
-// The same of W transposed, (k, d): panels (d/8, k, 8).
-EXPORT(pack_transposed) void pack_transposed(const float *W, float *panels, int d, int k) {
-  for (int column = 0; column < d; column += 8) {
-    for (int j = 0; j < k; j++, panels += 8) {
-      for (int c = 0; c < 8; c++) panels[c] = W[(column + c) * k + j];
-    }
-  }
-}
+// ---- The large products -----------------------------------------------------------------------------------
 
-// One tile of the product: `rows` rows of x times inputs first … last of one panel, to rows × 8 numbers of y.
-// Called with a constant number of rows, so that the compiler keeps all sums in registers.
-INLINE void tile(int rows, const float *x, int d, const float *panel, int first, int last, const float *bias,
-    float *y, int k, int onto) {
+#define STRETCH 640 // inputs at a time: that much of a panel, 20 kB, stays in the nearest cache
+
+// One tile: `rows` rows of x (stride `d`) times `count` inputs of one float32 panel, to rows × 8 numbers of y
+// (stride `k`). Called with a constant number of rows, so that the compiler keeps all sums in registers.
+INLINE void tile(int rows, const float *x, int d, const float *panel, int count, const float *bias, float *y,
+    int k, int onto) {
   vec left[6], right[6];
   for (int n = 0; n < rows; n++) {
     left[n] = onto ? load(y + n * k) : bias ? load(bias) : same(0);
     right[n] = onto ? load(y + n * k + 4) : bias ? load(bias + 4) : same(0);
   }
 #pragma clang loop unroll_count(4) // a third of the time less in Chromium
-  for (int i = first; i < last; i++) {
+  for (int i = 0; i < count; i++) {
     vec w_left = load(panel + i * 8), w_right = load(panel + i * 8 + 4);
     for (int n = 0; n < rows; n++) {
       vec x_i = load_same(x + n * d + i);
@@ -136,52 +232,124 @@ INLINE void tile(int rows, const float *x, int d, const float *panel, int first,
   }
 }
 
+// All N rows of x times one panel: 8 columns of y.
+INLINE void all_rows(const float *x, int N, int d, const float *panel, int count, const float *bias, float *y,
+    int k, int onto) {
+  int n = 0;
+  for (; n + 6 <= N; n += 6) tile(6, x + n * d, d, panel, count, bias, y + n * k, k, onto);
+  for (; n + 2 <= N; n += 2) tile(2, x + n * d, d, panel, count, bias, y + n * k, k, onto);
+  for (; n < N; n++) tile(1, x + n * d, d, panel, count, bias, y + n * k, k, onto);
+}
+
+// `count` numbers in eights, from number `at` on, as float32.
+INLINE void unpack(const float *panels, int at, int count, float *out) {
+  for (int i = 0; i < count; i++) {
+    vec left, right;
+    load_eight(panels, 1, at + i, &left, &right);
+    store(out + i * 8, left);
+    store(out + i * 8 + 4, right);
+  }
+}
+
 // One row of x, as when a text is written token by token: four panels at a time keep the adders busy.
-INLINE void one_row(const float *x, int d, const float *panels, int k, const float *bias, float *y) {
-  int column = 0;
-  for (; column + 32 <= k; column += 32) {
-    const float *panel = panels + column * d;
+INLINE void one_row(
+    const float *x, int d, const float *panels, int packed, int k, const float *bias, float *y) {
+  for (int column = 0; column < k; column += 32) {
+    int count = k - column < 32 ? (k - column) / 8 : 4; // panels
     vec sum[8];
-    for (int c = 0; c < 8; c++) sum[c] = bias ? load(bias + column + 4 * c) : same(0);
-    for (int i = 0; i < d; i++) {
-      vec x_i = load_same(x + i);
-      for (int c = 0; c < 8; c++) {
-        vec w = load(panel + (c / 2) * 8 * d + i * 8 + (c % 2) * 4);
-        sum[c] = muladd(x_i, w, sum[c]);
+    for (int c = 0; c < 8; c++) sum[c] = same(0);
+    if (packed && count == 4) {
+      const float *panel = panels + column / 2 * d;
+      for (int i = 0; i < d; i++) {
+        vec x_i = mul4(load_same(x + i), HALF_SCALE);
+        for (int c = 0; c < 4; c++) {
+          vec words = load(panel + 4 * (c * d + i));
+          sum[2 * c] = muladd(x_i, lower_half(words), sum[2 * c]);
+          sum[2 * c + 1] = muladd(x_i, upper_half(words), sum[2 * c + 1]);
+        }
+      }
+    } else if (count == 4) {
+      const float *panel = panels + column * d;
+      for (int i = 0; i < d; i++) {
+        vec x_i = load_same(x + i);
+        for (int c = 0; c < 8; c++) {
+          vec w = load(panel + (c / 2) * 8 * d + i * 8 + (c % 2) * 4);
+          sum[c] = muladd(x_i, w, sum[c]);
+        }
+      }
+    } else {
+      for (int c = 0; c < count; c++) {
+        for (int i = 0; i < d; i++) {
+          vec left, right, x_i = load_same(x + i);
+          load_eight(panels, packed, (column / 8 + c) * d + i, &left, &right);
+          sum[2 * c] = muladd(x_i, left, sum[2 * c]);
+          sum[2 * c + 1] = muladd(x_i, right, sum[2 * c + 1]);
+        }
       }
     }
-    for (int c = 0; c < 8; c++) store(y + column + 4 * c, sum[c]);
-  }
-  for (; column < k; column += 8) {
-    tile(1, x, d, panels + column * d, 0, d, bias ? bias + column : 0, y + column, k, 0);
+    for (int c = 0; c < 2 * count; c++) {
+      vec b = bias ? load(bias + column + 4 * c) : same(0);
+      store(y + column + 4 * c, add4(sum[c], b));
+    }
   }
 }
 
 // y = x·W + bias: x (N, d), W (d, k) in panels, bias (k) or none, y (N, k).
 EXPORT(matmul)
-void matmul(const float *x, int N, int d, const float *panels, int k, const float *bias, float *y) {
-  const int stretch = 640; // inputs at a time: that much of a panel, 20 kB, stays in the nearest cache
+void matmul(
+    const float *x, int N, int d, const float *panels, int packed, int k, const float *bias, float *y) {
+  float room[STRETCH * 8];
   if (N == 1) {
-    one_row(x, d, panels, k, bias, y);
+    one_row(x, d, panels, packed, k, bias, y);
     return;
   }
   for (int column = 0; column < k; column += 8) {
-    const float *panel = panels + column * d, *b = bias ? bias + column : 0;
-    for (int first = 0; first < d; first += stretch) {
-      int last = first + stretch < d ? first + stretch : d, n = 0;
-      for (; n + 6 <= N; n += 6)
-        tile(6, x + n * d, d, panel, first, last, b, y + n * k + column, k, first > 0);
-      for (; n + 2 <= N; n += 2)
-        tile(2, x + n * d, d, panel, first, last, b, y + n * k + column, k, first > 0);
-      for (; n < N; n++) tile(1, x + n * d, d, panel, first, last, b, y + n * k + column, k, first > 0);
+    for (int first = 0; first < d; first += STRETCH) {
+      int count = first + STRETCH < d ? STRETCH : d - first, at = column / 8 * d + first;
+      if (packed) unpack(panels, at, count, room);
+      const float *panel = packed ? room : panels + 8 * at;
+      all_rows(x + first, N, d, panel, count, bias ? bias + column : 0, y + column, k, first > 0);
     }
   }
 }
 
-// ---- The thin products of LoRA
-// --------------------------------------------------------------------------------- Three of them make its
-// forward and its backward pass. M is A or B with one row for each of the r directions: A transposed, (r, d),
-// and B as it is, (r, k). Below, m is the length of such a row.
+// Four vectors as the rows of a matrix, transposed, to rows of 8 numbers.
+INLINE void store_transposed(vec a, vec b, vec c, vec d, float *out) {
+  vec ab_low = wasm_i32x4_shuffle(a, b, 0, 4, 1, 5), ab_high = wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
+  vec cd_low = wasm_i32x4_shuffle(c, d, 0, 4, 1, 5), cd_high = wasm_i32x4_shuffle(c, d, 2, 6, 3, 7);
+  store(out, wasm_i64x2_shuffle(ab_low, cd_low, 0, 2));
+  store(out + 8, wasm_i64x2_shuffle(ab_low, cd_low, 1, 3));
+  store(out + 16, wasm_i64x2_shuffle(ab_high, cd_high, 0, 2));
+  store(out + 24, wasm_i64x2_shuffle(ab_high, cd_high, 1, 3));
+}
+
+// A block of 8 by 8 of the panels, from number `at` in eights on, transposed.
+INLINE void transpose_block(const float *panels, int packed, int at, float *out) {
+  for (int half = 0; half < 8; half += 4) {
+    vec left[4], right[4];
+    for (int i = 0; i < 4; i++) load_eight(panels, packed, at + half + i, left + i, right + i);
+    store_transposed(left[0], left[1], left[2], left[3], out + half);
+    store_transposed(right[0], right[1], right[2], right[3], out + 32 + half);
+  }
+}
+
+// dx = g·Wᵀ: g (N, k), W (d, k) in panels, dx (N, d).
+EXPORT(matmul_transposed)
+void matmul_transposed(const float *g, int N, int k, const float *panels, int packed, int d, float *dx) {
+  float room[STRETCH * 8];
+  for (int i = 0; i < d; i += 8) {
+    for (int first = 0; first < k; first += STRETCH) {
+      int count = first + STRETCH < k ? STRETCH : k - first;
+      for (int j = 0; j < count; j += 8)
+        transpose_block(panels, packed, (first + j) / 8 * d + i, room + j * 8);
+      all_rows(g + first, N, k, room, count, 0, dx + i, d, first > 0);
+    }
+  }
+}
+
+// ---- The thin products of LoRA ----------------------------------------------------------------------------
+// Three of them make its forward and its backward pass. M is A or B with one row for each of the r directions:
+// A transposed, (r, d), and B as it is, (r, k). Below, m is the length of such a row.
 
 // c (N, r) = s · x·Mᵀ, for x (N, m).
 EXPORT(project) void project(const float *x, int N, int m, const float *M, int r, float s, float *c) {
@@ -257,8 +425,7 @@ EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, fl
   }
 }
 
-// ---- GELU
-// ------------------------------------------------------------------------------------------------------
+// ---- GELU -------------------------------------------------------------------------------------------------
 
 // e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as
 // exponent.
@@ -308,11 +475,12 @@ EXPORT(gelu_backward) void gelu_backward(const float *x, float *g, int n) {
   }
 }
 
-// ---- LayerNorm
-// -------------------------------------------------------------------------------------------------
+// ---- LayerNorm --------------------------------------------------------------------------------------------
 
 // y = (x - mean) / deviation · w + b, row by row. Keeps each row's mean and 1 / deviation for the way back.
-EXPORT(norm) void norm(const float *x, int N, int C, const float *w, const float *b, float *y, float *kept) {
+EXPORT(norm)
+void norm(
+    const float *x, int N, int C, const float *w, const float *b, float epsilon, float *y, float *kept) {
   for (int n = 0; n < N; n++, x += C, y += C, kept += 2) {
     vec sum = same(0), squares = same(0);
     for (int i = 0; i < C; i += 4) sum = add4(sum, load(x + i));
@@ -321,7 +489,7 @@ EXPORT(norm) void norm(const float *x, int N, int C, const float *w, const float
       vec off = sub4(load(x + i), mean);
       squares = muladd(off, off, squares);
     }
-    float inverse = 1 / __builtin_sqrtf(sum_of(squares) / C + 1e-5f);
+    float inverse = 1 / __builtin_sqrtf(sum_of(squares) / C + epsilon);
     for (int i = 0; i < C; i += 4) {
       vec normal = mul4(sub4(load(x + i), mean), same(inverse));
       store(y + i, muladd(normal, load(w + i), load(b + i)));
@@ -351,8 +519,7 @@ void norm_backward(
   }
 }
 
-// ---- Attention
-// -------------------------------------------------------------------------------------------------
+// ---- Attention --------------------------------------------------------------------------------------------
 
 INLINE float dot(const float *a, const float *b, int n) {
   vec sum = same(0);
@@ -422,33 +589,35 @@ void attention_backward(
   }
 }
 
-// ---- Loss and update
-// -------------------------------------------------------------------------------------------
+// ---- Loss and update --------------------------------------------------------------------------------------
 
 // The loss of row n is log(sum) + gap, with sum = Σ e^(logit - top) and gap = top - the target's logit: kept
-// (N, 2) takes the two. logits (N, V) become `weight` times their gradient, softmax minus one at the target.
-// A target below 0 is not wanted.
+// (N, 2) takes the two. logits (N, L) become `weight` times their gradient, softmax minus one at the target. L is V
+// rounded up to 8; what is beyond V counts for nothing. A target below 0 is not wanted.
 EXPORT(cross_entropy)
 void cross_entropy(float *logits, const int *target, int N, int V, float weight, float *kept) {
-  for (int n = 0; n < N; n++, logits += V, kept += 2) {
+  int L = (V + 7) & ~7;
+  for (int n = 0; n < N; n++, logits += L, kept += 2) {
     if (target[n] < 0) {
-      zero(logits, V);
+      zero(logits, L);
       kept[0] = 1; // log 1 + 0 is no loss
       kept[1] = 0;
       continue;
     }
+    for (int i = V; i < L; i++) logits[i] = -1e30f;
     vec high = load(logits), sum = same(0);
-    for (int i = 4; i < V; i += 4) high = wasm_f32x4_max(high, load(logits + i));
+    for (int i = 4; i < L; i += 4) high = wasm_f32x4_max(high, load(logits + i));
     float top = largest_of(high);
     kept[1] = top - logits[target[n]];
-    for (int i = 0; i < V; i += 4) {
+    for (int i = 0; i < L; i += 4) {
       vec e = exp4(sub4(load(logits + i), same(top)));
       store(logits + i, e);
       sum = add4(sum, e);
     }
     kept[0] = sum_of(sum);
     vec share = same(weight / kept[0]);
-    for (int i = 0; i < V; i += 4) store(logits + i, mul4(load(logits + i), share));
+    for (int i = 0; i < L; i += 4) store(logits + i, mul4(load(logits + i), share));
+    for (int i = V; i < L; i++) logits[i] = 0;
     logits[target[n]] -= weight;
   }
 }

@@ -1,4 +1,7 @@
-// gpt2-mini with LoRA in it, as `lora_lib.gpt2` and `lora_lib.lora_linear` have it: W' = W + s·A·B.
+// GPT-2 with LoRA in it, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`.
+//
+// What the worker needs of a model, whatever computes it: `place`, `use`, `restart`, `next`, `loss`, `step` and
+// `baseSample`. The worker awaits all but `use` and `restart`.
 //
 // Each layer's backward pass stands below its forward pass. Forward: the layer's output from its input. Backward:
 // `g`, the loss's gradient at the output, becomes the gradient at the input, and, in a LoRA layer, at A and B.
@@ -7,120 +10,56 @@
 // Letters: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary, H heads;
 // a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
-// The layers that LoRA can adapt, with their inputs and outputs in multiples of the model's width.
-const KINDS = {
-  "attn.c_attn": { d: 1, k: 3 }, // queries, keys and values
-  "attn.c_proj": { d: 1, k: 1 },
-  "mlp.c_fc": { d: 1, k: 4 },
-  "mlp.c_proj": { d: 4, k: 1 },
-};
 
-// WebAssembly's memory, handed out in pieces of float32.
-class Memory {
-  constructor() {
-    this.wasm = new WebAssembly.Memory({ initial: 64, maximum: 32768 }); // pages of 64 kB: up to 2 GB
-    this.sizes = new Map(); // bytes of each piece in use, by where it begins
-    this.holes = []; // [begin, bytes] of pieces given back, in order
-    this.top = 0; // nothing beyond it was ever used
+import { wantedIn } from "./crew.js";
+import { LabError } from "./errors.js";
+import { KINDS, layerShapes, samplePlaces } from "./layers.js";
+import { LoadedAdapter } from "./loaded_adapter.js";
+import { Memory } from "./memory.js";
+import { loadWeights, weightAt } from "./weights.js";
+
+const PIECE = 64; // tokens of a prompt that are read at a time
+const FIRST_CACHE = 128; // tokens
+
+export class GPT2 {
+  // `source`: see `openModel`. `wasm`: the bytes of kernels.wasm. `exact`: keep float32 weights as they are; otherwise
+  // each takes 16 bits. `news` is told the share that is loaded.
+  static async load(source, { wasm, exact }, news) {
+    const model = new GPT2(source.config, wasm);
+    await loadWeights(model, source.tensors, exact, news);
+    return model;
   }
 
-  alloc(count) {
-    const bytes = Math.ceil(count / 16) * 64; // each piece begins at a cache line
-    let hole = this.holes.find(([, size]) => size >= bytes);
-    if (!hole) {
-      const missing = this.top + bytes - this.wasm.buffer.byteLength;
-      if (missing > 0) this.wasm.grow(Math.ceil(missing / 65536));
-      hole = [this.top, bytes];
-      this.top += bytes;
-      this.holes.push(hole);
-    }
-    const [begin, size] = hole;
-    if (size === bytes) this.holes.splice(this.holes.indexOf(hole), 1);
-    else [hole[0], hole[1]] = [begin + bytes, size - bytes];
-    this.sizes.set(begin, bytes);
-    return begin;
-  }
-
-  free(begin) {
-    this.holes.push([begin, this.sizes.get(begin)]);
-    this.sizes.delete(begin);
-    this.holes.sort((a, b) => a[0] - b[0]);
-    this.holes = this.holes.reduce((joined, [start, size]) => {
-      const last = joined.at(-1);
-      if (last && last[0] + last[1] === start) last[1] += size;
-      else joined.push([start, size]);
-      return joined;
-    }, []);
-  }
-
-  // `count` numbers as an array; it is of no more use once the memory has grown.
-  floats(begin, count) {
-    return new Float32Array(this.wasm.buffer, begin, count);
-  }
-
-  ints(begin, count) {
-    return new Int32Array(this.wasm.buffer, begin, count);
-  }
-}
-
-class GPT2 {
-  // `wasm`: the bytes of kernels.wasm. `tensors`: gpt2-mini's, raw float16 as `readSafetensors` gives them.
-  constructor(wasm, tensors) {
-    Object.assign(this, { C: 320, H: 5, V: 4096, depth: 6, context: 256 });
+  constructor(config, wasm) {
+    this.config = config;
+    Object.assign(this, config);
     this.memory = new Memory();
     const module = new WebAssembly.Module(wasm);
     this.kernels = new WebAssembly.Instance(module, { env: { memory: this.memory.wasm } }).exports;
     this.memory.top = Math.ceil(this.kernels.heap_base() / 64) * 64;
-    const { C, V } = this;
-    const read = name => this.readHalf(tensors[`transformer.${name}`].data);
-    const norm = name => ({ weight: read(`${name}.weight`), bias: read(`${name}.bias`) });
-    const linear = (name, d, k) => ({
-      ...this.pack(read(`${name}.weight`), d, k),
-      bias: read(`${name}.bias`),
-    });
-    this.wte = read("wte.weight"); // (V, C)
-    this.wpe = read("wpe.weight"); // (context, C)
-    this.blocks = Array.from({ length: this.depth }, (_, l) => {
-      const block = { ln_1: norm(`h.${l}.ln_1`), ln_2: norm(`h.${l}.ln_2`) };
-      for (const [kind, { d, k }] of Object.entries(KINDS))
-        block[kind] = linear(`h.${l}.${kind}`, d * C, k * C);
-      return block;
-    });
-    this.ln_f = norm("ln_f");
-    const head = this.pack(this.wte, V, C, true);
-    this.head = { forward: head.backward, backward: head.forward }; // the head is the embedding, transposed
-    this.caches = this.blocks.map(() => this.memory.alloc(this.context * 3 * C)); // query, key, value of each token
-    this.read = 0; // tokens in the caches
+    this.shapes = layerShapes(config);
+    this.L = 8 * Math.ceil(config.V / 8); // a row of logits
+    this.caches = []; // query, key and value of each token read, block by block
+    this.cached = 0; // tokens for which the caches have room
     this.rooms = {};
-    this.use({});
+    this.restart();
+    this.use(null);
   }
 
-  readHalf(bytes) {
-    const count = bytes.byteLength / 2;
-    const half = this.memory.alloc(count);
-    const out = this.memory.alloc(count);
-    new Uint8Array(this.memory.wasm.buffer, half, bytes.byteLength).set(new Uint8Array(bytes));
-    this.kernels.half_to_float(half, out, count);
-    this.memory.free(half);
-    return out;
+  free() {
+    this.memory = null;
   }
 
-  // A weight W (d, k), ready for x·W and for g·Wᵀ.
-  pack(W, d, k, keep = false) {
-    const forward = this.memory.alloc(d * k);
-    const backward = this.memory.alloc(d * k);
-    this.kernels.pack(W, forward, d, k);
-    this.kernels.pack_transposed(W, backward, d, k);
-    if (!keep) this.memory.free(W);
-    return { d, k, forward, backward };
+  get megabytes() {
+    return this.memory.wasm.buffer.byteLength / 1e6;
   }
 
   // ---- A linear layer with LoRA beside it ----------------------------------------------------------------------
 
   // y = x·W + bias + s·(x·A)·B.  x (N, d), y (N, k); xA (N, r) is kept for the way back.
   linearForward(l, kind, x, N, y, xA) {
-    const { d, k, forward, bias } = this.blocks[l][kind];
-    this.kernels.matmul(x, N, d, forward, k, bias, y);
+    const { d, k, panels, packed, bias } = this.blocks[l][kind];
+    this.kernels.matmul(x, N, d, panels, packed, k, bias, y);
     const lora = this.bypasses[`h.${l}.${kind}`];
     if (!lora) return;
     this.kernels.project(x, N, d, lora.A, lora.r, 1, xA); // x·A
@@ -129,8 +68,8 @@ class GPT2 {
 
   // g (N, k) is the gradient at y. dx (N, d) becomes the gradient at x, or is 0 where nobody needs it.
   linearBackward(l, kind, x, xA, g, N, dx) {
-    const { d, k, backward } = this.blocks[l][kind];
-    if (dx) this.kernels.matmul(g, N, k, backward, d, 0, dx); // dx = g·Wᵀ
+    const { d, k, panels, packed } = this.blocks[l][kind];
+    if (dx) this.kernels.matmul_transposed(g, N, k, panels, packed, d, dx); // dx = g·Wᵀ
     const lora = this.bypasses[`h.${l}.${kind}`];
     if (lora) this.loraBackward(lora, d, k, x, xA, g, N, dx);
   }
@@ -148,10 +87,10 @@ class GPT2 {
 
   // x (N, C) to out (N, C). `kept` takes what the way back needs; `past` tokens of the sequence were read before.
   blockForward(l, x, out, kept, B, T, past = 0) {
-    const { kernels, C, H, blocks } = this;
+    const { kernels, C, H, blocks, inner, epsilon } = this;
     const { ln_1, ln_2 } = blocks[l];
     const N = B * T;
-    kernels.norm(x, N, C, ln_1.weight, ln_1.bias, kept.n1, kept.stats1);
+    kernels.norm(x, N, C, ln_1.weight, ln_1.bias, epsilon, kept.n1, kept.stats1);
     this.linearForward(l, "attn.c_attn", kept.n1, N, kept.qkv + 4 * past * 3 * C, kept.xA["attn.c_attn"]);
     for (let b = 0; b < B; b++) {
       const at = 4 * b * T * C; // where this sequence's rows begin, in bytes
@@ -168,9 +107,9 @@ class GPT2 {
     this.linearForward(l, "attn.c_proj", kept.y, N, kept.x2, kept.xA["attn.c_proj"]);
     kernels.add(x, kept.x2, N * C);
 
-    kernels.norm(kept.x2, N, C, ln_2.weight, ln_2.bias, kept.n2, kept.stats2);
+    kernels.norm(kept.x2, N, C, ln_2.weight, ln_2.bias, epsilon, kept.n2, kept.stats2);
     this.linearForward(l, "mlp.c_fc", kept.n2, N, kept.u, kept.xA["mlp.c_fc"]);
-    kernels.gelu(kept.u, kept.f, 4 * N * C);
+    kernels.gelu(kept.u, kept.f, N * inner);
     this.linearForward(l, "mlp.c_proj", kept.f, N, out, kept.xA["mlp.c_proj"]);
     kernels.add(kept.x2, out, N * C);
   }
@@ -182,7 +121,7 @@ class GPT2 {
     const { dn, df, dqkv, dp } = this.room; // room for gradients on the way
     const N = B * T;
     this.linearBackward(l, "mlp.c_proj", kept.f, kept.xA["mlp.c_proj"], g, N, df);
-    kernels.gelu_backward(kept.u, df, 4 * N * C);
+    kernels.gelu_backward(kept.u, df, N * this.inner);
     this.linearBackward(l, "mlp.c_fc", kept.n2, kept.xA["mlp.c_fc"], df, N, dn);
     kernels.norm_backward(kept.x2, N, C, ln_2.weight, kept.stats2, dn, g); // adds to what flows past
 
@@ -200,52 +139,106 @@ class GPT2 {
 
   // x (T, C) = each token's embedding + its place's.
   embed(ids, past, x) {
-    const { C } = this;
-    const out = this.memory.floats(x, ids.length * C);
-    const tokens = this.memory.floats(this.wte, this.V * C);
-    const places = this.memory.floats(this.wpe, this.context * C);
-    ids.forEach((id, t) => {
-      for (let i = 0; i < C; i++) out[t * C + i] = tokens[id * C + i] + places[(past + t) * C + i];
-    });
+    const { kernels, memory, room, wte, wpe, C } = this;
+    memory.ints(room.ids, ids.length).set(ids);
+    kernels.embed(room.ids, ids.length, C, wte.panels, wte.packed, wpe + 4 * past * C, x);
+  }
+
+  // logits (N, L) of x (N, C), the stream after the last block.
+  headForward(x, N, logits) {
+    const { kernels, room, ln_f, epsilon, wte, C, L } = this;
+    kernels.norm(x, N, C, ln_f.weight, ln_f.bias, epsilon, room.nf, room.statsf);
+    kernels.matmul(room.nf, N, C, wte.panels, wte.packed, L, 0, logits); // the head is the embedding, transposed
+  }
+
+  // g (N, C) becomes the gradient at x, for the gradient at the logits.
+  headBackward(x, N, logits, g) {
+    const { kernels, room, ln_f, wte, C, L } = this;
+    kernels.matmul_transposed(logits, N, L, wte.panels, wte.packed, C, room.dn);
+    kernels.zero(g, N * C);
+    kernels.norm_backward(x, N, C, ln_f.weight, room.statsf, room.dn, g);
   }
 
   // ---- Writing -------------------------------------------------------------------------------------------------
 
+  // Begin a new text.
+  restart() {
+    this.read = 0; // tokens in the caches
+  }
+
   // Read `ids`, which go on after the tokens read before; returns the logits (V) after the last of them.
-  // `this.read = 0` begins a new text.
-  next(ids) {
-    const { kernels, C, V, depth, caches, ln_f } = this;
-    const T = ids.length;
-    if (this.read + T > this.context) throw new LabError(`The model reads at most ${this.context} tokens.`);
-    const room = this.roomFor("writing", this.context, this.context);
-    const { x, kept, nf, statsf, logits } = room;
-    this.embed(ids, this.read, x[0]);
-    for (let l = 0; l < depth; l++) {
-      this.blockForward(l, x[0], x[0], { ...kept[0], qkv: caches[l] }, 1, T, this.read);
+  async next(ids) {
+    if (this.read + ids.length > this.context) {
+      throw new LabError(`The model reads at most ${this.context} tokens.`);
     }
-    const last = x[0] + 4 * (T - 1) * C;
-    kernels.norm(last, 1, C, ln_f.weight, ln_f.bias, nf, statsf);
-    kernels.matmul(nf, 1, C, this.head.forward, V, 0, logits);
-    this.read += T;
-    return this.memory.floats(logits, V);
+    this.roomFor("writing", PIECE, this.context);
+    this.cacheFor(this.read + ids.length);
+    for (let at = 0; at < ids.length; at += PIECE) this.readPiece(ids.slice(at, at + PIECE));
+    const { x, logits } = this.room;
+    const last = x[0] + 4 * ((ids.length - 1) % PIECE) * this.C;
+    this.headForward(last, 1, logits);
+    return this.memory.floats(logits, this.V);
+  }
+
+  readPiece(ids) {
+    const { x, kept } = this.room;
+    this.embed(ids, this.read, x[0]);
+    for (let l = 0; l < this.depth; l++) {
+      this.blockForward(l, x[0], x[0], { ...kept[0], qkv: this.caches[l] }, 1, ids.length, this.read);
+    }
+    this.read += ids.length;
+  }
+
+  // Room in the caches for so many tokens. What is in them stays.
+  cacheFor(tokens) {
+    if (tokens <= this.cached) return;
+    const { memory, C, read } = this;
+    this.cached = Math.min(this.context, Math.max(FIRST_CACHE, 2 * tokens));
+    this.caches = Array.from({ length: this.depth }, (_, l) => {
+      const cache = memory.alloc(this.cached * 3 * C);
+      const old = this.caches[l];
+      if (old) {
+        memory.floats(cache, read * 3 * C).set(memory.floats(old, read * 3 * C));
+        memory.free(old);
+      }
+      return cache;
+    });
   }
 
   // ---- Learning ------------------------------------------------------------------------------------------------
 
+  // One step of AdamW for the adapter in use, which was placed to learn. `step` counts from 1. Returns the loss before
+  // it. Where that is not finite, or above `most`, nothing is learned: the weights of the last sound loss come back.
+  // `crew`: the workers that share the rows, see crew.js, or null.
+  async step(loaded, rows, targets, { step, rate, most, crew = null }) {
+    const loss = crew
+      ? await crew.lossAndGradients(this, loaded, rows, targets)
+      : this.lossAndGradients(rows, targets, true);
+    if (loss <= most) {
+      loaded.keep();
+      loaded.update(step, rate);
+    } else loaded.goBack();
+    return loss;
+  }
+
   // The mean loss of all wanted targets, in nats a token. rows and targets: B lists of T token ids each; a target of
-  // -100 is not wanted. With `gradients`, those at A and B of the adapter in use are added to its dA and dB.
-  loss(rows, targets, gradients = false) {
-    const { kernels, memory, C, V, depth, ln_f, head } = this;
+  // -100 is not wanted.
+  async loss(rows, targets) {
+    return this.lossAndGradients(rows, targets, false);
+  }
+
+  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB. `wanted`: the number of
+  // targets that the mean is over, if these are a part of them.
+  lossAndGradients(rows, targets, gradients, wanted = wantedIn(targets)) {
+    const { kernels, memory, C, V, depth } = this;
     const [B, T] = [rows.length, rows[0].length];
     const N = B * T;
     const room = this.roomFor("training", N, T);
-    const { x, kept, nf, statsf, logits, g, dn } = room;
+    const { x, kept, logits, g } = room;
     for (let b = 0; b < B; b++) this.embed(rows[b], 0, x[0] + 4 * b * T * C);
     for (let l = 0; l < depth; l++) this.blockForward(l, x[l], x[l + 1], kept[l], B, T);
-    kernels.norm(x[depth], N, C, ln_f.weight, ln_f.bias, nf, statsf);
-    kernels.matmul(nf, N, C, head.forward, V, 0, logits);
+    this.headForward(x[depth], N, logits);
 
-    const wanted = targets.flat().filter(target => target >= 0).length;
     memory.ints(room.targets, N).set(targets.flat());
     kernels.cross_entropy(logits, room.targets, N, V, 1 / wanted, room.losses); // logits become their gradient
     const parts = memory.floats(room.losses, 2 * N);
@@ -253,30 +246,30 @@ class GPT2 {
     for (let n = 0; n < N; n++) total += Math.log(parts[2 * n]) + parts[2 * n + 1];
     if (!gradients) return total / wanted;
 
-    kernels.matmul(logits, N, V, head.backward, C, 0, dn);
-    kernels.zero(g, N * C);
-    kernels.norm_backward(x[depth], N, C, ln_f.weight, statsf, dn, g);
+    this.headBackward(x[depth], N, logits, g);
     for (let l = depth - 1; l >= 0; l--) this.blockBackward(l, x[l], kept[l], g, B, T);
     return total / wanted;
   }
 
   // ---- Adapters and room ---------------------------------------------------------------------------------------
 
-  // `bypasses`: {layer: {A, B, dA, dB, r, s}}, dA and dB only where they are trained. {} is the base alone.
-  use(bypasses) {
-    this.bypasses = bypasses;
-    this.rank = Math.max(1, ...Object.values(bypasses).map(bypass => bypass.r));
+  // Copy an adapter into the model's memory; `learning` if it will be trained.
+  async place(adapter, learning = false) {
+    return new LoadedAdapter(this, adapter, learning);
   }
 
-  // 64 numbers out of the weights of these layers, as `lora_lib` writes them beside an adapter: the base's fingerprint.
-  baseSample(names) {
-    return Array.from({ length: 64 }, (_, i) => {
-      const [, l, kind] = names[Math.floor((i * names.length) / 64)].match(/^h\.(\d+)\.(.*)$/);
-      const { d, k, forward } = this.blocks[l][kind];
-      const at = Math.floor(((i * 0.6180339887498949) % 1) * d * k);
-      const [row, column] = [Math.floor(at / k), at % k];
-      const panels = this.memory.floats(forward, d * k);
-      return panels[Math.floor(column / 8) * d * 8 + row * 8 + (column % 8)];
+  // Use a placed adapter as the sliders are set, `view`: {rank, strength, off}. null is the base alone.
+  use(loaded, view) {
+    this.bypasses = loaded?.bypasses(view) ?? {};
+    this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
+  }
+
+  // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
+  async baseSample(names) {
+    return samplePlaces(this.config, names).map(([name, at]) => {
+      const [, l, kind] = name.match(/^h\.(\d+)\.(.*)$/);
+      const { k } = this.blocks[l][kind];
+      return weightAt(this.memory, this.blocks[l][kind], Math.floor(at / k), at % k);
     });
   }
 
@@ -293,7 +286,7 @@ class GPT2 {
 
   // Training keeps what each block computed, for the way back. Writing needs one block's room again and again.
   newRoom(N, T, training) {
-    const { C, H, V, depth, rank, memory } = this;
+    const { C, H, L, depth, inner, rank, memory } = this;
     const pieces = [];
     const floats = count => {
       pieces.push(memory.alloc(count));
@@ -309,19 +302,20 @@ class GPT2 {
       x2: floats(N * C),
       n2: floats(N * C),
       stats2: floats(2 * N),
-      u: floats(4 * N * C),
-      f: floats(4 * N * C),
-      xA: Object.fromEntries(Object.keys(KINDS).map(kind => [kind, floats(N * rank)])),
+      u: floats(N * inner),
+      f: floats(N * inner),
+      xA: Object.fromEntries(KINDS.map(kind => [kind, floats(N * rank)])),
     });
     const room = { N, T, rank, pieces, kept: times(training ? depth : 1, blockRoom) };
     room.x = times(training ? depth + 1 : 1, () => floats(N * C)); // the stream between the blocks
-    Object.assign(room, { nf: floats(N * C), statsf: floats(2 * N), logits: floats(training ? N * V : V) });
+    Object.assign(room, { nf: floats(N * C), statsf: floats(2 * N), logits: floats(training ? N * L : L) });
+    room.ids = floats(N);
     if (!training) return room;
     Object.assign(room, { targets: floats(N), losses: floats(2 * N), h: floats(N * rank), dp: floats(T) });
     Object.assign(room, {
       g: floats(N * C),
       dn: floats(N * C),
-      df: floats(4 * N * C),
+      df: floats(N * inner),
       dqkv: floats(3 * N * C),
     });
     return room;

@@ -1,108 +1,70 @@
-// The page: loading, what the address says, and what the parts of the page share.
-const $ = id => document.getElementById(`lab-${id}`);
+// The page begins here: a recording that plays, or what the address says.
+import { asked, readAddress } from "./address.js";
+import { prepareBringing } from "./bring.js";
+import { Lab, missing } from "./engine.js";
+import { prepareKept } from "./kept.js";
+import { ready, whenLoaded } from "./loading.js";
+import recorded from "./recorded.json";
+import { $, lab, say } from "./shared.js";
+import { notHere, prepareSharing, receive } from "./sharing.js";
+import { prepareTaking } from "./take_home.js";
+import { prepareTraining, runs, showRecordedRun } from "./train.js";
+import { changed, playRecorded, preparePlaying, prepareWriting, showStill, startWriting } from "./write.js";
 
-const lab = {
-  engine: null, // once the model is loaded
-  adapters: new Map(), // those that the worker has: {r, kinds}, by name
-  shown: {}, // texts and bars on the page
-  samples: [], // {at, prompt, text} of the last run
-};
+const PLAYS = "This is a recording. ";
+const TOUCH = "Change anything, and the model is loaded: 24 MB, once.";
 
-// Tell the reader; `wrong` in the colour of what went wrong.
-function say(place, text, wrong = false) {
-  $(place).textContent = text;
-  $(place).classList.toggle("lab-wrong", wrong);
-}
-
-function checkedKinds(fieldset) {
-  return [...$(fieldset).querySelectorAll("input:checked")].map(box => box.value);
-}
-
-async function load() {
-  $("load").disabled = true;
-  $("progress").hidden = false;
-  say("status", "Loading …");
-  try {
-    const before = performance.now();
-    const engine = await Engine.start(share => {
-      $("progress").value = share;
-    });
-    lab.engine = engine;
-    const seconds = (performance.now() - before) / 1000;
-    const kernels = engine.relaxed ? "with fused multiply and add" : "with plain SIMD";
-    const cost = `after ${seconds.toFixed(1)} s, ${kernels}, in ${Math.round(engine.megabytes)} MB of memory`;
-    say("status", `gpt2-mini is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
-    $("progress").hidden = true;
-    $("load").textContent = "Loaded";
-    for (const id of ["write", "train", "file"]) $(id).disabled = false;
-    startWriting();
-    countTokens();
-  } catch (error) {
-    say("status", `That did not work: ${error.message}`, true);
-    $("progress").hidden = true;
-    $("load").disabled = false;
-  }
-}
-
-// ---- The address -------------------------------------------------------------------------------------------------
-// #adapter=plays&rank=2&alpha=1.5&off=mlp.c_fc&prompt=…: what the sliders say, so that a link can say it.
-
-const IN_ADDRESS = ["adapter", "rank", "alpha", "temperature", "seed", "prompt"];
-
-function readAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const names = [...$("adapter").options].map(option => option.value);
-  if (names.includes(asked.get("adapter"))) $("adapter").value = asked.get("adapter");
-  setRankLimit();
-  for (const id of IN_ADDRESS.slice(1)) if (asked.has(id)) $(id).value = asked.get(id);
-  const off = (asked.get("off") ?? "").split(",");
-  for (const box of $("on").querySelectorAll("input")) box.checked = !off.includes(box.value);
-  showSliders();
-}
-
-function addressOfSettings() {
-  const said = IN_ADDRESS.map(id => [id, $(id).value]);
-  const { off } = view();
-  if (off.length) said.push(["off", off.join(",")]);
-  return `${location.href.split("#")[0]}#${new URLSearchParams(said)}`;
-}
-
-function writeAddress() {
-  try {
-    history.replaceState(null, "", addressOfSettings());
-  } catch {
-    // A browser may refuse it, to a page opened as a file or after very many changes: the button below still works.
-  }
-}
-
-// ---- Start -------------------------------------------------------------------------------------------------------
-
-// `recorded`: what tools/record_lab.py saw on an earlier visit. It stands here until the model is loaded.
-function start(recorded) {
+function start() {
   const lacking = missing();
-  if (lacking) {
-    say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
-  } else {
-    say(
-      "status",
-      "Nothing is loaded before you press the button: 24 MB, which the browser then keeps. It runs on this machine.",
-    );
-    $("load").disabled = false;
-    $("load").addEventListener("click", load);
-  }
   prepareWriting();
+  preparePlaying();
   prepareTraining();
   prepareTaking();
-  readAddress();
-  showRecordedTexts(recorded.write);
+  prepareSharing();
+  prepareBringing();
+  const kept = prepareKept();
+  whenLoaded(startWriting);
+  $("load").disabled = Boolean(lacking);
+  $("load").addEventListener("click", () => ready().catch(() => {})); // the page says what went wrong
   showRecordedRun(recorded.train);
+  if (lacking) say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
+  else say("status", PLAYS + TOUCH);
+  open(kept);
   window.addEventListener("hashchange", () => {
-    if (!location.hash.includes("=")) return; // a heading of this page
-    readAddress();
-    changed();
+    if (location.hash.includes("=")) open(kept).then(changed); // else it is a heading of this page
   });
 }
 
+// Show what the address says, or play what tools/record_lab.py saw.
+async function open(kept) {
+  if (!location.hash.includes("=")) return playRecorded(recorded.write);
+  lab.promptIsOurs = !asked().has("prompt");
+  try {
+    if (asked().has("carried")) return await openCarried();
+    let unknown = readAddress();
+    showStill(recorded.write);
+    if (unknown) await kept; // it may be one of the reader's own
+    if (unknown) unknown = readAddress();
+    if (unknown) throw notHere(unknown);
+    say("status", `The address has settings of its own. ${TOUCH} Until then the texts are recorded ones.`);
+  } catch (error) {
+    showStill(recorded.write);
+    say("status", error.message, true);
+  }
+}
+
+async function openCarried() {
+  const written = await receive();
+  readAddress();
+  if (written) playRecorded(written);
+  const { title, r } = lab.carried.about;
+  say(
+    "status",
+    `This link carries an adapter of rank ${r}: “${title}”. It is in the address itself. ${TOUCH}`,
+  );
+}
+
+start();
 Lab.page = lab; // for the tests, and for readers who open the console
 // What is on the page now, for tools/record_lab.py.
 Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), samples: lab.samples } });

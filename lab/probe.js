@@ -1,7 +1,12 @@
-// Jobs for tests/test_lab.py and tools/measure_lab.py, which append them to the worker. The page has none of them.
+// The worker with more jobs, for the tests and tools/measure_lab.py. The page has none of them.
+import { layerShapes } from "./layers.js";
+import { likeliest } from "./sampling.js";
+import { rateFactor } from "./trainer.js";
+import { jobs, model, show, tokenizer } from "./worker.js";
+
 // {name: {A: [], B: []}} into an adapter, and its gradients out of one.
 function adapterOf({ r, alpha, layers }) {
-  const shapes = layerShapes();
+  const shapes = layerShapes(model.config);
   const filled = Object.entries(layers).map(([name, { A, B }]) => [
     name,
     { ...shapes[name], A: Float32Array.from(A), B: Float32Array.from(B) },
@@ -20,49 +25,57 @@ function gradientsOf(loaded) {
   );
 }
 
-function learner(adapter) {
-  const loaded = new LoadedAdapter(model.memory, adapterOf(adapter), true);
-  for (const what of ["g", "m", "v"]) model.kernels.zero(loaded[what], loaded.size);
-  model.use(loaded.bypasses());
+async function learner(adapter) {
+  const loaded = await model.place(adapterOf(adapter), true);
+  model.use(loaded);
   return loaded;
 }
 
 Object.assign(jobs, {
   // The logits after the last of `ids`, read in two pieces, so that the caches are used.
-  logits({ view, ids, first }) {
-    show(view);
-    model.read = 0;
-    if (first) model.next(ids.slice(0, first));
-    return Array.from(model.next(ids.slice(first)));
+  async logits({ view, ids, first }) {
+    await show(view);
+    model.restart();
+    if (first) await model.next(ids.slice(0, first));
+    return Array.from(await model.next(ids.slice(first)));
   },
-  gradients({ adapter, rows, targets }) {
-    const loaded = learner(adapter);
-    const loss = model.loss(rows, targets, true);
+  async gradients({ adapter, rows, targets }) {
+    const loaded = await learner(adapter);
+    const loss = model.lossAndGradients(rows, targets, true);
     const gradients = gradientsOf(loaded);
     loaded.free();
     return { loss, gradients };
   },
   // The losses of these steps.
-  steps({ adapter, batches, rate }) {
-    const loaded = learner(adapter);
+  async steps({ adapter, batches, rate }) {
+    const loaded = await learner(adapter);
     const losses = [];
-    for (const [rows, targets] of batches) {
-      losses.push(model.loss(rows, targets, true));
-      update(model, loaded, losses.length, rate * rateFactor(losses.length - 1, batches.length));
+    for (const [i, [rows, targets]] of batches.entries()) {
+      const settings = { step: i + 1, rate: rate * rateFactor(i, batches.length), most: Infinity };
+      losses.push(await model.step(loaded, rows, targets, settings));
     }
     loaded.free();
     return losses;
   },
   // What the base writes, always the likeliest token.
-  greedy({ prompt, count }) {
-    model.use({});
-    model.read = 0;
-    let logits = model.next(tokenizer.encode(prompt));
-    return Array.from({ length: count }, () => {
+  async greedy({ prompt, count }) {
+    model.use(null);
+    model.restart();
+    const written = [];
+    let logits = await model.next(tokenizer.encode(prompt));
+    while (written.length < count) {
       const [id] = likeliest(logits, 1);
-      logits = model.next([id]);
-      return id;
-    });
+      written.push(id);
+      logits = await model.next([id]);
+    }
+    return written;
   },
-  memory: () => model.memory.wasm.buffer.byteLength / 1e6,
+  memory: () => model.megabytes,
+  // This browser starts no more workers.
+  noWorkers() {
+    self.Worker = undefined;
+  },
+  encode: ({ text }) => tokenizer.encode(text),
+  // As when a driver crashes.
+  loseGPU: () => model.gpu.device.destroy(),
 });

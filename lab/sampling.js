@@ -2,7 +2,7 @@
 const AMONG = 50; // a sample is one of the 50 likeliest tokens
 
 // Random numbers from 0 to 1 that a seed decides: the same seed, the same text. (The algorithm is "mulberry32".)
-function seeded(seed) {
+export function seeded(seed) {
   let state = seed >>> 0;
   return () => {
     state = (state + 0x6d2b79f5) | 0;
@@ -13,7 +13,7 @@ function seeded(seed) {
 }
 
 // The ids of the `count` largest logits, largest first.
-function likeliest(logits, count) {
+export function likeliest(logits, count) {
   const top = [];
   for (let id = 0; id < logits.length; id++) {
     if (top.length === count && logits[id] <= logits[top.at(-1)]) continue;
@@ -26,7 +26,7 @@ function likeliest(logits, count) {
 }
 
 // softmax: the probability of every token.
-function probabilities(logits) {
+export function probabilities(logits) {
   const top = logits.reduce((a, b) => Math.max(a, b));
   const weights = Float64Array.from(logits, logit => Math.exp(logit - top));
   const total = weights.reduce((a, b) => a + b);
@@ -34,7 +34,7 @@ function probabilities(logits) {
 }
 
 // Temperature 0 takes the likeliest token. Above 0, chance decides among the likeliest: the higher, the freer.
-function pick(logits, temperature, random) {
+export function pick(logits, temperature, random) {
   const ids = likeliest(logits, temperature > 0 ? AMONG : 1);
   const weights = ids.map(id => Math.exp((logits[id] - logits[ids[0]]) / (temperature || 1)));
   let left = random() * weights.reduce((a, b) => a + b);

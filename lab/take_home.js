@@ -1,4 +1,10 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
+import { adapterFilesIn, save, zip } from "./files.js";
+import { keepWhole, offerKeeping } from "./kept.js";
+import { ready } from "./loading.js";
+import { $, lab, MINI, say } from "./shared.js";
+import { chooseAdapter, offerAdapter, view } from "./write.js";
+
 const ONE_FILE = {
   "download-weights": "adapter_model.safetensors",
   "download-config": "adapter_config.json",
@@ -12,8 +18,8 @@ function anythingLeft() {
   return rank > 0 && strength > 0 && kinds.some(kind => !off.includes(kind));
 }
 
-function takingChanged() {
-  const { adapter, rank, strength } = view();
+export function takingChanged() {
+  const { rank, strength } = view();
   const some = anythingLeft();
   for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
   const name = $("adapter").selectedOptions[0].textContent;
@@ -23,18 +29,24 @@ function takingChanged() {
       ? `${name}, ${as}.`
       : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
   }
+  offerKeeping();
   $("python").textContent = libraryLines(folderName());
   $("peft").textContent = peftLines(folderName());
 }
 
+// Where Python finds the model: a brought one lies in a folder, or on the Hub.
+const onHub = () => lab.model.includes("/");
+const folder = () => (onHub() ? lab.model : "FOLDER_OF_YOUR_MODEL");
+
 function libraryLines(name) {
+  const model = lab.model === MINI ? MINI : folder().replace("openai-community/", "");
   return `from zipfile import ZipFile
 
 import torch
 from lora_lib import PeftModel, load_pretrained
 
 ZipFile("${name}.zip").extractall("${name}")
-base, tokenizer = load_pretrained("gpt2-mini")
+base, tokenizer = load_pretrained("${model}")
 model = PeftModel.from_pretrained(base, "${name}")
 
 ids = torch.tensor([tokenizer.encode(${JSON.stringify($("prompt").value)})])
@@ -44,11 +56,12 @@ print(tokenizer.decode(out[0].tolist()))
 }
 
 function peftLines(name) {
-  return `from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies
-from peft import PeftModel
+  const mini = lab.model === MINI;
+  const first = mini ? "from lora_lib.gpt2 import MINI_FOLDER  # where gpt2-mini lies\n" : "";
+  return `${first}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
+base = AutoModelForCausalLM.from_pretrained(${mini ? "MINI_FOLDER" : `"${folder()}"`}).float()
 model = PeftModel.from_pretrained(base, "${name}")
 `;
 }
@@ -64,28 +77,19 @@ async function download(hand) {
 
 // The chosen files: two, or a zip of them.
 async function bring(chosen) {
-  const files = {};
-  for (const file of chosen) {
-    const buffer = await file.arrayBuffer();
-    if (/\.zip$/i.test(file.name)) Object.assign(files, await unzip(buffer));
-    else files[standardName(file.name)] = buffer;
-  }
+  const files = await adapterFilesIn(chosen);
   const title = chosen[0].name.replace(/\.\w+$/, "");
-  const name = `brought-${lab.adapters.size}`;
+  await ready();
+  const name = `brought-${Date.now().toString(36)}`;
   const adapter = await lab.engine.ask("keep", { name, files });
   const { r, alpha, kinds } = adapter;
   offerAdapter(adapter, `brought: ${title} (r ${r})`);
   chooseAdapter(name);
+  await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] });
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
 }
 
-// Browsers number a second download: "adapter_config (1).json".
-function standardName(name) {
-  if (/\.json$/i.test(name)) return "adapter_config.json";
-  return /\.safetensors$/i.test(name) ? "adapter_model.safetensors" : name;
-}
-
-function prepareTaking() {
+export function prepareTaking() {
   takingChanged();
   $("download").addEventListener("click", () => download(files => save(`${folderName()}.zip`, zip(files))));
   for (const [id, name] of Object.entries(ONE_FILE)) {

@@ -1,50 +1,110 @@
 // Text to token ids and back: GPT-2's byte-pair encoding, as `lora_lib.tokenizer` has it through tiktoken.
+
 // How GPT-2 cuts text into pieces before any merge: contractions, words, numbers, punctuation, spaces.
 // \p{White_Space} is what Python calls \s; JavaScript's \s is another set of letters.
 const PIECES =
   /'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+const LONGEST_KEPT = 40; // letters of a piece whose tokens are kept for the next time
+const MOST_KEPT = 100_000; // pieces
 
-class Tokenizer {
-  // `lines`: the text of a .tiktoken file, a token a line: its bytes in base64, a space, its rank.
-  constructor(lines) {
+export class Tokenizer {
+  // `tokens`: {bytes: id}, bytes written as letters of code 0 to 255. `rankOf(left, right)`: how early the merge of
+  // two tokens was learned, undefined if it was not. See tokenizer_files.js.
+  constructor({ tokens, rankOf, endOfText }) {
+    Object.assign(this, { tokens, rankOf, endOfText });
     this.bytes = []; // of each token
-    this.ranks = new Map(); // from a token's bytes, written as letters of code 0 to 255
-    for (const line of lines.trim().split("\n")) {
-      const letters = atob(line.split(" ")[0]);
-      this.ranks.set(letters, this.bytes.length);
-      this.bytes.push(Uint8Array.from(letters, letter => letter.charCodeAt(0)));
+    for (const [letters, id] of tokens) {
+      this.bytes[id] = Uint8Array.from(letters, letter => letter.charCodeAt(0));
     }
-    this.endOfText = this.bytes.length;
-    this.known = new Map(); // pieces that were encoded before
+    this.kept = new Map(); // the tokens of pieces that were encoded before
   }
 
   encode(text) {
     const ids = [];
     for (const piece of text.match(PIECES) ?? []) {
-      if (!this.known.has(piece)) this.known.set(piece, this.merge(piece));
-      for (const id of this.known.get(piece)) ids.push(id);
+      for (const id of this.kept.get(piece) ?? this.merge(piece)) ids.push(id);
     }
     return ids;
   }
 
-  // One piece: its bytes, and again and again the two neighbours whose merge was learned first become one.
+  // One piece: its bytes, and again and again the two neighbours whose merge was learned first become one, of equal
+  // ones the left. A queue knows which are next, so that a piece of n bytes takes n·log n steps.
   merge(piece) {
     const parts = Array.from(new TextEncoder().encode(piece), byte => String.fromCharCode(byte));
-    for (;;) {
-      let lowest = Infinity;
-      let at = -1;
-      for (let i = 0; i + 1 < parts.length; i++) {
-        const rank = this.ranks.get(parts[i] + parts[i + 1]) ?? Infinity;
-        if (rank < lowest) [lowest, at] = [rank, i];
-      }
-      if (at < 0) return parts.map(part => this.ranks.get(part));
-      parts.splice(at, 2, parts[at] + parts[at + 1]);
+    const after = parts.map((_, i) => i + 1); // the part that follows, where the parts between were merged away
+    const before = parts.map((_, i) => i - 1);
+    const queue = new Queue();
+    const offer = i => {
+      const rank = after[i] < parts.length ? this.rankOf(parts[i], parts[after[i]]) : undefined;
+      if (rank !== undefined) queue.add({ rank, at: i, left: parts[i], right: parts[after[i]] });
+    };
+    for (let i = 0; i < parts.length; i++) offer(i);
+    for (let next = queue.take(); next; next = queue.take()) {
+      const { at, left, right } = next;
+      if (parts[at] !== left || parts[after[at]] !== right) continue; // one of the two was merged meanwhile
+      const gone = after[at];
+      parts[at] = left + right;
+      parts[gone] = null;
+      after[at] = after[gone];
+      if (after[at] < parts.length) before[after[at]] = at;
+      if (before[at] >= 0) offer(before[at]);
+      offer(at);
     }
+    const ids = parts.filter(part => part !== null).map(part => this.tokens.get(part));
+    this.keep(piece, ids);
+    return ids;
+  }
+
+  keep(piece, ids) {
+    if (piece.length > LONGEST_KEPT) return;
+    if (this.kept.size >= MOST_KEPT) this.kept.clear();
+    this.kept.set(piece, ids);
   }
 
   // A letter outside ASCII may be several tokens: decode all of a text's tokens together.
   decode(ids) {
-    const bytes = ids.flatMap(id => (id === this.endOfText ? [] : [...this.bytes[id]]));
+    const bytes = ids.flatMap(id => (id === this.endOfText ? [] : [...(this.bytes[id] ?? [])]));
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
+  }
+}
+
+// A heap: `take` gives the entry of the lowest rank, of equal ranks the leftmost.
+class Queue {
+  constructor() {
+    this.heap = [];
+  }
+
+  before(i, j) {
+    const [a, b] = [this.heap[i], this.heap[j]];
+    return a.rank < b.rank || (a.rank === b.rank && a.at < b.at);
+  }
+
+  swap(i, j) {
+    [this.heap[i], this.heap[j]] = [this.heap[j], this.heap[i]];
+  }
+
+  add(entry) {
+    let i = this.heap.push(entry) - 1;
+    for (let parent = (i - 1) >> 1; i > 0 && this.before(i, parent); parent = (i - 1) >> 1) {
+      this.swap(i, parent);
+      i = parent;
+    }
+  }
+
+  take() {
+    const { heap } = this;
+    const first = heap[0];
+    const last = heap.pop();
+    if (heap.length === 0) return first;
+    heap[0] = last;
+    for (let i = 0; ; ) {
+      let least = i;
+      for (const child of [2 * i + 1, 2 * i + 2]) {
+        if (child < heap.length && this.before(child, least)) least = child;
+      }
+      if (least === i) return first;
+      this.swap(i, least);
+      i = least;
+    }
   }
 }

@@ -1,22 +1,59 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
-// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
-let model;
-let tokenizer;
+// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
+// the GPU is lost, the page gets {device}, without an id.
+import { Ordering } from "./adapter.js";
+import { adapterFiles, readAdapter } from "./adapter_files.js";
+import { modelOn } from "./device.js";
+import { LabError } from "./errors.js";
+import { kindOf } from "./layers.js";
+import { openModel } from "./model_files.js";
+import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { measureSpeed } from "./speed.js";
+import { Diverged, Trainer } from "./trainer.js";
+
+export let model;
+let made; // what the model is made of, on any device: {source, wasm, exact, name}
+export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
+let loadedFrom; // what the model was loaded from
 let run; // the training that goes on, or is paused
+let joined; // in a helper: the adapter that it learns, see crew.js
 const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
 // ---- One thing at a time -----------------------------------------------------------------------------------------
 
+const SLICE = 100; // milliseconds, after which messages come in
+
 let last = Promise.resolve();
 
 // Do `work` when all that was asked for before is done. Training asks again for each step: others come in between.
 function inTurn(work) {
-  const done = last.then(work);
+  const done = last.then(() => despiteLoss(work));
   last = done.catch(() => {});
   return done;
+}
+
+// Do `work`. If the GPU is lost on the way, go on without it, and do the work again from its beginning.
+async function despiteLoss(work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (!model?.lost) throw error;
+    await useModel(await modelOn("wasm", made));
+    model.device.why = error.message;
+    postMessage({ device: model.device });
+    return work();
+  }
+}
+
+// Use another model of the same weights from here on.
+async function useModel(other) {
+  model.free();
+  model = other;
+  shown = null;
+  await run?.trainer?.moveTo(model);
 }
 
 // Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
@@ -33,19 +70,35 @@ function breathe() {
 
 // ---- Adapters ----------------------------------------------------------------------------------------------------
 
-// Make the model use the named adapter as the sliders have it, `view`: {adapter, rank, strength, off}. No name: none.
-function show(view) {
+// Make the model use the named adapter as the sliders are set, `view`: {adapter, rank, strength, off}. No name: none.
+export async function show(view, news = () => {}) {
   const adapter = adapters.get(view?.adapter);
   if (shown && shown.adapter !== adapter) {
     shown.whole.free();
     shown.inOrder?.free();
     shown = null;
   }
-  if (!adapter) return model.use({});
-  shown ??= { adapter, whole: new LoadedAdapter(model.memory, adapter) };
+  if (!adapter) return model.use(null);
+  shown ??= { adapter, whole: await model.place(adapter) };
   const cut = view.rank < adapter.r;
-  if (cut) shown.inOrder ??= new LoadedAdapter(model.memory, ordered(adapter));
-  return model.use((cut ? shown.inOrder : shown.whole).bypasses(view));
+  if (cut) shown.inOrder ??= await model.place(await ordered(adapter, news));
+  return model.use(cut ? shown.inOrder : shown.whole, view);
+}
+
+const orderings = new WeakMap(); // of adapters whose rank was turned down
+
+// The adapter with its directions in the order of their size. `news` is told how far it is, and messages come in.
+async function ordered(adapter, news) {
+  const ordering = orderings.get(adapter) ?? new Ordering(adapter);
+  orderings.set(adapter, ordering);
+  for (let shownAt = performance.now(); !ordering.done; ) {
+    ordering.step();
+    if (performance.now() - shownAt < SLICE) continue;
+    news({ ordering: `${ordering.all - ordering.left.length} of ${ordering.all}` });
+    await breathe();
+    shownAt = performance.now();
+  }
+  return ordering.adapter;
 }
 
 function describe(name) {
@@ -60,18 +113,19 @@ const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longe
 // Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
-  const ids = begin(prompt, model.context - count);
+  const { context } = model.config;
+  const ids = begin(prompt, context - Math.min(count, Math.floor(context / 2)));
   const written = [];
-  show(view);
-  model.read = 0;
-  let logits = model.next(ids);
-  while (written.length < count && wanted()) {
+  await show(view, news);
+  model.restart();
+  let logits = await model.next(ids);
+  while (written.length < count && ids.length + written.length < context && wanted()) {
     const id = pick(logits, temperature, random);
     if (id === tokenizer.endOfText) break;
     written.push(id);
     news({ tokens: pieces(written), ids: written });
     if (written.length % 4 === 0) await breathe();
-    logits = model.next([id]);
+    logits = await model.next([id]);
   }
   return { tokens: pieces(written), ids: written };
 }
@@ -81,7 +135,9 @@ function begin(prompt, most) {
   const ids = tokenizer.encode(prompt);
   if (ids.length > most)
     throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
-  return ids.length ? ids : [tokenizer.endOfText];
+  if (ids.length) return ids;
+  if (tokenizer.endOfText === null) throw new LabError("The prompt is empty: type a word.");
+  return [tokenizer.endOfText];
 }
 
 // The text of each token. Where a letter is made of several tokens, the last of them shows it.
@@ -103,17 +159,15 @@ function wordOf(id) {
 
 const EVERY = 10; // steps, between two measurements
 
+// Ends after `settings.steps`, or when the held-out loss has not fallen for `settings.patience` steps.
 async function train(settings, news) {
+  const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
-  const measure = async () => {
-    news({ at: run.trainer.step, ...(await inTurn(() => run.trainer.measure())) });
-    news({ at: run.trainer.step, sample: (await inTurn(() => sample(settings))).tokens.join("") });
-  };
-  await measure();
-  while (run.trainer.step < settings.steps && !run.stopped) {
+  if (!run.stopped) await measure(settings, news);
+  while (await mayGoOn(news)) {
     const before = performance.now();
-    const loss = await inTurn(() => run.trainer.advance());
-    const { step, window } = run.trainer;
+    const loss = await inTurn(() => trainer.advance());
+    const { step, window } = trainer;
     seen.ms += performance.now() - before;
     seen.tokens += settings.batch * window;
     news({
@@ -123,14 +177,38 @@ async function train(settings, news) {
       left: ((settings.steps - step) * seen.ms) / step,
     });
     await breathe();
-    if (step % EVERY === 0 || step === settings.steps) await measure();
-    if (run.paused) {
-      adapters.set(run.name, run.trainer.loaded.read());
-      news({ pausedAt: step });
-    }
-    while (run.paused && !run.stopped) await called(run);
+    if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
   }
-  return run.trainer.step;
+  return trainer.step;
+}
+
+// Whether another step is wanted: waits while the page has said pause.
+async function mayGoOn(news) {
+  const { trainer } = run;
+  if (run.paused && !run.stopped) {
+    adapters.set(run.name, await inTurn(() => trainer.loaded.read()));
+    news({ pausedAt: trainer.step });
+  }
+  while (run.paused && !run.stopped) await called(run);
+  return !run.stopped && trainer.step < trainer.settings.steps && !ranOut();
+}
+
+// The losses beside the training, and what the adapter writes. The one with the lowest held-out loss is put aside.
+async function measure(settings, news) {
+  const at = run.trainer.step;
+  const losses = await inTurn(() => run.trainer.measure());
+  const lowest = !(losses.heldOut >= run.best?.heldOut);
+  if (lowest) run.best = { step: at, heldOut: losses.heldOut };
+  news({ at, best: run.best.step, ...losses });
+  const { tokens } = await inTurn(() => sample(settings));
+  if (lowest) run.best.adapter = adapters.get(run.name);
+  if (!run.stopped) news({ at, sample: tokens.join("") });
+}
+
+// Whether the held-out loss has not fallen for as many steps as the settings allow.
+function ranOut() {
+  const { step, settings } = run.trainer;
+  return step - (run.best?.step ?? 0) >= settings.patience;
 }
 
 // Until the page says go on, or stop.
@@ -140,55 +218,139 @@ function called(sleeper) {
   });
 }
 
-// What the adapter in training writes by now; it can be chosen like any other from here on.
-function sample({ prompt }) {
-  adapters.set(run.name, run.trainer.loaded.read());
+// What the adapter in training writes by now; it can be chosen like any other from here on. Stop and pause cut it short.
+async function sample({ prompt }) {
+  adapters.set(run.name, await run.trainer.loaded.read());
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
-  return write(view, { prompt, count: 40, temperature: 0.8, seed: 1 }, () => {});
+  const settings = { prompt, count: 40, temperature: 0.8, seed: 1 };
+  return write(
+    view,
+    settings,
+    () => {},
+    () => !run.stopped && !run.paused,
+  );
+}
+
+// A whole run, and its adapters: under the run's name that of the step with the lowest held-out loss, `best`; if that
+// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone.
+async function trained(settings, news) {
+  const { name, trainer } = run;
+  let diverged = null;
+  try {
+    await train(settings, news);
+  } catch (error) {
+    if (!(error instanceof Diverged)) throw error;
+    diverged = error.message;
+  }
+  const final = await inTurn(() => trainer.loaded.read());
+  const { step, adapter } = run.best ?? {};
+  const lowest = adapter && step > 0 && step < trainer.step && !diverged;
+  const last = lowest ? `${name}-last` : null;
+  adapters.set(name, lowest ? adapter : final);
+  if (lowest) adapters.set(last, final);
+  const best = lowest ? step : trainer.step;
+  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut() };
+}
+
+// The probability of each token after these.
+async function nextAfter(ids, view, news) {
+  await show(view, news);
+  model.restart();
+  return probabilities(await model.next(ids));
+}
+
+// The model is moved for the measurement only.
+async function speedOn(device) {
+  if (device === model.device.kind) return measureSpeed(model);
+  const other = await modelOn(device, made);
+  try {
+    return await measureSpeed(other);
+  } finally {
+    other.free();
+  }
 }
 
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
-const jobs = {
-  // The model's files and this browser's kernels.
-  load({ wasm, weights, tokens, prose: text }) {
-    tokenizer = new Tokenizer(tokens);
-    model = new GPT2(wasm, readSafetensors(weights, true).tensors);
-    prose = text;
-    return { megabytes: model.memory.wasm.buffer.byteLength / 1e6 };
+export const jobs = {
+  // Load a model, `what`: {files, name, wasm, exact, device, prose, source}: its `files`, see `openModel`, this browser's
+  // kernels, the prose that training must not forget, and this script, for helpers. The model before stays if that fails;
+  // if it works, its adapters are gone.
+  load(what, news) {
+    if (run) throw new LabError("A training is going on: stop it first.");
+    return inTurn(async () => {
+      const source = await openModel(what.files);
+      const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
+      const loaded = await modelOn(what.device, parts, share => news({ share }));
+      model?.free();
+      [model, made, tokenizer, prose, loadedFrom, shown] = [
+        loaded,
+        parts,
+        source.tokenizer,
+        what.prose,
+        what,
+        null,
+      ];
+      adapters.clear();
+      const { config, name, megabytes, device, stored, rounded } = model;
+      return { config, name, megabytes, device, stored, rounded };
+    });
+  },
+
+  // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.
+  device({ device }) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      if (device !== model.device.kind) await useModel(await modelOn(device, made));
+      return model.device;
+    });
+  },
+
+  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
+  speed(_, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const found = { why: "" };
+      for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
+        news({ doing: `measuring ${name}` });
+        try {
+          found[device] = await speedOn(device);
+        } catch (error) {
+          if (device === "wasm") throw error;
+          Object.assign(found, { [device]: null, why: error.message });
+        }
+      }
+      return found;
+    });
   },
 
   // Keep an adapter under a name: {file name: ArrayBuffer}.
-  keep({ name, files }) {
-    const sample = layers => model.baseSample(layers);
-    adapters.set(name, readAdapter(files, sample));
+  async keep({ name, files }) {
+    adapters.set(name, await readAdapter(files, model));
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
-  async write({ view, base, ...settings }, news) {
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out;
+  // `left`, a view, has another adapter write it.
+  async write({ view, base, left = null, ...settings }, news) {
     const texts = {};
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
       const wanted = () => mine === asked[which];
-      const tell = text => news({ [which]: text });
+      const tell = what => news(what.ordering ? what : { [which]: what });
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
-    await Promise.all([base && one("base", null), one("adapted", view)]);
+    await Promise.all([base && one("base", left), one("adapted", view)]);
     return texts;
   },
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
-  // the adapter. `also`: more tokens that are wanted.
-  bars({ view, prompt, ids: written, count, also }) {
-    return inTurn(() => {
-      const context = [...begin(prompt, model.context), ...written];
-      const [base, adapted] = [null, view].map(which => {
-        show(which);
-        model.read = 0;
-        return probabilities(model.next(context));
-      });
+  // the adapter, or with those of `left` and `view`. `also`: more tokens that are wanted.
+  bars({ view, left = null, prompt, ids: written, count, also }, news) {
+    return inTurn(async () => {
+      const context = [...begin(prompt, model.config.context), ...written];
+      const [base, adapted] = [await nextAfter(context, left, news), await nextAfter(context, view, news)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -202,23 +364,17 @@ const jobs = {
     return tokenizer.encode(text).length;
   },
 
-  // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
+  // Train on a text; `news` has each step, and each measurement. For the answer see `trained`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
-    run = { name, trainer: await inTurn(() => new Trainer(model, tokenizer, settings, prose)) };
-    const { trainer } = run;
-    let burst = null;
+    run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      await train(settings, news);
-    } catch (error) {
-      if (!(error instanceof Burst)) throw error;
-      burst = error.message;
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));
+      return await trained(settings, news);
     } finally {
-      adapters.set(name, trainer.loaded.read());
-      trainer.free();
+      run.trainer?.free();
       run = null;
     }
-    return { ...describe(name), steps: trainer.step, burst };
   },
   pause() {
     if (run) run.paused = true;
@@ -232,17 +388,29 @@ const jobs = {
     run?.wake?.();
   },
 
-  // The two files of an adapter as the sliders have it, {file name: bytes}.
-  files({ view }) {
-    return adapterFiles(chosen(view), view, names => model.baseSample(names));
+  // The two files of an adapter as the sliders are set, {file name: bytes}.
+  async files({ view }, news) {
+    const adapter = adapters.get(view.adapter);
+    const cut = view.rank < adapter.r;
+    return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // A helper's jobs, see crew.js: get ready to learn `adapter`; compute the gradients of some rows with these weights.
+  async join({ adapter }) {
+    joined = await model.place(adapter, true);
+    model.use(joined);
+  },
+  share({ rows, targets, wanted, weights }) {
+    joined.setWeights(weights);
+    const loss = model.lossAndGradients(rows, targets, true, wanted);
+    return { loss, gradients: joined.takeGradients() };
+  },
+
+  // Drop an adapter.
+  forget({ name }) {
+    adapters.delete(name);
   },
 };
-
-// The adapter that a view shows: its own directions where all are used, else those in order of size.
-function chosen({ adapter: name, rank }) {
-  const adapter = adapters.get(name);
-  return rank < adapter.r ? ordered(adapter) : adapter;
-}
 
 self.onmessage = async ({ data: { id, job, ...what } }) => {
   try {
@@ -251,3 +419,4 @@ self.onmessage = async ({ data: { id, job, ...what } }) => {
     postMessage({ id, error: error.message });
   }
 };
+postMessage({ ready: true });

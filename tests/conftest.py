@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import build_lab
 import print_book
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -29,6 +30,14 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=print_book.FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab's page without the book around it."""
+    folder = tmp_path_factory.mktemp("lab")
+    build_lab.write_site(folder)
+    return folder / "lab.html"
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import shutil
+from collections import Counter
 
 import amounts
 import capacity
@@ -13,6 +14,8 @@ import directions
 import geometry
 import layers
 import map as forgetting_map
+import one_sitting
+import order_fields
 import parts
 import plateau
 import pytest
@@ -404,6 +407,10 @@ def test_an_order_is_scored_value_by_value():
     in_name = start + answer.index("Ada")
     assert real_model.scores(model_that_misses(in_name), [example], Letters())[1:] == (0, 0.8)
     assert real_model.scores(model_that_misses(start + 3), [example], Letters())[1:] == (0, 1)  # a key, not a value
+    right, found = (order_fields.by_field(model_that_misses(at), [example], Letters()) for at in (None, in_name))
+    assert found["right_name"] == 0 and found["right_code"] == found["right_urgent"] == right["right_name"] == 1
+    assert found["loss_name"] > right["loss_name"] and found["loss_code"] < right["loss_code"]
+    assert sum(share for name, share in found.items() if name.startswith("loss_")) == pytest.approx(1, abs=1e-3)
 
 
 def test_orders_repeat_and_test_names_are_new():
@@ -438,6 +445,21 @@ def test_rates_and_tuning():
 
     assert common.tune(loss_at, start=0) == 0.03
     assert sorted(tried) == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # each once, and both neighbours of the best
+
+
+def test_one_sitting_runs_every_way_once(monkeypatch, folder, tmp_path):
+    data = restaurant_data(0, slots=one_sitting.SLOTS, train=6, validation=2, test=2)
+    monkeypatch.setattr(one_sitting, "restaurant_data", lambda seed, slots: data)
+    options = ["--model", str(folder), "--steps", "1", "--out", str(tmp_path / "one.csv")]
+    one_sitting.main(options)
+    rows = read(tmp_path / "one.csv")
+    assert Counter(row["parts"] for row in rows) == {"none": 1, "linear": 8, "linear + wte": 1, "all": 3}
+    trained = {(row["parts"], row["rank"]): int(row["trainable"]) for row in rows}
+    assert trained["none", "0"] == 0 and trained["linear + wte", "8"] == trained["linear", "8"] + 4096 * 64
+    assert trained["linear", "64"] == 64 * trained["linear", "1"]
+    assert trained["all", "0"] == sum(p.numel() for p in load_model(folder).parameters())
+    one_sitting.main(options)
+    assert len(read(tmp_path / "one.csv")) == len(rows), "a run that has its row is not made again"
 
 
 @pytest.fixture

@@ -45,11 +45,67 @@ def test_the_interval_is_that_of_a_paired_t_test(name):
     found = comparison.difference()
     rounding = 2e-4 * (high - low)  # the table of t has three decimals
     assert (found.low, found.high) == pytest.approx((low, high), abs=rounding) and found.runs == len(seeds)
-    margin = MARGIN[comparison.measure]
+    margin = MARGIN.get(comparison.measure, 0.02 * stats.tmean(b))
     expected = "not settled" if max(abs(low), abs(high)) > margin else "level"
     if tested.pvalue < 0.05:
         expected = "more" if tested.statistic > 0 else "less"
     assert comparison.verdict() == expected
+
+
+def test_the_gap_grows_with_the_data():
+    gaps = []
+    for examples in (1000, 4000):
+        comparison = COMPARISONS[f"rank 8 against full, {examples} examples"]
+        ours, theirs = (best_runs(comparison, side) for side in (comparison.ours, comparison.theirs))
+        gaps.append([float(ours[s]["validation_loss"]) - float(theirs[s]["validation_loss"]) for s in range(3)])
+    low, high = stats.ttest_rel(gaps[1], gaps[0]).confidence_interval(0.95)
+    found = verdicts.growth("rank 8 against full, {} examples", "1000", "4000")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.verdict() == "more"
+
+
+def test_intruders_are_set_beside_chance():
+    rows = [row for row in kept("directions") if row["method"] == "lora" and row["learning_rate"] == "0.003"]
+    found = verdicts.intruders_above_chance()
+    for rank in (8, 64):
+        runs = [row for row in rows if row["rank"] == str(rank) and row["alpha"] == "32"]
+        for name, measure in (("", "intruders"), (", one size", "intruders_equal_size")):
+            changes = [float(row[measure]) - float(row[f"random_{measure}"]) for row in runs]
+            assert found[f"r = {rank}{name}"].mean == pytest.approx(stats.tmean(changes))
+    assert found["r = 64"].verdict(9) == "not settled"  # three times the same: a floor
+    assert found["r = 8, one size"].verdict() == found["full at 0.003"].verdict() == "more"
+
+
+def map_runs(arm, rate, scale="1.0"):
+    found = {"arm": arm, "learning_rate": rate, "scale": scale, "split": "test", "parts": "linear"}
+    rows = [row for row in kept("map") if all(row[key] == value for key, value in found.items())]
+    return {row["seed"]: row for row in rows}
+
+
+def test_the_map_compares_equal_layers():
+    found = verdicts.on_the_map()
+    full, root = map_runs("full", "0.001"), map_runs("r = 64, α/√r", "0.0032")
+    seeds = sorted(full.keys() & root.keys())
+    changes = [float(root[s]["prose_loss"]) - float(full[s]["prose_loss"]) for s in seeds]
+    difference, of = found["r = 64, α/√r, prose_loss"]
+    assert difference.mean == pytest.approx(stats.tmean(changes)) and difference.runs == len(seeds)
+    assert of == pytest.approx(stats.tmean([float(full[s]["prose_loss"]) for s in seeds]))
+    scaled = map_runs("full", "0.001", "0.85")
+    changes = [float(scaled[s]["loss"]) - float(full[s]["loss"]) for s in sorted(scaled)]
+    assert found["full × 0.85, loss"].difference.mean == pytest.approx(stats.tmean(changes))
+    gentler = map_runs("full", "0.00056")
+    loss, prose = ([float(run[x]) for run in (full["100"], gentler["100"])] for x in ("loss", "prose_loss"))
+    level = np.interp(float(root["100"]["loss"]), loss, prose)
+    assert min(loss) < float(root["100"]["loss"]) < max(loss)
+    levels = verdicts.on_the_map()["r = 64, α/√r, prose_loss at equal loss"]
+    assert levels.difference.runs == len(seeds) and levels.of == pytest.approx(level, rel=0.05)
+
+
+def test_the_family_holds_every_difference():
+    family = verdicts.family()
+    assert family.keys() > COMPARISONS.keys()
+    equal = {name.partition("loss, ")[2] for name in family if name.startswith("forgetting at equal loss")}
+    assert equal == verdicts.equal_losses().keys()
+    assert family["forgetting at equal loss, all references, α/√r"].verdict() == "less"
 
 
 def test_few_seeds_are_compared_and_settle_nothing():

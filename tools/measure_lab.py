@@ -28,9 +28,9 @@ OUT = build_lab.ROOT / "benchmarks" / "results" / "lab.csv"
 ROWS, WINDOW, RANK, ALPHA = 4, 64, 8, 16  # what the page begins with: a step of 4 × 64 tokens, all linear layers
 STEPS = 6  # of each side in a round
 TOKENS = 120  # written in a round
-WITH_PROBE = """async ([probe, relaxed]) => {
+WITH_PROBE = """async ([source, relaxed]) => {
   const { worker } = Lab;
-  Lab.worker = parts => worker({ ...parts, source: parts.source + probe });
+  Lab.worker = parts => worker({ ...parts, source });
   window.engine = await Lab.Engine.start(undefined, { relaxed });
   if (window.engine.relaxed !== relaxed) throw new Error("this browser takes the other kernels");
 }"""
@@ -43,7 +43,7 @@ class Engine:
         self.relaxed = relaxed
         self.tab: Page = browser.new_page()
         self.tab.goto(site.as_uri())
-        self.tab.evaluate(WITH_PROBE, [(build_lab.LAB / "probe.js").read_text(encoding="utf8"), relaxed])
+        self.tab.evaluate(WITH_PROBE, [build_lab.bundle("probe.js"), relaxed])
 
     def ask(self, job: str, **what: Any) -> Any:
         """A job's answer. JSON both ways: playwright is slow with long lists."""

@@ -2,142 +2,121 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lora_lib.adapters.variants import DoRA, PiSSA
 from lora_lib.lora_linear import LoRA
+from lora_lib.settings import FLAG, TEXT, Rule, check, number, one_of, optional, setting, whole
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+# What becomes of each field of PEFT's LoraConfig: `meaning` (the tensors mean something else with another value) and
+# `read` are fields of LoRAConfig; `ignored` changes no result; `refused` would, and says why. A field that is null,
+# false or empty, or has one of the values in `off`, asks for nothing.
+PEFT_FIELDS: dict[str, Any] = json.loads((Path(__file__).parent / "peft_fields.json").read_text(encoding="utf8"))
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_pattern(value: object, rule: Rule) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and rule.allows(v) for k, v in value.items())
+
+
+def _is_indices(value: object) -> bool:
+    return all(type(number) is int and number >= 0 for number in (value if isinstance(value, list) else [value]))
+
+
+def _is_initialisation(value: object) -> bool:
+    return isinstance(value, bool) or bool(isinstance(value, str) and re.fullmatch(_INITIALISATIONS, value))
+
+
+def _is_variant(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, LoRA)
+
+
+_INITIALISATIONS = r"gaussian|pissa|pissa_niter_[0-9]{1,4}"
+_ALPHA = number("above 0, at most 1e30", lambda value: 0 < value <= 1e30)  # far larger than any use, still a float32
+_RANKS = Rule("a whole number from 1 for each name", lambda value: _is_pattern(value, whole(1)))
+_ALPHAS = Rule("a number above 0 for each name", lambda value: _is_pattern(value, _ALPHA))
+_NAMES = Rule("a list of names, or a regular expression", lambda value: isinstance(value, str) or _is_texts(value))
+_INDICES = Rule("a layer's number, or a list of them", _is_indices)
+_INIT = Rule(
+    "True, False, 'gaussian', 'pissa' or 'pissa_niter_N' (N a whole number)", _is_initialisation, ("gaussian", "pissa")
+)
 
 
 @dataclass
 class LoRAConfig:
     """How an adapter is made. Names and meanings are those of PEFT's `LoraConfig`.
 
-    `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name,
-    or the end of it, or a regular expression for it. `use_dora` makes DoRA layers. `init_lora_weights` is how they
-    start: True (random A, zero B), "gaussian" (a normal A), False (random B too), "pissa", or "pissa_niter_N" with N
-    power iterations. `kind` is a class of your own for the layers' bypasses, in place of the one that these choose.
+    `target_modules` says which layers get LoRA: see `get_peft_model`. `exclude_modules` leaves out some of them.
+    `layers_to_transform` keeps only layers with these numbers in their names (after one of `layers_pattern`, if
+    given). `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name, the
+    end of its name, or a regular expression for either.
 
-    `exclude_modules` leaves out layers that the targets name. `layers_to_transform` keeps those with these numbers in
-    their names (behind one of `layers_pattern`, where given). `modules_to_save` are modules that are trained and
-    saved in full; for the task types of classifiers their head, `classifier` or `score`, is one of them by itself,
-    for QUESTION_ANS it is `qa_outputs`. `task_type` and `base_model_name_or_path` are written into the file as they
-    are; without a task type, a language model of one causal stack is saved as CAUSAL_LM.
+    `init_lora_weights` says how A and B start: True (A random, B zero), "gaussian" (A normal), False (B random too),
+    "pissa", or "pissa_niter_N" with N power iterations. `use_dora` makes DoRA layers. `adapter_cls` is a class of
+    your own for the bypasses, used instead of the one that these two choose.
 
-    Raises ValueError for a value that its field cannot have, and for what of PEFT is not supported.
+    `modules_to_save` are modules that are trained and saved in full. For classifiers (`task_type` SEQ_CLS or
+    TOKEN_CLS) the head, `classifier` or `score`, is always one of them; for QUESTION_ANS it is `qa_outputs`.
+    `task_type` and `base_model_name_or_path` are written into the file. Without a task type, a decoder-only language
+    model is saved as CAUSAL_LM.
+
+    Raises ValueError for a value that a field cannot have, and for values that contradict each other.
     """
 
-    target_modules: list[str] | str
-    r: int = 8
-    lora_alpha: float = 16
-    lora_dropout: float = 0.0
-    use_rslora: bool = False
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
-    base_model_name_or_path: str | None = None
-    task_type: str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    trainable_token_indices: None = None
-    use_dora: bool = False
-    init_lora_weights: bool | str = True
-    kind: type[LoRA] | None = None
+    target_modules: list[str] | str = setting(_NAMES, "all-linear")
+    r: int = setting(whole(1), 8)
+    lora_alpha: float = setting(_ALPHA, 16)
+    lora_dropout: float = setting(number("in [0, 1)", lambda value: 0 <= value < 1), 0.0)
+    use_rslora: bool = setting(FLAG, False)
+    rank_pattern: dict[str, int] = setting(_RANKS, default_factory=dict)
+    alpha_pattern: dict[str, float] = setting(_ALPHAS, default_factory=dict)
+    base_model_name_or_path: str | None = setting(optional(TEXT), None)
+    task_type: str | None = setting(optional(one_of(*TASK_TYPES)), None)
+    exclude_modules: list[str] | str | None = setting(optional(_NAMES), None)
+    layers_to_transform: list[int] | int | None = setting(optional(_INDICES), None)
+    layers_pattern: list[str] | str | None = setting(optional(_NAMES), None)
+    modules_to_save: list[str] | None = setting(optional(Rule("a list of names", _is_texts)), None)
+    use_dora: bool = setting(FLAG, False)
+    init_lora_weights: bool | str = setting(_INIT, True)
+    adapter_cls: type[LoRA] | None = setting(optional(Rule("LoRA or a subclass of it", _is_variant)), None)
 
     def __post_init__(self) -> None:
-        targets, name = self.target_modules, self.base_model_name_or_path
-        layers, copies = self.layers_to_transform, self.modules_to_save
-        ranks, alphas = _values(self.rank_pattern), _values(self.alpha_pattern)
-        wanted = {
-            "target_modules": (_all_text(targets), "a name, a list of names, or a regular expression"),
-            "r": (_is_rank(self.r), "a whole number from 1"),
-            "lora_alpha": (_is_alpha(self.lora_alpha), "a finite number above 0"),
-            "lora_dropout": (_is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1, "a number in [0, 1)"),
-            "use_rslora": (isinstance(self.use_rslora, bool), "true or false"),
-            "rank_pattern": (ranks is not None and all(map(_is_rank, ranks)), "a whole number from 1 for each name"),
-            "alpha_pattern": (alphas is not None and all(map(_is_alpha, alphas)), "a number above 0 for each name"),
-            "base_model_name_or_path": (name is None or isinstance(name, str), "a name or nothing"),
-            "task_type": (self.task_type in (None, *TASK_TYPES), f"one of {', '.join(TASK_TYPES)}, or nothing"),
-            "exclude_modules": (_is_text_or_none(self.exclude_modules), "names, a regular expression, or nothing"),
-            "layers_to_transform": (layers is None or _is_numbers(layers), "a layer's number or a list of them"),
-            "layers_pattern": (_is_text_or_none(self.layers_pattern), "a name, a list of names, or nothing"),
-            "modules_to_save": (
-                copies is None or (isinstance(copies, list) and _all_text(copies)),
-                "names, or nothing",
-            ),
-            "use_dora": (isinstance(self.use_dora, bool), "true or false"),
-            "init_lora_weights": (
-                _is_start(self.init_lora_weights),
-                "True, False, 'gaussian', 'pissa' or 'pissa_niter_N', N a whole number",
-            ),
-            "kind": (self.kind is None or _is_kind(self.kind), "LoRA or a subclass of it"),
-        }
-        for key, (fine, expected) in wanted.items():
-            if not fine:
-                raise ValueError(f"{key} = {getattr(self, key)!r} is not a value it can have: expected {expected}")
-        if self.trainable_token_indices is not None:
-            raise ValueError(
-                "trainable_token_indices is not supported: train the whole embedding, with its name in modules_to_save"
-            )
-        if (layers is not None or self.layers_pattern) and isinstance(targets, str):
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(value := getattr(self, name), (tuple, set)):
+                setattr(self, name, sorted(value, key=str) if isinstance(value, set) else list(value))
+        check(self)
+        if (self.layers_to_transform is not None or self.layers_pattern) and isinstance(self.target_modules, str):
             raise ValueError("layers_to_transform needs target_modules to be a list of names, as in PEFT")
-        if self.layers_pattern and layers is None:
-            raise ValueError("layers_pattern says where layers_to_transform are counted: give these too")
-        if self.use_dora and _is_pissa(self.init_lora_weights):
-            raise ValueError("use_dora and PiSSA's start are two kinds of adapter: choose one of them")
-        if self.use_dora and not self.adapter_class.config_fields.get("use_dora"):
-            raise ValueError(f"use_dora = True, but {self.adapter_class.__name__} is no DoRA: leave kind out")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern says where layers_to_transform are counted: set layers_to_transform too")
+        if self.use_dora and self._is_pissa:
+            raise ValueError("use_dora and PiSSA's initialisation make different kinds of adapter: choose one of them")
+        if self.use_dora and not self.variant.config_fields.get("use_dora"):
+            raise ValueError(f"use_dora = True, but {self.variant.__name__} is not a DoRA: leave adapter_cls out")
 
     @property
-    def adapter_class(self) -> type[LoRA]:
-        """The class of the layers' bypasses."""
-        if self.kind is not None:
-            return self.kind
-        return DoRA if self.use_dora else PiSSA if _is_pissa(self.init_lora_weights) else LoRA
+    def _is_pissa(self) -> bool:
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith("pissa")
+
+    @property
+    def variant(self) -> type[LoRA]:
+        """The class of the bypasses."""
+        if self.adapter_cls is not None:
+            return self.adapter_cls
+        return DoRA if self.use_dora else PiSSA if self._is_pissa else LoRA
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_rank(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_alpha(value: Any) -> bool:
-    return _is_number(value) and 0 < value <= 1e30  # far beyond any use, and still a float32
-
-
-def _is_text_or_none(value: object) -> bool:
-    return value is None or _all_text(value)
-
-
-def _is_numbers(value: object) -> bool:
-    return all(type(number) is int and number >= 0 for number in (value if isinstance(value, list) else [value]))
-
-
-def _is_kind(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, LoRA)
-
-
-def _is_pissa(start: bool | str) -> bool:
-    return isinstance(start, str) and start.startswith("pissa")
-
-
-def _is_start(start: object) -> bool:
-    named = isinstance(start, str) and re.fullmatch(r"gaussian|pissa|pissa_niter_[0-9]{1,4}", start) is not None
-    return isinstance(start, bool) or named
-
-
-def _all_text(targets: object) -> bool:
-    return isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
-
-
-def _values(pattern: object) -> list[object] | None:
-    """The values of a pattern, or None where it is no dict of names."""
-    return list(pattern.values()) if isinstance(pattern, dict) and all(isinstance(k, str) for k in pattern) else None
+def refusal(field: str) -> str:
+    """Why a field of PEFT's is refused, as the end of a sentence; empty for a field that is not in the table."""
+    reason = PEFT_FIELDS["refused"].get(field)
+    return f": {reason}" if reason else ""

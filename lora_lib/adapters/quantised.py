@@ -1,10 +1,10 @@
-"""A frozen base kept in 8 or 4 bits a weight, as in QLoRA: Dettmers et al., 2023, arXiv 2305.14314.
+"""A frozen base with 8 or 4 bits per weight, as in QLoRA: Dettmers et al., 2023, arXiv 2305.14314.
 
-A weight is rounded to one of a few levels between -1 and 1, times the largest size in its block:
+A weight is rounded to one of a few levels between -1 and 1, times the largest absolute value in its block:
 
     W ≈ levels[codes] · scales        codes (n, block), scales (n, 1), n · block = d · k
 
-The adapter on top stays in floating point, and is trained with the rounding in place.
+The adapter on top stays in floating point. It is trained on the rounded base.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.targets import find_targets, replace_module
-from lora_lib.lora_linear import LoRALinear, linear_shape
+from lora_lib.lora_linear import AdaptedLayer, linear_shape
 
 
 def even_levels(bits: int) -> Tensor:
-    """2^bits - 1 values from -1 to 1, equally far apart, 0 among them."""
+    """2^bits - 1 evenly spaced values from -1 to 1, including 0."""
     top = 2 ** (bits - 1) - 1
     return torch.arange(-top, top + 1) / top
 
 
 def normal_levels(bits: int) -> Tensor:
-    """2^bits values from -1 to 1, spaced as a normal distribution fills them: QLoRA's NormalFloat.
+    """2^bits values from -1 to 1, spaced like the quantiles of a normal distribution: QLoRA's NormalFloat.
 
-    They are quantiles. The outermost would be infinite, so both ends stop a little short of it. Zero is a level of
-    its own, so one half has one level more than the other.
+    The outermost quantiles would be infinite, so both ends stop a little before them. Zero is one of the levels, so
+    the positive half has one level more than the negative half.
     """
     half = 2 ** (bits - 1)
     last = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
@@ -38,9 +38,9 @@ def normal_levels(bits: int) -> Tensor:
 
 
 def quantise(W: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """W's codes (n, block), each the number of the nearest level, and the largest size in each block (n, 1).
+    """W's codes (n, block), each the index of the nearest level, and each block's largest absolute value (n, 1).
 
-    Raises ValueError when `block` does not divide the number of weights.
+    Raises ValueError if `block` does not divide the number of weights.
     """
     if block < 1 or W.numel() % block:
         raise ValueError(f"a block of {block} does not divide {W.numel()} weights: choose one that does")
@@ -51,11 +51,11 @@ def quantise(W: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen nn.Linear that keeps a code of 8 or 4 bits for each weight, and makes its weight when it is needed.
+    """A frozen nn.Linear that stores a code of 8 or 4 bits for each weight, and dequantises when it is called.
 
-    `weight` holds the codes, uint8, two in a byte where there are 16 levels or fewer; LoRALinear wraps it as it wraps
-    any linear layer. `linear` is an nn.Linear, or Hugging Face's Conv1D. Raises TypeError for any other layer, and
-    ValueError for more than 256 levels or a block that does not divide the weights (two codes a byte: an even block).
+    `weight` holds the codes, uint8, two in a byte if there are at most 16 levels. LoRALinear wraps it like any linear
+    layer. `linear` is an nn.Linear or Hugging Face's Conv1D. Raises TypeError for any other layer, and ValueError for
+    more than 256 levels, or a block that does not divide the weights (or is odd, with two codes in a byte).
     """
 
     scales: Tensor
@@ -89,7 +89,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x·W, with W made from its codes on the way forward and again on the way back: autograd would keep it."""
+    """x·W, with W dequantised in the forward pass and again in the backward pass, because autograd would keep it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
@@ -102,17 +102,19 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Module:
-    """Keep every linear layer but the head in `bits` bits, in place: 4 in normal levels, 8 in even ones.
+    """Quantise every linear layer except the head, in place: 4 bits with normal levels, 8 bits with even ones.
 
-    Embeddings, layer norms and the head stay as they are. `get_peft_model` then puts adapters on it as on any model.
+    Embeddings, layer norms and the head stay as they are. `get_peft_model` then adds adapters as to any model.
 
-    Raises ValueError for other bits, for a model that has adapters already, and for a block that does not divide a
-    layer's weights; the model is then as it was.
+    Raises ValueError for other bits, for a model that has adapters or is quantised already, and for a block that does
+    not divide a layer's weights; the model is then unchanged.
     """
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, got {bits!r}")
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ValueError("this model has adapters already: quantise the base first, then call get_peft_model")
+    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        raise ValueError("this model is quantised already: call dequantise_model first, or load the weights again")
     levels = normal_levels(4) if bits == 4 else even_levels(8)
     layers = {name: model.get_submodule(name) for name in find_targets(model, "all-linear")}
     made = {name: QuantisedLinear(cast(nn.Linear, layer), levels, block) for name, layer in layers.items()}
@@ -122,7 +124,7 @@ def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Modul
 
 
 def dequantise_model(model: nn.Module) -> nn.Module:
-    """Turn every quantised layer back into an nn.Linear with the rounded weight, in place: what can be merged into."""
+    """Turn every quantised layer back into an nn.Linear with the rounded weight, in place, so it can be merged into."""
     for layer in list(model.modules()):
         if isinstance(layer, QuantisedLinear):
             weight = layer.dequantised()

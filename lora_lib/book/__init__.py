@@ -20,6 +20,7 @@ from lora_lib.book.figures import (
 from lora_lib.book.knobs import WIDGET_VIEW, knob
 from lora_lib.book.live import KINDS, injection, product, switching
 from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
+from lora_lib.book.story import STORY
 
 __all__ = [
     "ACCENT",
@@ -33,6 +34,7 @@ __all__ = [
     "MATRIX_CMAP",
     "NAME",
     "PAPER",
+    "STORY",
     "WIDGET_VIEW",
     "Message",
     "balanced_splits",

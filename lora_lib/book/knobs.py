@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
@@ -31,116 +32,17 @@ LEGIBLE = 9  # pixels: a picture's smallest letters are shown no smaller, a narr
 Choice = str | float  # a label of an axis, or a number between its values
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HINT = "To turn it, run this cell (Shift + Enter), or allow this page to run scripts."
-# What a knob needs on any page; `:where` leaves the last word to the page's own stylesheet. The frames
-# lie on top of one another, so that text below them never moves.
-# The rules for `.jp-OutputArea-child` are for Jupyter: the widget comes as an output of its own after the HTML.
-# While it is connected to a kernel it stands in for the HTML; when its kernel is gone, it is not shown.
-STYLE = """
-:where(.knob-axis) { display: flex; flex-wrap: wrap; align-items: center; gap: .25em 1em; margin: .5em 0 }
-:where(.knob-track) { flex: 1 1 12em; max-width: 32em }
-:where(.knob-track input) { width: 100%; margin: 0 }
-:where(.knob-ticks) { display: flex; justify-content: space-between; padding: 0 .5em; font-size: .75em }
-:where(.knob-ticks span) { display: flex; justify-content: center; width: 0; white-space: nowrap }
-:where(.knob-line) { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25em 1em; margin: .5em 0 }
-:where(.knob-line p) { flex: 1; margin: 0 }
-.knob-line:not(:has(button)):has(> p:empty) { display: none }
-:where(.knob-frames) { display: grid; overflow-x: auto }
-:where(.knob-frames > *) { grid-area: 1 / 1; min-width: 0 }
-:where(.knob-frames pre) { white-space: pre-wrap; overflow-wrap: anywhere }
-.knob-frames > [hidden] { display: block; visibility: hidden }
-.knob-reset:disabled { visibility: hidden }
-.knob-live.jupyter-widgets-disconnected,
-.jp-OutputArea-child:has(#ID) + .jp-OutputArea-child:not(:has(.knob-live)),
-:root:has(.live-ID:not(.jupyter-widgets-disconnected)) #ID { display: none }
-"""
-# Frames wait as data until they are shown. What a viewer without scripts must not show is made here.
-SCRIPT = """
-document.querySelectorAll("#ID:not(.knob-alive)").forEach(knob => {
-  knob.classList.add("knob-alive");
-  const { controls, start, bodies, readouts, any } = JSON.parse(knob.querySelector(".knob-data").textContent);
-  const stack = knob.querySelector(".knob-frames"), line = knob.querySelector(".knob-line");
-  const still = knob.querySelector(".knob-still");
-  still.insertAdjacentHTML("beforebegin", controls);
-  line.insertAdjacentHTML("beforeend", '<button type="button" class="knob-reset">Back to the start</button>');
-  const axes = [...knob.querySelectorAll(".knob-axis")], reset = line.querySelector("button");
-  const labels = axes.map(axis => JSON.parse(axis.dataset.labels));
-  const chosen = axis => axis.querySelector("[type=range], :checked");
-  const choose = (axis, i) => {
-    const range = axis.querySelector("[type=range]");
-    if (range) range.value = i; else axis.querySelectorAll("[type=radio]")[i].checked = true;
-  };
-  const index = choice => choice.reduce((at, i, n) => at * labels[n].length + i, 0);
-  const first = stack.firstElementChild;
-  const frames = bodies.map((body, i) => {
-    if (i === index(start)) return first;
-    const frame = document.createElement("div");
-    frame.hidden = true;
-    if (body.startsWith("<pre")) frame.innerHTML = body;
-    return stack.appendChild(frame);
-  });
-  if (first.querySelector("pre")) stack.ariaLive = "polite";
-  const show = () => {
-    const choice = axes.map(axis => Number(chosen(axis).value)), at = index(choice);
-    axes.forEach((axis, n) => {
-      const input = chosen(axis), label = labels[n][choice[n]];
-      if (input.type !== "range") return;
-      axis.querySelector("output").value = label;
-      input.setAttribute("aria-valuetext", label);
-      input.style.setProperty("--at", input.value / input.max);
-    });
-    frames[at].innerHTML ||= bodies[at];
-    frames.forEach((frame, i) => { frame.hidden = i !== at; });
-    line.querySelector("p").textContent = readouts[at];
-    reset.disabled = at === index(start);
-    const wide = { tabindex: 0, role: "group", "aria-label": "picture, wider than the screen" };
-    for (const [key, value] of Object.entries(wide))
-      if (stack.scrollWidth > stack.clientWidth) stack.setAttribute(key, value); else stack.removeAttribute(key);
-  };
-  knob.addEventListener("input", show);
-  reset.addEventListener("click", () => {
-    axes.forEach((axis, n) => choose(axis, start[n]));
-    chosen(axes[0]).focus();
-    show();
-    keep();
-  });
-  // In the book, the address keeps what was turned, so that a link leads to it.
-  const name = axis => `ID.${axis.dataset.name}`;
-  const book = knob.closest(".bd-article") && location.protocol.startsWith("http");
-  let waiting;
-  const keep = () => {
-    clearTimeout(waiting);
-    if (book) waiting = setTimeout(() => {
-      const url = new URL(location);
-      axes.forEach((axis, n) => {
-        const at = Number(chosen(axis).value);
-        if (at === start[n]) url.searchParams.delete(name(axis)); else url.searchParams.set(name(axis), labels[n][at]);
-      });
-      url.hash = "ID";
-      history.replaceState(history.state, "", url);
-    }, 300);
-  };
-  knob.addEventListener("change", keep);
-  if (book) axes.forEach((axis, n) => {
-    const at = labels[n].indexOf(new URLSearchParams(location.search).get(name(axis)));
-    if (at >= 0) choose(axis, at);
-  });
-  const area = knob.closest(".jp-OutputArea");
-  still.hidden = !(any && area);
-  if (any && area) still.textContent = any;
-  // JupyterLab would take the arrow keys for itself.
-  if (area) knob.addEventListener("keydown", event => { if (event.key.startsWith("Arrow")) event.stopPropagation(); });
-  // ipywidgets' sliders have no name, and their texts are not announced.
-  if (area) new MutationObserver(() => {
-    area.querySelectorAll(".live-ID .widget-slider").forEach(slider => {
-      const label = slider.querySelector("label"), handle = slider.querySelector("[role=slider]");
-      if (label && handle && !handle.ariaLabel) handle.ariaLabel = label.textContent;
-    });
-    area.querySelectorAll(".live-ID .knob-said").forEach(said => { if (!said.ariaLive) said.ariaLive = "polite"; });
-  }).observe(area, { childList: true, subtree: true });
-  show();
-  new ResizeObserver(show).observe(stack);
-});
-"""
+HERE = Path(__file__).parent / "live"
+
+
+def style(key: str) -> str:
+    """The styles of a figure with this id that its reader turns."""
+    return (HERE / "frames.css").read_text(encoding="utf8").replace("ID", key)
+
+
+def script(kind: str) -> str:
+    """The engine and the script of one kind of picture, in braces: their names meet no others on the page."""
+    return "{\n" + "\n".join((HERE / name).read_text(encoding="utf8") for name in ("turned.js", f"{kind}.js")) + "}"
 
 
 def knob(
@@ -390,8 +292,8 @@ class Knob:
         }
         packed = json.dumps(data, ensure_ascii=False, indent=0).replace("<", "\\u003c")
         setting = escape(self._setting(self._first))
-        return f"""<figure class="knob" id="{key}">
-<style>{STYLE.replace("ID", key)}</style>
+        return f"""<figure class="knob knob-drawn" id="{key}">
+<style>{style(key)}</style>
 <p class="knob-still"><b>{setting}</b> <span class="knob-hint">{HINT}</span></p>
 <div class="knob-line"><p aria-live="polite">{escape(first.readout)}</p></div>
 <div class="knob-frames">
@@ -399,7 +301,9 @@ class Knob:
 </div>
 <figcaption>{escape(self.caption)}</figcaption>
 <script type="application/json" class="knob-data">{packed}</script>
-<script>{SCRIPT.replace("ID", key)}</script>
+<script>
+{script("knob")}
+</script>
 </figure>"""
 
     @cached_property
@@ -425,7 +329,14 @@ class Knob:
         show()
         for said in (readout, body) if self.frame(self._first).body.startswith("<pre") else (readout,):
             said.add_class("knob-said")
-        live = widgets.VBox([*controls, readout, body, widgets.HTML(escape(self.caption))])
+        start, back = [control.value for control in controls], widgets.Button(description="Back to the start")
+
+        def to_start(_: Any) -> None:
+            for control, value in zip(controls, start):
+                control.value = value
+
+        back.on_click(to_start)
+        live = widgets.VBox([*controls, readout, body, widgets.HTML(escape(self.caption)), back])
         live.add_class("knob-live")
         live.add_class(f"live-{self.key}")
         return live

@@ -1,8 +1,7 @@
-"""Data: examples to train on, from your own files and from two generators of ours."""
+"""Data: examples to train on, from your own files and from two generators of ours, and scores of answers."""
 
-from lora_lib.data.chats import encode_chat, prompt_ids, write_answers
+from lora_lib.data.chats import ask_records, encode_chat, encode_records, prompt_ids, record_chat, write_answers
 from lora_lib.data.examples import (
-    IGNORE,
     Encoded,
     Example,
     Record,
@@ -10,11 +9,19 @@ from lora_lib.data.examples import (
     batches,
     collate,
     encode_examples,
-    encode_records,
     pack,
     split,
 )
-from lora_lib.data.readers import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
+from lora_lib.data.readers import (
+    MISSING,
+    chat_prompt,
+    read_chats,
+    read_columns,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+)
 from lora_lib.data.restaurants import (
     PROMPT_END,
     Restaurant,
@@ -24,7 +31,9 @@ from lora_lib.data.restaurants import (
     slot_report,
     to_examples,
 )
+from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
 from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
+from lora_lib.gpt2.loss import IGNORE
 
 __all__ = [
     "FIELDS",
@@ -34,26 +43,34 @@ __all__ = [
     "SYSTEM",
     "Encoded",
     "Example",
+    "Interval",
     "Record",
     "Restaurant",
     "Splits",
     "Ticket",
+    "ask_records",
     "batches",
     "chat_prompt",
     "collate",
+    "difference",
     "encode_chat",
     "encode_examples",
     "encode_records",
     "few_shot",
+    "interval",
+    "judge_answers",
     "make_tickets",
     "pack",
     "prompt_ids",
     "read_chats",
+    "read_columns",
     "read_csv",
     "read_jsonl",
     "read_records",
     "read_text",
+    "record_chat",
     "restaurant_data",
+    "score_table",
     "score_texts",
     "score_tickets",
     "slot_accuracy",

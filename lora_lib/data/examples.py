@@ -1,28 +1,26 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `data.readers`, `data.restaurants` or `book.downloads`; this module makes token ids and
-next-token targets of them, with -100 where nothing is to be learned.
+Texts come from `data.readers`, `data.restaurants` or `book.downloads`. This module turns them into token ids and
+next-token targets, with -100 where nothing is learned. Records and chats are encoded in `data.chats`.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from lora_lib.gpt2.loss import IGNORE
 from lora_lib.gpt2.tokenizer import Tokenizer
 
-IGNORE = -100  # a target that cross-entropy skips (its `ignore_index` default)
 Encoded = tuple[Tensor, Tensor]  # token ids (T,) and targets (T,), both int64
 
 
@@ -37,16 +35,23 @@ class Example(NamedTuple):
 class Record:
     """One line of a file: each answer with what was said before it, and where the line is ("chats.jsonl, line 3").
 
-    A pair is one exchange. In a chat the prompt of an exchange continues where the answer before it ended.
+    A pair is one exchange. In a chat the prompt of an exchange continues where the answer before it ended. A chat
+    also keeps its `messages` and `tools` as they are in the file, for a model with a chat template; if it has tools or
+    reasoning, it has no exchanges, because plain text has no place for them.
     """
 
     exchanges: tuple[Example, ...]
     where: str
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def prompts(self) -> str:
         """All that the model is given and does not learn to write."""
-        return "".join(prompt for prompt, _ in self.exchanges)
+        if not self.messages:
+            return "".join(prompt for prompt, _ in self.exchanges)
+        given = [message for message in self.messages if message["role"] != "assistant"]
+        return "\n".join(f"{message['role']}: {message['content']}" for message in given)
 
 
 Item = TypeVar("Item")
@@ -60,7 +65,7 @@ Text = TypeVar("Text", str, Record)
 
 @dataclass(frozen=True)
 class Splits(Generic[Item]):
-    """What to learn from, to choose settings by, and to report on."""
+    """Items to learn from, to choose settings by, and to report on."""
 
     train: list[Item]
     validation: list[Item]
@@ -70,11 +75,12 @@ class Splits(Generic[Item]):
 def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
     """Divide documents or records into three parts at random; `seed` decides how.
 
-    What is alike goes into the same part: documents with the same text, and records with the same prompts, whatever
-    their answers; capitals and spacing do not count. `validation` and `test` are shares of the *different* items.
+    Items that are the same go into the same part: documents with the same text, and records with the same prompts,
+    whatever their answers. Capitals and spacing do not count. `validation` and `test` are shares of the *different*
+    items.
 
     Raises ValueError for shares that are below 0 or leave nothing to train on, for too few different items, and for
-    items that are no list of documents or records.
+    items that are not a list of documents or records.
     """
     if isinstance(items, str):
         raise ValueError("expected a list of documents or records, got one text; read_text makes a list of it")
@@ -83,11 +89,11 @@ def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, 
             raise ValueError(f"item {index} is neither a text nor a Record, but of type {type(item).__name__}")
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(f"validation and test must be shares of 0 or more, below 1 together, got {validation}, {test}")
-    alike: dict[str, list[Text]] = {}
+    same: dict[str, list[Text]] = {}
     for item in items:
         text = item if isinstance(item, str) else item.prompts
-        alike.setdefault(" ".join(text.casefold().split()), []).append(item)
-    groups = list(alike.values())
+        same.setdefault(" ".join(text.casefold().split()), []).append(item)
+    groups = list(same.values())
     random.Random(seed).shuffle(groups)
     first, second = (max(round(share * len(groups)), share > 0) for share in (test, validation))
     if first + second >= len(groups):
@@ -148,44 +154,6 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> l
     return list(zip(ids.split(block_length), targets.split(block_length), strict=True))
 
 
-def encode_records(
-    records: Sequence[Record], tokenizer: Tokenizer, max_length: int, *, too_long: Literal["raise", "drop"] = "raise"
-) -> list[Encoded]:
-    """Each record as ids (T,) and next-token targets (T,), the loss on its answers and the end of each alone.
-
-    The targets are -100 elsewhere, as in `encode_examples`. A record of more than `max_length` tokens
-    (the model's context, at most) is an error; with `too_long="drop"` it is left out, and a warning names it.
-
-    Raises ValueError for a record that is too long, for none that fits, and for an unknown `too_long`.
-    """
-    if too_long not in ("raise", "drop"):
-        raise ValueError(f"too_long must be 'raise' or 'drop', got {too_long!r}")
-    encoded, dropped = [], []
-    for record in records:
-        ids, targets = _encode_record(record, tokenizer)
-        if len(ids) <= max_length:
-            encoded.append((ids, targets))
-            continue
-        dropped.append(f"{record.where}: {len(ids)} tokens do not fit max_length {max_length}")
-        if too_long == "raise":
-            raise ValueError(f"{dropped[0]}; shorten it, raise max_length, or pass too_long='drop'")
-    if not encoded:
-        raise ValueError(f"no record is left of {len(records)}" + "".join(f"; {reason}" for reason in dropped[:1]))
-    if dropped:
-        warnings.warn(f"left out {len(dropped)} of {len(records)} records: {'; '.join(dropped[:5])}", stacklevel=2)
-    return encoded
-
-
-def _encode_record(record: Record, tokenizer: Tokenizer) -> Encoded:
-    """The exchanges one after the other. The token after an answer's end belongs to a prompt and is not learned."""
-    ids: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
-    for one, wanted in encode_examples(record.exchanges, tokenizer, max_length=sys.maxsize):
-        ids += [one, torch.tensor([tokenizer.eot_token])]
-        targets += [wanted, torch.tensor([IGNORE])]
-    return torch.cat(ids)[:-1], torch.cat(targets)[:-1]
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Batches
 # ---------------------------------------------------------------------------------------------------------------
@@ -203,6 +171,6 @@ def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
 def batches(
     encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
 ) -> DataLoader[Encoded]:
-    """A DataLoader of padded (ids, targets) batches; `seed` alone decides their order, not PyTorch's global state."""
+    """A DataLoader of padded (ids, targets) batches. Their order follows from `seed` only."""
     order = torch.Generator().manual_seed(seed)
     return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]

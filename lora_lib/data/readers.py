@@ -2,6 +2,7 @@
 
     text file              read_text               list of documents   pack             blocks of one length
     CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
+    columns by name        read_columns            list of Records     encode_records   loss on the answers
     JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
 
 `read_records` chooses among the last three by the file's name and its first line. `split` comes between reading and
@@ -22,7 +23,9 @@ from typing import Any, TypeVar
 from lora_lib.data.examples import Example, Record
 from lora_lib.gpt2.tokenizer import END_OF_TEXT, Tokenizer
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+# Keys that hold text for training in other formats. Beside "messages" they would be dropped without a word.
+ELSEWHERE = ("prompt", "completion", "chosen", "rejected", "system", "functions", "images")
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
 
 
@@ -69,36 +72,74 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
     A field that is one of `missing` is an error; with `missing=()` it is text like any other.
 
     Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    column that is missing or named twice, a header that comes again, a row with more or fewer fields than the header,
+    column that is missing or named twice, a header that is repeated, a row with more or fewer fields than the header,
     broken quotes, and a field that is empty or `missing`.
     """
+    rows = _csv_fields(path, delimiter, Example._fields, missing)
+    return _not_empty(path, [_pair(fields, where) for where, fields in rows])
+
+
+def read_columns(
+    path: str | Path, ask: Sequence[str], answer: Sequence[str], *, missing: Collection[str] = MISSING
+) -> list[Record]:
+    """Pairs from the columns of any .csv, .tsv or .jsonl file: the model is given those of `ask` and writes `answer`.
+
+    Of one column its text is taken as it is. Several columns to ask with become a line each, "name: value"; several to
+    answer with become one JSON object, which `judge_answers` scores field by field.
+
+    Raises as `read_csv` and `read_jsonl` do, naming the column, and ValueError where no column is named or a name that
+    ends in anything else.
+    """
+    ending = Path(path).suffix.lower()
+    if not ask or not answer or set(ask) & set(answer):
+        raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path}: its name must end in .csv, .tsv or .jsonl, to say what it holds")
+    if ending == ".jsonl":
+        rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
+    else:
+        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
+    return _not_empty(path, [_record_of_columns(fields, ask, answer, where) for where, fields in rows])
+
+
+def _record_of_columns(fields: Mapping[str, Any], ask: Sequence[str], answer: Sequence[str], where: str) -> Record:
+    asked = {name: _text(fields, name, where) for name in ask}
+    prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
+    if len(answer) == 1:
+        return Record((Example(prompt, _text(fields, answer[0], where)),), where)
+    wanted = {name: _field(fields, name, where) for name in answer}
+    return Record((Example(prompt, json.dumps(wanted, ensure_ascii=False)),), where)
+
+
+def _csv_fields(
+    path: str | Path, delimiter: str, columns: Sequence[str], missing: Collection[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row is, and its fields by column; those of `columns` are there once, and none is `missing`."""
     rows = _csv_rows(path, delimiter)
     line, header = next(rows)
-    for name in Example._fields:
+    for name in columns:
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
-                "the first line names them, and `delimiter` says what stands between them"
+                "the first line names them, and `delimiter` is what separates them"
             )
-    records = []
     for line, row in rows:
         where = f"{path}, line {line}"
         if row == header:
-            raise ValueError(f"{where}: the header again, as where two files were joined; take this line out")
+            raise ValueError(f"{where}: the header again, as if two files were joined; take this line out")
         if len(row) != len(header):
             raise ValueError(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
                 f'text that holds a {delimiter!r} stands between double quotes: "like this"'
             )
         fields = dict(zip(header, row))
-        for name in Example._fields:
+        for name in columns:
             if fields[name].strip() in missing:
                 raise ValueError(
                     f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
                     "take the row out, or pass missing=() if it is meant as text"
                 )
-        records.append(_pair(fields, where))
-    return _not_empty(path, records)
+        yield where, fields
 
 
 def read_jsonl(path: str | Path) -> list[Record]:
@@ -120,12 +161,13 @@ def read_object(path: str | Path) -> dict[str, Any]:
 def read_chats(path: str | Path) -> list[Record]:
     """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
 
-    Roles are system, user and assistant. The last turn is the assistant's: nothing is learned from what follows it.
-    Every turn of the assistant is learned, and its content is all of it.
+    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
+    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
+    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
 
     Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
     unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
-    `weight` other than 1, and a turn with `tool_calls`.
+    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
     """
     return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
 
@@ -133,7 +175,10 @@ def read_chats(path: str | Path) -> list[Record]:
 def _read(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
-    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    try:
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}; look at who may read it") from error
     try:
         text = content.decode("utf8")
     except UnicodeDecodeError as error:
@@ -160,7 +205,7 @@ def _not_empty(path: str | Path, found: list[Item]) -> list[Item]:
 
 
 def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the line it begins in (a field may hold line breaks)."""
+    """The rows that are not blank, each with the line in which it begins (a field may contain line breaks)."""
     reader = csv.reader(io.StringIO(_read(path), newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -175,7 +220,7 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]
 
 
 def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Where each line is, and its object. A line ends at a line feed alone: JSON may hold Unicode's others."""
+    """Where each line is, and its object. Only a line feed ends a line: JSON may contain Unicode's other line ends."""
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -215,31 +260,53 @@ def _pair(fields: Mapping[str, object], where: str) -> Record:
 
 def _chat(fields: Mapping[str, object], where: str) -> Record:
     messages = _check_messages(_field(fields, "messages", where), where)
+    if beside := [name for name in ELSEWHERE if fields.get(name)]:
+        raise ValueError(
+            f"{where}: {beside[0]!r} stands beside 'messages', and only the messages would be learned; "
+            "make a message of it, or take it out"
+        )
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise ValueError(f"{where}: no turn of the assistant, and only its turns are learned; roles are {roles}")
     if roles[-1] != "assistant":
         raise ValueError(f"{where}: the last turn is the {roles[-1]}'s; it needs an answer, or has to go")
-    return Record(tuple(_exchanges(messages)), where)
+    tools = _tools(fields, where)
+    plain = () if tools or any(map(_needs_template, messages)) else _exchanges(messages)
+    return Record(tuple(plain), where, tuple(messages), tuple(tools))
 
 
-def _check_messages(messages: object, where: str) -> list[dict[str, str]]:
+def _tools(fields: Mapping[str, object], where: str) -> list[dict[str, Any]]:
+    tools = fields.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{where}: 'tools' must be a list of objects, found {_kind(tools)}")
+    return tools
+
+
+def _needs_template(message: Mapping[str, Any]) -> bool:
+    """Whether a message has parts that plain text has no place for."""
+    return message["role"] == "tool" or bool(message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list):
         raise ValueError(f"{where}: 'messages' must be a list, found {_kind(messages)}")
     for number, message in enumerate(messages, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
             raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
-        if message.get("tool_calls") or message.get("function_call"):
-            raise ValueError(f"{place}: it calls a tool, and only its content would be learned; take the chat out")
+        if message.get("function_call"):
+            raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
         if message.get("weight", 1) not in (1, None):
             raise ValueError(
-                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant is learned alike; "
+                f"{place}: its weight is {message['weight']!r}, and all turns of the assistant count the same; "
                 "take the weight out, or end the chat before this turn"
             )
-        _text(message, "content", place)
         if _text(message, "role", place) not in ROLES:
             raise ValueError(f"{place}: unknown role {message['role']!r}: expected one of {', '.join(ROLES)}")
+        if not (message.get("tool_calls") and message.get("content") in (None, "")):
+            _text(message, "content", place)
+        if message.get("reasoning_content") is not None:
+            _text(message, "reasoning_content", place)
     return messages
 
 
@@ -256,12 +323,12 @@ def _text(fields: Mapping[str, object], name: str, where: str) -> str:
     if not value.strip():
         raise ValueError(f"{where}: {name!r} is empty")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
-        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is no letter")
+        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is not a character")
     return value
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value; what it cannot hold, by its Python name."""
+    """JSON's word for the type of a value, or Python's for what JSON does not have."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
@@ -273,22 +340,25 @@ def _kind(value: object) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def chat_prompt(messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The token ids after which the assistant speaks next, for `lora_lib.gpt2.generation.generate_text`.
+def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> list[int]:
+    """The token ids after which the assistant speaks next, for `generate_text` with our GPT-2.
 
     `messages` are {"role": …, "content": …}, as in the file. The ids are those that training reads: each turn of the
     assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
     The names of the roles are plain text, however: a user can type what looks like another's turn.
 
-    Raises ValueError for a message that `read_chats` would not take.
+    Raises ValueError for a message that `read_chats` would not take, and for tools and reasoning, which plain text
+    has no place for.
     """
     _check_messages(messages, "chat_prompt")
+    if tools or any(map(_needs_template, messages)):
+        raise ValueError("our GPT-2's plain template has no place for tools or reasoning: take them out")
     done = _exchanges([*messages, {"role": "assistant", "content": ""}])
     ids = [[*tokenizer.encode(p), *tokenizer.encode(c), tokenizer.eot_token] for p, c in done[:-1]]
     return [*chain.from_iterable(ids), *tokenizer.encode(done[-1].prompt)]
 
 
-def _exchanges(messages: Sequence[Mapping[str, str]]) -> list[Example]:
+def _exchanges(messages: Sequence[Mapping[str, Any]]) -> list[Example]:
     """The template: a line for each turn, headed by its role; the assistant's are the completions."""
     exchanges, prompt = [], ""
     for message in messages:

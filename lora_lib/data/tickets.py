@@ -1,7 +1,7 @@
-"""A small task for a chat model: a customer's message in, one line of JSON out, scored exactly.
+"""A small task for a chat model: turn a customer's message into one line of JSON, which is scored exactly.
 
-Messages are made here, by chance, from parts. Names, products and the wordings of each problem are dealt to training
-and to testing apart, so a test message is never a training message with other words in the gaps.
+Messages are put together here from random parts. Names, products and the wordings of each problem are divided between
+training and testing, so a test message is never a training message with other words in the gaps.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_lib.data.examples import Splits
+from lora_lib.data.scores import judge_answers
 
 SYSTEM = "Turn the message into a ticket."
 FIELDS = ("customer", "order", "product", "problem", "wants")
-GUIDE = (  # for a model that was not trained on the task: the same, with all that there is to know
+GUIDE = (  # the system turn for a model that was not trained on the task: it says everything that is needed
     "Turn the message into a ticket: one line of JSON with the keys customer, order, product, problem and wants. "
     "problem is broken, late, wrong item or payment; wants is refund, replacement, answer or null. "
     "customer and order are null where the message does not tell them."
@@ -42,16 +43,16 @@ class Ticket:
 
 
 class TicketScores(NamedTuple):
-    """How well answers tell their tickets, each from 0 to 1."""
+    """How well answers match their tickets, each from 0 to 1. For intervals, and other files, see `judge_answers`."""
 
-    exact: float  # answers that are the ticket: JSON with all fields, right, and no other
-    fields: float  # fields told rightly, of all fields
+    exact: float  # answers that are the ticket: JSON with all fields, each correct, and no others
+    fields: float  # correct fields, of all fields
     json: float  # answers that are one JSON object
-    by_field: dict[str, float]  # answers that tell this field rightly
+    by_field: dict[str, float]  # answers in which this field is correct
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The words: of each list, training has the first part, validation and test the rest
+# The words: training has the first two thirds of each list, validation and test the rest
 # ---------------------------------------------------------------------------------------------------------------
 
 _FIRST = ("Anna Ben Carla David Elena Felix Grace Henry Ines Jonas Kira Leo Maria Nils Olga Paul "
@@ -104,12 +105,12 @@ _OTHERS = ("I paid 45 euros. ", "I live at 12 Mill Road. ", "I wrote on 14 May. 
 
 
 def make_tickets(seed: int = 0, train: int = 400, validation: int = 50, test: int = 100) -> Splits[Ticket]:
-    """Tickets to learn from, to choose by and to report on; no message is there twice.
+    """Tickets to learn from, to choose settings by and to report on; every message is different.
 
-    Training has words that the others lack, and they have words that training lacks: first and last names, products,
-    and ways to put each problem, each wish, the order's number and what does not matter.
+    Training and the other two parts have no words in common for first and last names, products, each problem, each
+    wish, the order's number and what does not matter.
 
-    Raises ValueError where more are asked for than there are different ones (tens of thousands).
+    Raises ValueError if more are asked for than there are different ones (tens of thousands).
     """
     rng, seen = random.Random(seed), set[str]()
     parts = [_draw(rng, count, seen, held_out) for count, held_out in ((train, 0), (validation, 1), (test, 1))]
@@ -117,21 +118,20 @@ def make_tickets(seed: int = 0, train: int = 400, validation: int = 50, test: in
 
 
 def score_tickets(answers: Sequence[str], tickets: Sequence[Ticket]) -> TicketScores:
-    """Compare each answer with its ticket: as JSON, so spaces and the fields' order do not count; letters do.
+    """Compare each answer with its ticket as JSON: spaces and the order of fields do not count, letters do.
 
     Raises ValueError when there are no answers, or not as many as tickets.
     """
     if len(answers) != len(tickets) or not answers:
         raise ValueError(f"expected one answer for each ticket, and at least one; got {len(answers)}, {len(tickets)}")
-    found = [_object(answer) for answer in answers]
-    exact = sum(f == ticket.fields for f, ticket in zip(found, tickets)) / len(found)
-    by_field = {name: sum(_tells(f, t, name) for f, t in zip(found, tickets)) / len(found) for name in FIELDS}
-    parsed = sum(f is not None for f in found) / len(found)
-    return TicketScores(exact, sum(by_field.values()) / len(FIELDS), parsed, by_field)
+    right = judge_answers(answers, [ticket.answer for ticket in tickets])
+    share = {name: sum(values) / len(values) for name, values in right.items()}
+    by_field = {name: share[name] for name in FIELDS}
+    return TicketScores(share["exact"], sum(by_field.values()) / len(FIELDS), share["JSON"], by_field)
 
 
 def few_shot(shown: Sequence[Ticket], ticket: Ticket) -> list[dict[str, str]]:
-    """The chat that asks for `ticket` after `GUIDE` and some answered ones, for a model that knows nothing of it."""
+    """The chat that asks for `ticket` after `GUIDE` and some answered tickets, for a model without training."""
     turns = [turn for example in shown for turn in example.chat()[1:]]
     return [{"role": "system", "content": GUIDE}, *turns, ticket.chat()[1]]
 
@@ -157,7 +157,7 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     order = f"{rng.randrange(10_000, 100_000)}" if rng.random() < 0.75 else None
     problem, wish = rng.choice(list(_PROBLEMS)), rng.choice(list(_WISHES))
     product = pick(_PRODUCTS)
-    told = pick(_PROBLEMS[problem]).format(p=product)
+    complaint = pick(_PROBLEMS[problem]).format(p=product)
     number = pick(_ORDERS).format(o=order) if order else ""
     greeting, signed = rng.choice(("Hello! ", "Hi. ", "")), ""
     if customer and rng.random() < 0.5:
@@ -165,18 +165,6 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     elif customer:
         signed = customer
     aside = pick(_OTHERS) if rng.random() < 0.4 else ""
-    first, second = rng.sample([f"{told[0].upper()}{told[1:]}. ", number], 2)
+    first, second = rng.sample([f"{complaint[0].upper()}{complaint[1:]}. ", number], 2)
     text = f"{greeting}{first}{second}{aside}{pick(_WISHES[wish])} {signed}"
     return Ticket(" ".join(text.split()), dict(zip(FIELDS, (customer, order, product, problem, wish))))
-
-
-def _tells(found: dict[str, object] | None, ticket: Ticket, name: str) -> bool:
-    return found is not None and name in found and found[name] == ticket.fields[name]
-
-
-def _object(answer: str) -> dict[str, object] | None:
-    try:
-        value = json.loads(answer)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""GPT-2, whole, in one file: the model that the book adapts.
+"""GPT-2 in one file: the model that the book adapts.
 
 Module names are those of the released checkpoints (`wte`, `wpe`, `h.0.attn.c_attn`, …), so weights
 load by name. Architecture: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
@@ -9,6 +9,8 @@ Shapes in comments: B batch, T time (tokens), C width (`n_embd`), H heads, V voc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,23 +18,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lora_lib.gpt2.loss import calls_may_differ, chunked_cross_entropy, cross_entropy_sum
+from lora_lib.settings import FLAG, check, number, setting, whole
+
+_SHARE = number("from 0 to 1", lambda value: 0 <= value <= 1)
+
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The numbers that make one GPT-2 different from another. Field names are Hugging Face's."""
+    """The sizes and options in which one GPT-2 differs from another. Field names are Hugging Face's.
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    embd_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    tie_word_embeddings: bool = True
+    Raises ValueError for a value that its field cannot have.
+    """
+
+    vocab_size: int = setting(whole(1), 50257)
+    n_positions: int = setting(whole(1), 1024)
+    n_embd: int = setting(whole(1), 768)
+    n_layer: int = setting(whole(1), 12)
+    n_head: int = setting(whole(1), 12)
+    embd_pdrop: float = setting(_SHARE, 0.1)
+    resid_pdrop: float = setting(_SHARE, 0.1)
+    attn_pdrop: float = setting(_SHARE, 0.1)
+    layer_norm_epsilon: float = setting(number("above 0", lambda value: 0 < value < math.inf), 1e-5)
+    tie_word_embeddings: bool = setting(FLAG, True)
 
     def __post_init__(self) -> None:
+        check(self)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
 
@@ -88,7 +99,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with a GELU between them, applied to each token alone."""
+    """Two linear layers with a GELU between them, applied to each token separately."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -101,7 +112,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to the stream that flows past it."""
+    """Attention, then MLP, each added to the residual stream."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -146,18 +157,18 @@ class GPT2Model(nn.Module):
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, under the name by which Hugging Face's models give theirs."""
+        """The head. The method has the name that Hugging Face's models use."""
         return self.out_head
 
     def gradient_checkpointing_enable(self) -> None:
-        """From now on training keeps each block's input alone, and computes the rest of the block a second time.
+        """Keep only each block's input during training, and recompute the block in the backward pass.
 
-        Less memory for more work: a block's forward pass a second time (Chen et al., 2016, arXiv 1604.06174).
+        This saves memory and costs a second forward pass of each block (Chen et al., 2016, arXiv 1604.06174).
         """
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep what the blocks compute, as at first."""
+        """Keep all activations again, which is the default."""
         self.gradient_checkpointing = False
 
     def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -176,19 +187,30 @@ class GPT2Model(nn.Module):
             )
         try:
             x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, end, device=ids.device)))
-        except IndexError as error:  # on the CPU; a GPU stops with an assertion of its own
+        except IndexError as error:  # on the CPU; a GPU stops with a device assertion
             found = f"{int(ids.min())} to {int(ids.max())}"
             last = self.config.vocab_size - 1
             raise IndexError(f"token ids must be from 0 to {last} in this model, got {found}") from error
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.h:
-            # Not reentrant: that kind returns no gradient to A and B when its input, from frozen layers, asks for none.
+            # Not reentrant: the reentrant kind gives A and B no gradient when its input, from frozen layers, does not
+            # require one.
             x = checkpoint(block, x, cache, use_reentrant=False) if again else block(x, cache)
         return self.ln_f(x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V): at each position, a score for every token that could come next."""
         return self.out_head(self.features(ids, cache))
+
+    def loss_sum(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over the targets: ids and targets (B, T), targets -100 where nothing is learned.
+
+        The logits are never held all at once (`chunked_cross_entropy`), unless calling the model does more than this
+        class's `forward`: a subclass with its own, or hooks. Then the model is called as usual.
+        """
+        if type(self).forward is not GPT2Model.forward or calls_may_differ(self):
+            return cross_entropy_sum(self(ids), targets)
+        return chunked_cross_entropy(self.out_head, self.features(ids), targets)
 
     @torch.no_grad()
     def generate(
@@ -221,27 +243,43 @@ class GPT2Model(nn.Module):
                 f"a prompt of {last - max_new_tokens} tokens and {max_new_tokens} new ones do not fit "
                 f"this model's context of {self.config.n_positions}"
             )
-        was_training = self.training
-        self.eval()
         out = F.pad(ids[:, : last - max_new_tokens], (0, max_new_tokens), value=stop_token or 0)
         done = torch.zeros(B, dtype=torch.bool, device=ids.device)
         cache, read = KVCache(), 0
-        for t in range(first, last):
-            logits = self.out_head(self.features(out[:, read:t], cache)[:, -1])  # (B, V)
-            read = t
-            token = _pick(logits, temperature, top_k, generator)
-            if stop_token is not None:
-                token = token.masked_fill(done, stop_token)
-            writes = t >= lengths  # rows still inside their prompt keep their own token
-            writes &= t < lengths + max_new_tokens
-            out[:, t] = torch.where(writes, token, out[:, t])
-            if stop_token is not None:
-                done |= writes & (token == stop_token)
-                if bool(done.all()):
-                    out = out[:, : t + 1]
-                    break
-        self.train(was_training)
+        with kept_modes(self):
+            self.eval()
+            for t in range(first, last):
+                logits = self.out_head(self.features(out[:, read:t], cache)[:, -1])  # (B, V)
+                read = t
+                token = _pick(logits, temperature, top_k, generator)
+                if stop_token is not None:
+                    token = token.masked_fill(done, stop_token)
+                writes = (t >= lengths) & (t < lengths + max_new_tokens)  # a row inside its prompt keeps its token
+                out[:, t] = torch.where(writes, token, out[:, t])
+                if stop_token is not None:
+                    done |= writes & (token == stop_token)
+                    if bool(done.all()):
+                        return out[:, : t + 1]
         return out
+
+
+def expect_model(model: object) -> nn.Module:
+    """The model itself. Raises TypeError for anything else, such as the pair that `load_pretrained` returns."""
+    if isinstance(model, nn.Module):
+        return model
+    hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
+    raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Inside this context `model` may change between training and evaluation; afterwards each module is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def hf_name(name: str) -> str:

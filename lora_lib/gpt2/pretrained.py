@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -21,63 +22,94 @@ HUB_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
-# Hugging Face keeps these weights as (in, out), in a layer called Conv1D; nn.Linear wants (out, in).
+# Hugging Face stores these weights as (in, out), in a layer called Conv1D; nn.Linear has (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+OUR_FILES = ("model.safetensors", "config.json", "bpe.tiktoken")  # what save_pretrained_folder writes
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in which a model can be saved
 
 
 def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
-    """A trained GPT-2 and its tokenizer, in evaluation mode, float32, on the CPU.
+    """A trained GPT-2 and its tokenizer: the model is in evaluation mode, float32, on the CPU.
 
-    `"gpt2-mini"` ships with this package and needs no network. `"gpt2"`, `"gpt2-medium"`,
-    `"gpt2-large"` and `"gpt2-xl"` are downloaded once, as safetensors, and kept in Hugging Face's
-    cache. Anything else is a folder in Hugging Face's format.
+    `"gpt2-mini"` ships with this package and needs no network. `"gpt2"`, `"gpt2-medium"`, `"gpt2-large"` and
+    `"gpt2-xl"` are downloaded once, as safetensors, and kept in Hugging Face's cache. Anything else is a folder in
+    Hugging Face's format.
 
-    Raises FileNotFoundError (no such name or folder), ConnectionError (the download failed), or
-    ValueError (the folder does not hold a GPT-2, or not the one that its config describes).
+    Raises FileNotFoundError (no such name or folder), ConnectionError (the download failed), or ValueError (the
+    folder does not hold a GPT-2, or not the one that its config describes).
     """
-    if name_or_folder == "gpt2-mini":
-        folder = MINI_FOLDER
-    elif name_or_folder in HUB_NAMES:
-        folder = _download(str(name_or_folder))
-    else:
-        folder = Path(name_or_folder)
-        if not folder.is_dir():
-            known = ", ".join(["gpt2-mini", *HUB_NAMES])
-            raise FileNotFoundError(f"no model {str(name_or_folder)!r}: expected one of {known}, or a folder on disk")
-    model = GPT2Model(read_config(folder))
-    load_weights(model, folder)
-    tokenizer = read_tokenizer(folder)
+    folder = find_folder(name_or_folder)
+    model, tokenizer = load_model(folder), read_tokenizer(folder)
     if not isinstance(tokenizer, MissingTokenizer) and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
         )
-    return model.eval(), tokenizer
+    return model, tokenizer
 
 
 def load_model(name_or_folder: str | Path) -> GPT2Model:
-    """The model of `load_pretrained` alone, for those who have the tokenizer already."""
-    return load_pretrained(name_or_folder)[0]
+    """The model of `load_pretrained`, if you have the tokenizer already. Raises as `load_pretrained` does."""
+    folder = find_folder(name_or_folder)
+    model = GPT2Model(read_config(folder))
+    load_weights(model, folder)
+    return model.eval()
+
+
+def find_folder(name_or_folder: str | Path) -> Path:
+    """The folder of a model: the one that ships, the one in the cache, or the one that was named.
+
+    Raises FileNotFoundError or ConnectionError as `load_pretrained` does.
+    """
+    if name_or_folder == "gpt2-mini":
+        return MINI_FOLDER
+    if name_or_folder in HUB_NAMES:
+        return _download(str(name_or_folder))
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        known = ", ".join(["gpt2-mini", *HUB_NAMES])
+        raise FileNotFoundError(f"no model {str(name_or_folder)!r}: expected one of {known}, or a folder on disk")
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading a folder
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> GPT2Config:
     """The `GPT2Config` in a folder's `config.json`. Raises ValueError when it is not a GPT-2 we can build."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    _, path, _ = _files(folder)
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
+    values = _read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"{path}: expected model_type 'gpt2', found {found!r}")
-    # Options that would change the logits and that this GPT-2 does not have: refuse, never ignore.
-    supported = {"activation_function": ("gelu_new",), "n_inner": (None, 4 * values.get("n_embd", 768)),
+    try:
+        config = GPT2Config(**{f.name: values[f.name] for f in fields(GPT2Config) if f.name in values})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    # Options that would change the logits and that this GPT-2 does not have: refuse them instead of ignoring them.
+    supported = {"activation_function": ("gelu_new",), "n_inner": (None, 4 * config.n_embd),
                  "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}  # fmt: skip
     for key, allowed in supported.items():
         if values.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {values[key]!r}; this GPT-2 supports {allowed[0]!r}")
-    return GPT2Config(**{f.name: values[f.name] for f in fields(GPT2Config) if f.name in values})
+    return config
+
+
+def _files(folder: Path) -> list[Path]:
+    """Where the newest complete version of `OUR_FILES` is, even if a save was killed half-way."""
+    return current(*(folder / name for name in OUR_FILES))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def load_weights(model: GPT2Model, folder: Path) -> None:
@@ -99,16 +131,75 @@ def load_weights(model: GPT2Model, folder: Path) -> None:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """A folder's tensors under our names, as they are stored. Old releases have no `transformer.` prefix."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no .safetensors file (pickled .bin weights are never opened)")
     found: dict[str, Tensor] = {}
-    for path in files:
+    for path in weight_files(folder):
         for key, tensor in read_tensors(path)[0].items():
             name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
-            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, not a weight
-                found[name] = tensor
+            if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
+                continue
+            if name in found:
+                raise ValueError(f"{path}: {key} is in two of this model's files; delete one of them")
+            found[name] = tensor
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: those that its index lists, or `model.safetensors`, or the only one there is.
+
+    Raises FileNotFoundError when there are none, or one is missing; ValueError when it is not clear which to take.
+    """
+    if (index := folder / "model.safetensors.index.json").exists():
+        values = _read_json(index)
+        try:
+            listed = [folder / str(name) for name in sorted(set(values["weight_map"].values()))]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: expected an object with a weight_map, which maps tensors to files") from error
+        for path in listed:
+            if not path.is_file():
+                raise FileNotFoundError(f"{index} lists {path.name}, which is not there: download the model again")
+        return listed
+    if (whole := _files(folder)[0]).exists():
+        return [whole]
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
+    if not files:
+        adapter = (folder / "adapter_model.safetensors").exists()
+        hint = "it holds an adapter: load its base, then PeftModel.from_pretrained(base, folder)" if adapter else (
+            "pickled .bin weights are never opened"
+        )  # fmt: skip
+        raise FileNotFoundError(f"{folder} has no .safetensors file of a model ({hint})")
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ValueError(
+            f"{folder} has several files of weights, {names}, and neither a model.safetensors nor an index that lists "
+            "them: keep the one that you mean"
+        )
+    return files
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
+
+    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
+    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
+
+    Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
+    """
+    *_, path = _files(folder)
+    if path.exists():
+        return Tokenizer.from_file(path)
+    for path in (folder / "vocab.json", folder / "tokenizer.json"):
+        if path.exists():
+            values = _read_json(path)
+            try:
+                return Tokenizer.from_vocab(values if path.name == "vocab.json" else values["model"]["vocab"])
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{path} is not a tokenizer of GPT-2's kind: {error}") from error
+    return MissingTokenizer(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing a folder
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def save_pretrained_folder(
@@ -116,48 +207,65 @@ def save_pretrained_folder(
 ) -> None:
     """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open.
 
-    Raises OSError when the disk will not take it; a model that was there is then unharmed.
+    Raises ValueError for what could not be opened or used again: a model that is not a plain GPT-2, weights that are
+    not finite in `dtype`, and a `dtype` that rounds to whole numbers; OSError when the disk does not take the files.
+    A model that was in the folder is unchanged then.
     """
     folder = Path(folder)
-    tied = model.out_head.weight is model.wte.weight  # a merged adapter of the head unties it
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if not (tied and name == "out_head.weight"):
-            stored = tensor.T if name.endswith(TRANSPOSED) else tensor
-            tensors[hf_name(name)] = stored.to("cpu", dtype)
+    tensors, tied = _stored(model, dtype)
     eot = tokenizer.eot_token
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
               "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": str(dtype).removeprefix("torch."),
               **asdict(model.config), "tie_word_embeddings": tied}  # fmt: skip
-    with replaced(*(folder / name for name in ("model.safetensors", "config.json", "bpe.tiktoken"))) as parts:
+    with replaced(*(folder / name for name in OUR_FILES)) as parts:
         write_tensors(parts[0], tensors, {"format": "pt"})
         parts[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
         tokenizer.save(parts[2])
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
+def _stored(model: GPT2Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:
+    """The model's tensors under Hugging Face's names, in `dtype`, and whether the head is tied to the embedding."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    _check_plain(model)
+    tied = model.out_head.weight is model.wte.weight  # a merged adapter of the head unties it
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tied and name == "out_head.weight":
+            continue
+        stored = (tensor.T if name.endswith(TRANSPOSED) else tensor).to("cpu", dtype)
+        if not stored.isfinite().all():
+            raise ValueError(f"{name} is not finite in {dtype}, so the model cannot be used: nothing was saved")
+        tensors[hf_name(name)] = stored
+    return tensors, tied
 
-    A folder with none of them (as transformers' `model.save_pretrained` alone leaves) still has a usable
-    model: its tokenizer is then a stand-in that raises FileNotFoundError once it is used.
-    """
-    if (folder / "bpe.tiktoken").exists():
-        return Tokenizer.from_file(folder / "bpe.tiktoken")
-    for file in ("vocab.json", "tokenizer.json"):
-        if (folder / file).exists():
-            values = json.loads((folder / file).read_text(encoding="utf8"))
-            return Tokenizer.from_vocab(values if file == "vocab.json" else values["model"]["vocab"])
-    return MissingTokenizer(folder)
+
+def _check_plain(model: nn.Module) -> None:
+    """Raise ValueError unless the model has the tensors of its config and no others."""
+    if not isinstance(model, GPT2Model):
+        raise ValueError(
+            f"expected a GPT2Model, got a {type(model).__name__}: save a wrapped model's adapter with save_pretrained, "
+            "or the model that merge_and_unload returns with this function"
+        )
+    with torch.device("meta"):
+        plain = {name: tensor.shape for name, tensor in GPT2Model(model.config).state_dict().items()}
+    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted({name for name, _ in plain.items() ^ found.items()})
+    if wrong:
+        raise ValueError(
+            f"this model is not the GPT-2 of its config ({', '.join(wrong[:3])}): merge its adapters first, with "
+            "merge_and_unload, or give it a config with its sizes"
+        )
 
 
 def _download(name: str) -> Path:
-    """Fetch a released checkpoint into Hugging Face's cache, with a progress bar; returns its folder."""
-    from huggingface_hub import hf_hub_download  # here, so that offline readers never pay for the import
+    """Download a released checkpoint into Hugging Face's cache, with a progress bar; returns its folder."""
+    from huggingface_hub import hf_hub_download  # imported here, since it is slow and offline readers never need it
 
     repo = HUB_NAMES[name]
     try:
         paths = [Path(hf_hub_download(repo, f)) for f in ("config.json", "vocab.json", "model.safetensors")]
-    except Exception as error:  # whichever HTTP library is behind it, its errors differ by version
+    except Exception as error:  # the hub's library changed its HTTP library, and with it the errors that it raises
         raise ConnectionError(
             f"could not download {name!r} ({repo}) from the Hugging Face hub: {error}\n"
             'Without a network use load_pretrained("gpt2-mini"), or pass a folder that holds the model.'

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.data.examples import IGNORE
+from lora_lib.gpt2.loss import IGNORE
 from lora_lib.training.losses import loss_sum
 
 
 class Place(NamedTuple):
-    """The number of this process, and how many processes train together."""
+    """The number of this process, from 0, and how many processes train together."""
 
-    process: int
-    processes: int
+    rank: int
+    world_size: int
 
 
 def place() -> Place:
-    """Which of the processes this one is: (0, 1) without a process group."""
+    """The place of this process: (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return Place(dist.get_rank(), dist.get_world_size())
     return Place(0, 1)
@@ -38,17 +38,17 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        process, processes = place()
-        if process >= len(ids):  # fewer rows than processes: this one reads a row that is not counted
+        rank, world_size = place()
+        if rank >= len(ids):  # fewer rows than processes: this process reads a row that does not count
             return loss_sum(self.model, ids[:1], torch.full_like(targets[:1], IGNORE))
-        return loss_sum(self.model, ids[process::processes], targets[process::processes])
+        return loss_sum(self.model, ids[rank::world_size], targets[rank::world_size])
 
 
 def averaged(objective: Objective, count_bytes: Callable[[int], None]) -> DistributedDataParallel:
     """The same module, its gradients averaged over all processes; `count_bytes` gets the bytes of each exchange."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
 
-    def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation that is a text
+    def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation written as a string
         count_bytes(bucket.buffer().nbytes)
         return allreduce_hook(state, bucket)
 
@@ -59,15 +59,15 @@ def averaged(objective: Objective, count_bytes: Callable[[int], None]) -> Distri
 
 @contextmanager
 def process_group() -> Iterator[tuple[torch.device, bool]]:
-    """Under torchrun, join the other processes; gives the device to train on, and whether this is the first process.
+    """Under torchrun, join the other processes; gives the device to train on, and whether this is rank 0.
 
-    Raises ValueError where there are GPUs, but fewer than processes.
+    Raises ValueError if there are GPUs, but fewer than processes.
     """
-    here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if 0 < gpus <= here:
-        raise ValueError(f"process {here + 1} has no GPU: this machine has {gpus}; start torchrun with as many")
-    device = torch.device("cuda", here) if gpus else torch.device("cpu")
-    if "WORLD_SIZE" not in os.environ:  # which torchrun sets
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if 0 < gpus <= local_rank:
+        raise ValueError(f"process {local_rank + 1} has no GPU: this machine has {gpus}; start torchrun with as many")
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if "WORLD_SIZE" not in os.environ:  # torchrun sets it
         yield device, True
         return
     if gpus:

@@ -12,16 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lora_lib.book.knobs import STYLE, Axis
+from lora_lib.book.knobs import HERE, Axis, script, style
 from lora_lib.gpt2.model import GPT2Model
 from lora_lib.lora_linear import linear_shape
 
-HERE = Path(__file__).parent
 HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
 HEAD = "out_head"
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", HEAD]  # of GPT-2's linear layers
@@ -51,10 +49,9 @@ def _figure(
     controls = "\n".join(axis.html(key, at) for axis, at in axes)
     data["controls"] = f'<div class="knob-controls">\n{controls}\n</div>'
     packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    script = "\n".join((HERE / name).read_text(encoding="utf8") for name in ("live.js", f"{kind}.js"))
     return Live(
         f"""<figure class="knob live {key}" id="{key}" data-lm-suppress-shortcuts="true">
-<style>{STYLE.replace("ID", key)}{(HERE / "live.css").read_text(encoding="utf8")}</style>
+<style>{style(key)}{(HERE / "live.css").read_text(encoding="utf8")}</style>
 <p class="knob-still knob-hint">{HINT}</p>
 <div class="knob-line"><p aria-live="polite">{escape(readout)}</p></div>
 <div class="knob-frames live-picture">
@@ -63,8 +60,7 @@ def _figure(
 <figcaption>{escape(caption)}</figcaption>
 <script type="application/json" class="knob-data">{packed}</script>
 <script>
-{{
-{script}}}
+{script(kind)}
 </script>
 </figure>""",
         words,

@@ -16,7 +16,7 @@ function targetsOf(kinds) {
   return kinds.join() === block.join() ? '"all-linear"' : `[${names.join(", ")}]`;
 }
 
-class Injection extends Picture {
+class Injection extends Turned {
   toStart() {
     this.turned = [...this.data.start];
     this.chosen = new Set(this.data.chosen);

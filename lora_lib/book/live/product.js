@@ -21,7 +21,7 @@ function rankOf(M) {
   return rank;
 }
 
-class Product extends Picture {
+class Product extends Turned {
   toStart() {
     this.sizes = [this.data.A.length, this.data.W[0].length];
     this.said ??= made("p", { class: "live-said", "aria-live": "polite" });

@@ -2,7 +2,7 @@
 const add = (M, N) => M.map((row, i) => row.map((x, j) => x + N[i][j]));
 const times = (M, N) => M.map(row => N[0].map((_, j) => row.reduce((sum, x, n) => sum + x * N[n][j], 0)));
 
-class Switch extends Picture {
+class Switch extends Turned {
   toStart() {
     this.turned = [...this.data.start];
   }

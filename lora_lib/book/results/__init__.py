@@ -1,11 +1,13 @@
 """What long runs found, kept as rows: one CSV for each experiment, written by the scripts in `experiments/`.
 
 One rule tells a difference from chance, everywhere in the book. Two settings are compared on the same seeds, and the
-difference is taken seed by seed: a seed that is hard for one is often hard for the other. Of these differences comes a
-95 % interval, mean ± t · s / √n, t of Student's distribution with n - 1 degrees of freedom. There is a difference when
-the interval lies on one side of zero; it takes three seeds at least. Where it holds zero, the two are level only if the
-whole interval is within a margin that was named, and otherwise the question is not settled. One in twenty such
-intervals misses the truth by chance; and they speak of other seeds, not of other data, models or lengths.
+difference is taken seed by seed: a seed that is hard for one is often hard for the other. These differences give a 95 %
+interval, mean ± t · s / √n, with t of Student's distribution for n - 1 degrees of freedom. There is a difference when
+the interval lies on one side of zero; that takes three seeds at least. If zero is inside, the two are level only when
+the whole interval is within a margin that was named; otherwise the question is not settled. Differences that are the
+same in every seed have no spread, so they give no interval: a measure at its floor is no evidence. One in twenty
+intervals misses the truth by chance, so a page with many of them also says which survive `survivors`. And intervals
+speak of other seeds, not of other data, models or lengths.
 
 The map of `lora_lib.book.results.forgetting` has a stricter rule, which later runs are to follow: rates a factor of 1.8
 apart, tuned on a seed and on data that are not reported, five seeds, and margins of 2 %.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ T_975 = (
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 FEWEST = 3  # seeds that a difference takes
+ROUNDING = 2e-4  # of a difference: rows have four decimals
 Row = dict[str, Any]
 
 
@@ -56,13 +59,22 @@ class Difference(NamedTuple):
 
     @classmethod
     def of(cls, changes: Sequence[float]) -> Difference:
-        """Of one difference a seed. With fewer than three the interval is endless. Raises ValueError for none."""
+        """The interval of one difference a seed. Raises ValueError for none.
+
+        With fewer than three, or when all are the same but for rounding (a floor), the interval's ends are infinite.
+        """
         if not changes:
             raise ValueError("there is no seed that both sides have: nothing can be compared")
         mean, half = statistics.fmean(changes), math.inf
-        if len(changes) >= FEWEST:
+        if len(changes) >= FEWEST and max(changes) - min(changes) > ROUNDING:
             half = _half_interval(statistics.stdev(changes), len(changes))
         return cls(mean, mean - half, mean + half, len(changes))
+
+    @property
+    def p(self) -> float:
+        """How often chance alone gives a mean at least this far from zero: the t test's p; 1 with no interval."""
+        half = self.high - self.mean
+        return _two_sided(T_975[_degrees(self.runs)] * abs(self.mean) / half, self.runs - 1) if half < math.inf else 1.0
 
     def verdict(self, margin: float = 0.0) -> str:
         """Either "more", "less", "level" (the interval holds zero and is within ± `margin`) or "not settled"."""
@@ -156,9 +168,38 @@ def paired(rows: Iterable[Row], others: Iterable[Row], measure: str) -> Differen
     return Difference.of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
+def survivors(found: Mapping[str, Difference], share: float = 0.05) -> set[str]:
+    """Which of many differences from zero are left when at most `share` of those called so may be chance.
+
+    Benjamini and Hochberg's rule: of m intervals, sorted by p, the first k survive, for the largest k whose p is at
+    most `share` · k / m.
+    """
+    by_p = sorted(found, key=lambda name: found[name].p)
+    kept = max((k for k, name in enumerate(by_p, 1) if found[name].p <= share * k / len(by_p)), default=0)
+    return set(by_p[:kept])
+
+
 def _half_interval(spread: float, runs: int) -> float:
     """Student's t · s / √n; with more than 31 runs the t of 31, which is a little too large."""
-    return T_975[min(runs - 1, len(T_975)) - 1] * spread / math.sqrt(runs) if runs > 1 else math.inf
+    return T_975[_degrees(runs)] * spread / math.sqrt(runs) if runs > 1 else math.inf
+
+
+def _degrees(runs: int) -> int:
+    """Where `T_975` has the t of so many runs."""
+    return min(runs - 1, len(T_975)) - 1
+
+
+def _two_sided(t: float, degrees: int) -> float:
+    """The share of Student's distribution that lies beyond ± t: 1 less its finite series in the angle atan(t / √n)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term = total = math.cos(angle) if odd else 1.0
+    for i in range(2 + odd, degrees - 1 + odd, 2):
+        term *= (i - 1) / i * math.cos(angle) ** 2
+        total += term
+    if odd:
+        return 1 - 2 / math.pi * (angle + (math.sin(angle) * total if degrees > 1 else 0))
+    return 1 - math.sin(angle) * total
 
 
 def _order(key: Any) -> list[tuple[bool, Any]]:

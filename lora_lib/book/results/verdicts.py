@@ -1,8 +1,11 @@
 """What the kept rows say to the questions of the findings page, by the one rule of `lora_lib.book.results`.
 
-A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of. Each side is
-taken at its best learning rate, of those that all its seeds have, unless its settings name one. `MARGIN` is what a
-measure may differ by and still be called level.
+A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of, and `family`
+these and every other difference that the page calls one, for `survivors`. Each side is taken at its best learning rate,
+of those that all its seeds have, unless its settings name one.
+
+Two settings are level when they differ by no more than 2 % of the loss or of BLEU; for shares of right answers and for
+intruders `MARGIN` says how far they may differ.
 """
 
 from __future__ import annotations
@@ -11,12 +14,24 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from lora_lib.book.results import FEWEST, Difference, Row, at_best_rate, by_seed, load_results, means, paired, select
+from lora_lib.book.results import (
+    FEWEST,
+    Difference,
+    Row,
+    at_best_rate,
+    by_seed,
+    load_results,
+    mean,
+    means,
+    paired,
+    select,
+)
+from lora_lib.book.results.forgetting import Compared, at_equal, compared, load_map
 
-# Nats a token, points of BLEU, shares.
+RELATIVE = 0.02  # of what the other side has
 MARGIN = {
-    "validation_loss": 0.05, "test_loss": 0.05, "prose_loss": 0.05, "bleu": 2.0, "values_told": 0.02,
-    "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "missed": 0.02, "intruders": 0.5, "intruders_equal_size": 0.5,
+    "values_told": 0.02, "test_accuracy": 0.01, "exact": 0.02, "fields": 0.02, "missed": 0.02, "greedy_missed": 0.02,
+    "intruders": 0.5, "intruders_equal_size": 0.5,
 }  # fmt: skip
 
 
@@ -40,9 +55,13 @@ class Comparison(NamedTuple):
         """Ours less theirs, paired over the seeds."""
         return paired(*self.sides(), self.measure)
 
+    def margin(self) -> float:
+        """What the two may differ by and still be level."""
+        return MARGIN.get(self.measure) or RELATIVE * mean(self.sides()[1], self.measure).mean
+
     def verdict(self) -> str:
         """As `Difference.verdict`, with the measure's margin."""
-        return self.difference().verdict(MARGIN[self.measure])
+        return self.difference().verdict(self.margin())
 
 
 def best_runs(
@@ -98,7 +117,12 @@ _ON_SMOLLM2: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "α/√r against α/r": ({"method": "rslora", "rank": 64}, {"method": "lora", "rank": 64}),
     "everything against these layers": ({"method": "full"}, {"method": "full, linear"}),
 }
+_REWARDED: dict[str, dict[str, Any]] = {
+    "rank 1": {"method": "lora", "rank": 1}, "rank 8": {"method": "lora", "rank": 8}, "full": {"method": "full"}
+}  # fmt: skip
 AMOUNTS = (50, 200, 1000, 4000)  # examples
+# The learning rates at which the map's arms are compared: the best of a pilot, and of full fine-tuning's on seed 0.
+MAP_RATES = {"full": 0.001, "r = 64, α/√r": 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -165,6 +189,11 @@ COMPARISONS = {
         )
         for rank in (1, 8)
     },
+    **{
+        f"{name} against the start, {how}": Comparison("reinforce", ours, {"method": "start"}, measure, "missed")
+        for name, ours in _REWARDED.items()
+        for how, measure in {"reward": "missed", "reward, greedy": "greedy_missed"}.items()
+    },
     # a real model
     **{
         f"{name}, SmolLM2{of}": Comparison("smollm2", ours, theirs, measure)
@@ -195,6 +224,89 @@ COMPARISONS = {
         "sms", {**_SPAM, "method": "lora", "rank": 16}, {**_SPAM, "method": "full"}, "test_accuracy", "test_accuracy"
     ),
 }  # fmt: skip
+
+
+def growth(of: str, few: str, many: str) -> Difference:
+    """By how much more one side is behind in the comparison `of.format(many)` than in `of.format(few)`, seed by seed.
+
+    With more data, say: `growth("rank 8 against full, {} examples", "1000", "4000")`.
+    """
+    gaps = []
+    for name in (few, many):
+        comparison = COMPARISONS[of.format(name)]
+        ours, theirs = (by_seed(side, comparison.measure) for side in comparison.sides())
+        gaps.append({seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()})
+    return Difference.of([gaps[1][seed] - gaps[0][seed] for seed in sorted(gaps[0].keys() & gaps[1].keys())])
+
+
+def above_chance(rows: Iterable[Row], measure: str = "intruders") -> Difference:
+    """How many more intruders each run has than the same change in random directions."""
+    return Difference.of([row[measure] - row[f"random_{measure}"] for row in rows])
+
+
+def equal_losses() -> dict[str, Difference]:
+    """What LoRA of r = 64 forgets more than full fine-tuning of the same layers at the same loss on E2E."""
+    e2e, parts = load_results("e2e"), load_results("parts")
+    short = select(e2e, steps=120, method="lora", targets="all", rank=64, learning_rate=0.003)
+    matrices = select(e2e, steps=120, targets="matrices")
+    linear = select(parts, method="lora", rank=64, parts="linear", steps=120)
+    full = select(parts, method="full", parts="linear", steps=120)
+    ours = {
+        "short references, α/√r": (select(short, use_rslora=True), matrices),
+        "short references, s = 4": (select(short, alpha=256), matrices),
+        "all references, α/√r": (select(linear, use_rslora=True, learning_rate=0.003), full),
+        "all references, α/r at 0.003": (select(linear, alpha=32, learning_rate=0.003), full),
+        "all references, α/r at 0.01": (select(linear, alpha=32, learning_rate=0.01), full),
+    }
+    return {name: forgetting_at_equal_loss(*sides) for name, sides in ours.items()}
+
+
+def intruders_above_chance() -> dict[str, Difference]:
+    """`above_chance` of LoRA at about the loss of full fine-tuning, as it is and at one size, and of a high rate."""
+    rows = load_results("directions")
+    lora = {f"r = {gentle['rank']}": select(rows, **gentle) for gentle in (_8_GENTLE, _64_GENTLE)}
+    found = {name: above_chance(runs) for name, runs in lora.items()}
+    found |= {f"{name}, one size": above_chance(runs, "intruders_equal_size") for name, runs in lora.items()}
+    return found | {"full at 0.003": above_chance(select(rows, method="full", learning_rate=0.003))}
+
+
+def on_the_map() -> dict[str, Compared]:
+    """LoRA less full fine-tuning of the same linear layers: loss on the task and on prose, at the rates of `MAP_RATES`.
+
+    Also: the loss on prose where full fine-tuning, between two of its rates, has LoRA's loss or KL on the task, as far
+    as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change scaled by 0.85 after training,
+    less the same runs.
+    """
+    rows = select(load_map(), scale=1.0)
+    arms = {arm: select(rows, arm=arm, learning_rate=rate) for arm, rate in MAP_RATES.items()}
+    full, ours = select(rows, arm="full"), list(arms)[1:]
+    found = {f"{arm}, {x}": compared(arms[arm], arms["full"], x) for arm in ours for x in ("loss", "prose_loss")}
+    for arm in ours:
+        for by in ("loss", "kl"):
+            if any(_reaches(full, row, by) for row in arms[arm]):
+                found[f"{arm}, prose_loss at equal {by}"] = at_equal(arms[arm], full, by)
+    for x in ("loss", "prose_loss"):
+        found[f"α/√r against α/r, {x}"] = compared(arms["r = 64, α/√r"], arms["r = 64"], x)
+        found[f"rank 64 against 8, {x}"] = compared(arms["r = 64"], arms["r = 8"], x)
+        for arm, rate in MAP_RATES.items():
+            scaled = select(load_map(), arm=arm, learning_rate=rate, scale=0.85)
+            found[f"{arm} × 0.85, {x}"] = compared(scaled, arms[arm], x)
+    return found
+
+
+def _reaches(full: Iterable[Row], row: Row, by: str) -> bool:
+    """Whether full fine-tuning of the row's seed has as much `by` between two of its rates."""
+    values = [run[by] for run in select(full, seed=row["seed"])]
+    return bool(values) and min(values) <= row[by] <= max(values)
+
+
+def family() -> dict[str, Difference]:
+    """Every difference that the page of findings may call one, by a name."""
+    found = {name: comparison.difference() for name, comparison in COMPARISONS.items()}
+    found |= {f"map, {name}": both.difference for name, both in on_the_map().items()}
+    found["4,000 examples against 1,000"] = growth("rank 8 against full, {} examples", "1000", "4000")
+    found |= {f"forgetting at equal loss, {name}": difference for name, difference in equal_losses().items()}
+    return found | {f"intruders above chance, {name}": x for name, x in intruders_above_chance().items()}
 
 
 def forgetting_at_equal_loss(rows: Iterable[Row], full: Iterable[Row]) -> Difference:

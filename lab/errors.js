@@ -1,0 +1,2 @@
+// An error that a reader can mend: the page shows its message as it is.
+export class LabError extends Error {}
