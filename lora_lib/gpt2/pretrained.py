@@ -133,7 +133,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """A folder's tensors under our names, as they are stored. Old releases have no `transformer.` prefix."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for key, tensor in read_tensors(path)[0].items():
+        try:
+            tensors, _ = read_tensors(path)
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+        for key, tensor in tensors.items():
             name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
                 continue
