@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# What `make lab` opens.
+FIRST := $(firstword $(sort $(wildcard notebooks/*.ipynb)))
 # Two notebooks run at a time: the longest first, so that none is left over at the end.
-LONGEST := $(foreach n,10 09 07 05 13 11 14,$(wildcard notebooks/$(n)_*.ipynb))
+LONGEST := $(foreach n,10 09 07 05 13 11 14 00,$(wildcard notebooks/$(n)_*.ipynb))
 NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(wildcard book/*.ipynb))
 # Their tools are newer than the oldest that the library itself works with.
 REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
@@ -37,8 +39,8 @@ test: start lint test-library test-book test-notebooks  ## check everything
 start:
 	@echo "Four parts: lint, library, book, notebooks. About fifteen minutes on two cores, installation apart."
 
-lab: $(INSTALLED)  ## the chapters, in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: $(INSTALLED)  ## the chapters, in JupyterLab; its root is this folder, so that links between pages work
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(FIRST)
 
 notebooks: $(INSTALLED)  ## run every notebook from a clean kernel, and keep the new outputs
 	$(BIN)/python tools/run_notebooks.py $(NOTEBOOKS)
@@ -55,7 +57,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/biome ci --error-on-warnings lab lora_lib/live book/_static
+	$(BIN)/biome ci --error-on-warnings lab lora_lib/book/live book/_static
 	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests

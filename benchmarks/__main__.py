@@ -39,7 +39,7 @@ from benchmarks.measure import (
 )
 from benchmarks.page import PAGE, RESULTS, render
 from lora_lib import GPT2Model, PeftModel, get_peft_model
-from lora_lib.losses import chunked_cross_entropy
+from lora_lib.training import chunked_cross_entropy
 
 SWEEPS: dict[str, list[dict[str, int]]] = {
     "layer": [{}],

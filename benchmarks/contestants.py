@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import DEVICE
 from lora_lib import GPT_CONFIG_124M, GPT2Config, GPT2Model, LoRA, LoRALinear, PeftModel, get_peft_model
-from lora_lib.losses import loss_sum
+from lora_lib.training import loss_sum
 
 BATCH, TIME, RANK, ALPHA = 4, 128, 16, 32
 OURS, FORMULA, PEFT, LORALIB, FULL, FLOOR = "lora_lib", "plain formula", "PEFT", "loralib", "full", "frozen Linear"
@@ -49,7 +49,7 @@ def layers(d: int = 768, k: int = 2304, tokens: int = 1024, rank: int = RANK, ad
     def ours(kind: type[LoRA]) -> LoRALinear:
         layer = LoRALinear(nn.Linear(d, k).to(DEVICE))
         for i in range(adapters):
-            layer.adapters[f"a{i}"] = kind.around(layer.base, rank, 2 * rank)
+            layer.adapters[f"a{i}"] = kind.from_base(layer.base, rank, 2 * rank)
         layer.activate(list(layer.adapters))
         return layer
 

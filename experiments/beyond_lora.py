@@ -1,6 +1,6 @@
 """Chapter 11's comparison: LoRA's relatives and a quantised base, each against LoRA at equal trainable parameters.
 
-    python experiments/beyond_lora.py [--seeds 0 1 2 3 4 5] [--model gpt2-mini] [--out lora_lib/results/beyond_lora.csv]
+    python experiments/beyond_lora.py [--seeds 0 1 2 3 4 5] [--model gpt2-mini] [--out FILE]
 
 Restaurants as in chapter 5, for few steps: what is compared is how fast they learn. Each method's learning rate is
 the best on the first seed's validation loss, of a grid a factor of about 3 apart; then all seeds run. A quantised
@@ -21,11 +21,9 @@ from common import SLOTS, Row, Rows, arguments, device, evaluate, fit, tune, val
 from torch import nn
 
 from lora_lib import PeftModel, get_peft_model, load_pretrained
-from lora_lib.examples import encode_examples
-from lora_lib.generation import generate_text
-from lora_lib.quantised import quantise_model
-from lora_lib.restaurants import restaurant_data, score_texts, to_examples
-from lora_lib.variants import lora_plus
+from lora_lib.adapters import lora_plus, quantise_model
+from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
+from lora_lib.gpt2 import generate_text
 
 MAX_LENGTH = 64  # longer examples are left out
 

@@ -32,16 +32,15 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
     save_pretrained_folder,
-    training,
 )
-from lora_lib.analysis import text_windows
-from lora_lib.downloads import load_e2e
-from lora_lib.examples import IGNORE, Encoded, batches, encode_examples
-from lora_lib.generation import generate_text
-from lora_lib.restaurants import Restaurant, to_examples
-from lora_lib.results import FOLDER as RESULTS
-from lora_lib.training import PAD, History
-from lora_lib.variants import lora_plus
+from lora_lib.adapters import lora_plus, text_windows
+from lora_lib.book import load_e2e
+from lora_lib.book.results import FOLDER as RESULTS
+from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
+from lora_lib.gpt2 import generate_text
+from lora_lib.training import History
+from lora_lib.training import loop as training
+from lora_lib.training.loop import PAD
 
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TARGETS: dict[str, Sequence[str] | str] = {

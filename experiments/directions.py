@@ -27,7 +27,7 @@ from parts import arguments, folder
 from torch import Tensor
 
 from lora_lib import PeftModel, load_model
-from lora_lib.analysis import (
+from lora_lib.adapters import (
     amplification,
     intruder_dimensions,
     low_rank_factors,

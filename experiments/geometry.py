@@ -1,6 +1,6 @@
 """What does the change of the weights look like, in LoRA at each rank and in full fine-tuning?
 
-    python experiments/geometry.py [--model gpt2-mini] [--out lora_lib/results/e2e.csv] [--keep runs/e2e]
+    python experiments/geometry.py [--model gpt2-mini] [--out lora_lib/book/results/e2e.csv] [--keep runs/e2e]
 
 Reads the weights that rank_sweep.py left, at each rank's best learning rate, and writes means over all linear layers:
 
@@ -22,7 +22,7 @@ from common import Row, Rows, e2e_arguments, slug
 from torch import Tensor
 
 from lora_lib import GPT2Model, PeftModel, load_model, load_pretrained
-from lora_lib.analysis import (
+from lora_lib.adapters import (
     amplification,
     effective_rank,
     energy_shares,

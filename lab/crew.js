@@ -7,9 +7,9 @@ export class Crew {
   // `helpers` workers beside this one, with the model that `load` describes, see the worker's job `load`. `adapter`: what
   // they will learn.
   static async start(helpers, load, adapter) {
-    const crew = new Crew(helpers, load.source);
+    const crew = new Crew(helpers, load.script);
     try {
-      await crew.all("load", load);
+      await crew.all("load", { ...load, device: "wasm" });
       await crew.all("join", { adapter });
     } catch (error) {
       crew.end();
@@ -18,8 +18,8 @@ export class Crew {
     return crew;
   }
 
-  constructor(helpers, source) {
-    this.links = Array.from({ length: helpers }, () => new Link(source));
+  constructor(helpers, script) {
+    this.links = Array.from({ length: helpers }, () => new Link(script));
   }
 
   all(job, what) {

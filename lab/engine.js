@@ -73,30 +73,39 @@ export async function miniFiles(progress = () => {}) {
 
 export class Engine extends Link {
   // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
-  // kernels.
-  static async start(progress = () => {}, { relaxed = true } = {}) {
+  // kernels. `device`: see `load`.
+  static async start(progress = () => {}, { relaxed = true, device } = {}) {
     if (!delivered.source) await script("worker.js");
     const files = await miniFiles(progress);
     const engine = new Engine(delivered.source, relaxed);
-    await engine.load(files, { name: "gpt2-mini" });
+    await engine.load(files, { name: "gpt2-mini", device });
     return engine;
   }
 
   constructor(source, relaxed) {
     super(source);
-    this.source = source;
+    this.script = source;
+    this.onDevice = () => {}; // the page may set it
     const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
     this.kernels = Object.fromEntries(kernels);
     this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
   }
 
   // Load a model in place of the one before; its adapters go with it. `files`: {name: Blob, ArrayBuffer or string}, see
-  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. The engine then has
-  // {config, name, megabytes, device, stored, rounded}.
-  async load(files, { name = null, exact = false, news = () => {} } = {}) {
+  // bring_model.js. `exact`: float32 weights are kept as they are, and take twice the memory. `device`: "webgpu", "wasm",
+  // or a GPU if there is one. The engine then has {config, name, megabytes, device, stored, rounded}, where device is
+  // {kind, name, why}, see device.js.
+  async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
     const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
-    const what = { files, name, wasm, exact, prose: delivered.prose, source: this.source };
+    const what = { files, name, wasm, exact, device, prose: delivered.prose, script: this.script };
     Object.assign(this, await this.ask("load", what, { news }));
+  }
+
+  // The GPU was lost, and the work goes on on another `device`; or it is an answer.
+  hear(data) {
+    if (!data.device) return super.hear(data);
+    this.device = data.device;
+    return this.onDevice(data.device);
   }
 }
 

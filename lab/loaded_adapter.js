@@ -12,11 +12,7 @@ export class LoadedAdapter {
       return place;
     });
     this.w = memory.alloc(this.size);
-    const weights = memory.floats(this.w, this.size);
-    for (const { name, A, B } of this.places) {
-      weights.set(adapter.layers[name].A, A);
-      weights.set(adapter.layers[name].B, B);
-    }
+    this.write(adapter);
     if (learning) this.beginLearning();
   }
 
@@ -69,14 +65,23 @@ export class LoadedAdapter {
     kernels.zero(g, size);
   }
 
-  // A copy as it is now.
-  async read() {
-    const weights = this.memory.floats(this.w, this.size);
+  // Write numbers in the form of an adapter into a part: the weights "w", or AdamW's means, "m" and "v".
+  write({ layers }, part = "w") {
+    const all = this.memory.floats(this[part], this.size);
+    for (const { name, A, B } of this.places) {
+      all.set(layers[name].A, A);
+      all.set(layers[name].B, B);
+    }
+  }
+
+  // A copy of a part as it is now, in the form of an adapter.
+  async read(part = "w") {
+    const all = this.memory.floats(this[part], this.size);
     const layers = {};
     for (const { name, A, B } of this.places) {
       const { d, k } = this.adapter.layers[name];
       const { r } = this.adapter;
-      layers[name] = { d, k, A: weights.slice(A, A + r * d), B: weights.slice(B, B + r * k) };
+      layers[name] = { d, k, A: all.slice(A, A + r * d), B: all.slice(B, B + r * k) };
     }
     return { ...this.adapter, layers };
   }

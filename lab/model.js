@@ -13,7 +13,7 @@
 
 import { wantedIn } from "./crew.js";
 import { LabError } from "./errors.js";
-import { KINDS, layerShapes } from "./layers.js";
+import { KINDS, layerShapes, samplePlaces } from "./layers.js";
 import { LoadedAdapter } from "./loaded_adapter.js";
 import { Memory } from "./memory.js";
 import { loadWeights, weightAt } from "./weights.js";
@@ -33,7 +33,6 @@ export class GPT2 {
   constructor(config, wasm) {
     this.config = config;
     Object.assign(this, config);
-    this.device = "wasm";
     this.memory = new Memory();
     const module = new WebAssembly.Module(wasm);
     this.kernels = new WebAssembly.Instance(module, { env: { memory: this.memory.wasm } }).exports;
@@ -45,6 +44,10 @@ export class GPT2 {
     this.rooms = {};
     this.restart();
     this.use(null);
+  }
+
+  free() {
+    this.memory = null;
   }
 
   get megabytes() {
@@ -261,12 +264,11 @@ export class GPT2 {
     this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
   }
 
-  // 64 numbers out of the weights of these layers, as `lora_lib` writes them beside an adapter: the base's fingerprint.
+  // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
   async baseSample(names) {
-    return Array.from({ length: 64 }, (_, i) => {
-      const [, l, kind] = names[Math.floor((i * names.length) / 64)].match(/^h\.(\d+)\.(.*)$/);
-      const { d, k } = this.blocks[l][kind];
-      const at = Math.floor(((i * 0.6180339887498949) % 1) * d * k);
+    return samplePlaces(this.config, names).map(([name, at]) => {
+      const [, l, kind] = name.match(/^h\.(\d+)\.(.*)$/);
+      const { k } = this.blocks[l][kind];
       return weightAt(this.memory, this.blocks[l][kind], Math.floor(at / k), at % k);
     });
   }

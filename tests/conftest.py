@@ -11,9 +11,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from lora_lib import Tokenizer
-from lora_lib.examples import Splits
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer
-from lora_lib.restaurants import Restaurant, restaurant_data
+from lora_lib.data import Restaurant, Splits, restaurant_data
+from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
 
 
 def skip_or_fail(reason: str) -> NoReturn:

@@ -20,6 +20,7 @@ class Turn(NamedTuple):
 
 # Long trainings are cut short in every run; a text that a turn has changed is left as the turn made it.
 SHORTER = {
+    "00_lora_in_one_sitting": [("steps=120", "steps=4"), ("data.test[:40]", "data.test[:4]")],
     "01_rank_math": [('"steps": 40', '"steps": 6')],
     "05_fine_tuning": [("steps=250", "steps=10"), ("validate_every=50", "validate_every=5"), ("test[:60]", "test[:4]")],
     "07_rank_comparison": [
@@ -35,9 +36,16 @@ SHORTER = {
 }
 
 TURNS = [
+    Turn("00_lora_in_one_sitting", '("name", "food", "area")', '("name", "near", "priceRange")'),
+    Turn("00_lora_in_one_sitting", "data.test[:40]", "data.test[:5]"),
+    Turn("00_lora_in_one_sitting", "with_lora(rank=8, alpha=32)", "with_lora(rank=3, alpha=7)"),
+    Turn("00_lora_in_one_sitting", "steps=120, batch_size=8, learning_rate=5e-3", "steps=3, learning_rate=1e-4"),
     Turn("01_rank_math", "landscape(120, 160)", "landscape(40, 60)"),
     Turn("01_rank_math", "torch.arange(1.0, 4), torch.arange(1.0, 5)", "torch.arange(2.0, 8), torch.arange(1.0, 4)"),
     Turn("01_rank_math", "for r in (1, 2, 5, 20)", "for r in (3,)"),
+    Turn("01_rank_math", "angles = [0, 45, 90]", "angles = [10, 20]"),
+    Turn("01_rank_math", "cuts = [8, 32, 128, 256]", "cuts = [5, 40]"),
+    Turn("01_rank_math", "for angle in (0, 30, 60, 90)", "for angle in (15,)"),
     Turn("01_rank_math", "for r in (1, 8, 64, 96)", "for r in (2, 50)"),
     Turn("01_rank_math", "0.01 * torch.randn_like(times)", "1.0 * torch.randn_like(times)"),
     Turn("01_rank_math", "A, B = cut(plus, 1)", "A, B = cut(plus, 2)"),
@@ -47,15 +55,16 @@ TURNS = [
     Turn("01_rank_math", "places[:-16], places[-16:]", "places[:-4], places[-4:]"),
     Turn("01_rank_math", "few = 8", "few = 3"),
     Turn("01_rank_math", "learning_rate=3e-3", "learning_rate=1e-4"),
-    Turn("01_rank_math", '"steps": 40', '"steps": 0', error="a matrix of zeros has no shares"),
+    Turn("01_rank_math", '"steps": 40', '"steps": 0', error="steps = 0 is not a value"),
     Turn("01_rank_math", "ranks = [1, 4, 8, 16, 32, 64, 128]", "ranks = [2, 100]"),
-    Turn("01_rank_math", "lora_rank=r, lora_alpha=16", "lora_rank=2, lora_alpha=1"),
+    Turn("01_rank_math", "lora_rank=r, lora_alpha=32", "lora_rank=2, lora_alpha=1"),
     Turn("01_rank_math", "lora_rank=r", "lora_rank=400", error="rank must be from 1 to 320"),
     Turn("02_lora_layer", "d, k = 768, 2304", "d, k = 64, 96"),
     Turn("02_lora_layer", "B = torch.tensor([[10.0, 1.0]])", "B = torch.tensor([[0.3, -7.0]])"),
     Turn("02_lora_layer", "torch.tensor([1.0, 1.0, 1.0]), 0.5", "torch.tensor([0.1, 0.2, 0.3]), -2.0"),
-    Turn("02_lora_layer", "MyLoRA(layer, rank=8, alpha=16)", "MyLoRA(layer, rank=3, alpha=7)"),
+    Turn("02_lora_layer", "MyLoRA(layer, rank=8, alpha=32)", "MyLoRA(layer, rank=3, alpha=7)"),
     Turn("02_lora_layer", '"both random": (0.1, 0.1)', '"both random": (2.0, 0.001)'),
+    Turn("02_lora_layer", "drawn = [1, 8, 32, 64, 192]", "drawn = [2, 700]"),
     Turn("02_lora_layer", "ranks = [1, 2, 4, 8, 16, 32, 64]", "ranks = [3, 5]"),
     Turn("02_lora_layer", "lr=1e-3", "lr=1.0"),
     Turn("02_lora_layer", "rank=4, alpha=8, dropout=0.5", "rank=2, alpha=9, dropout=0.0"),

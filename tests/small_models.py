@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lora_lib import GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
-from lora_lib.examples import IGNORE
+from lora_lib.data import IGNORE
 
 SMALL = GPT2Config(
     vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0

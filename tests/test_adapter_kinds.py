@@ -33,7 +33,7 @@ class EmbeddingLoRA(LoRA):
 
 def trained(kind, targets):
     """A model with an adapter of this kind whose every tensor has moved."""
-    model = get_peft_model(small(), targets, 4, 8, kind=kind)
+    model = get_peft_model(small(), targets, 4, 8, adapter_cls=kind)
     before = small()(IDS)
     torch.testing.assert_close(model(IDS), before, atol=1e-5, rtol=1e-5)  # a new adapter changes nothing
     model.enable_lora_training()
@@ -54,7 +54,7 @@ def test_one_class_trains_merges_switches_saves_and_opens(tmp_path, kind, target
     model = trained(kind, targets)
     out, base = model(IDS), small()(IDS)
     model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(small(), tmp_path, kind=kind)
+    again = PeftModel.from_pretrained(small(), tmp_path, adapter_cls=kind)
     assert torch.equal(again(IDS), out)
     assert torch.equal(copy.deepcopy(again)(IDS), out)
     again.merge_adapter()
@@ -90,37 +90,36 @@ def test_peft_reads_and_writes_the_same(tmp_path, kind, targets):
     def ours():
         return load_model(tmp_path / "base")
 
-    model = stir(get_peft_model(ours(), targets, 4, 8, kind=kind), seed=4)
+    model = stir(get_peft_model(ours(), targets, 4, 8, adapter_cls=kind), seed=4)
     for layer in model.lora_layers().values():
         nn.init.normal_(layer.adapters["default"].A, std=0.1)
     model.save_pretrained(tmp_path / "ours")
     opened = peft.PeftModel.from_pretrained(theirs(), tmp_path / "ours").eval()
     torch.testing.assert_close(opened(IDS).logits, model(IDS), atol=1e-5, rtol=1e-5)
     opened.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
-    again = PeftModel.from_pretrained(ours(), tmp_path / "theirs", kind=kind)
+    again = PeftModel.from_pretrained(ours(), tmp_path / "theirs", adapter_cls=kind)
     assert torch.equal(again(IDS), model(IDS))
 
 
-class Marked(LoRA):
+class Marked(LoRA, fusible=True):
     """A kind whose config says that it is one."""
 
     config_fields = {"marked": True}
-    fusible = True
 
 
 def test_what_a_kind_writes_into_the_config_is_asked_for_when_it_is_read(tmp_path):
-    model = stir(get_peft_model(small(), ["c_attn"], 2, kind=Marked))
+    model = stir(get_peft_model(small(), ["c_attn"], 2, adapter_cls=Marked))
     model.save_pretrained(tmp_path / "marked")
-    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path / "marked", kind=Marked)(IDS), model(IDS))
+    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path / "marked", adapter_cls=Marked)(IDS), model(IDS))
     with pytest.raises(AdapterError, match="marked = True is not supported here"):
         PeftModel.from_pretrained(small(), tmp_path / "marked")
     get_peft_model(small(), ["c_attn"], 2).save_pretrained(tmp_path / "plain")
     with pytest.raises(AdapterError, match="marked = None, but its kind of adapter needs True"):
-        PeftModel.from_pretrained(small(), tmp_path / "plain", kind=Marked)
+        PeftModel.from_pretrained(small(), tmp_path / "plain", adapter_cls=Marked)
 
 
 def test_a_single_layer_takes_another_kind_too():
-    table = LoRALinear(nn.Embedding(6, 5), 2, kind=EmbeddingLoRA)
+    table = LoRALinear(nn.Embedding(6, 5), 2, adapter_cls=EmbeddingLoRA)
     assert torch.equal(table(IDS[0, :4]), table.base(IDS[0, :4]))
     with pytest.raises(TypeError, match="EmbeddingLoRA wraps nn.Embedding, not Linear"):
-        LoRALinear(nn.Linear(6, 5), 2, kind=EmbeddingLoRA)
+        LoRALinear(nn.Linear(6, 5), 2, adapter_cls=EmbeddingLoRA)

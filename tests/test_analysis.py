@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_lib import GPT2Config, GPT2Model, Tokenizer, get_peft_model
-from lora_lib.analysis import (
+from lora_lib.adapters import (
     amplification,
     effective_rank,
     energy_shares,
@@ -15,7 +15,7 @@ from lora_lib.analysis import (
     text_windows,
     weight_changes,
 )
-from lora_lib.pretrained import MINI_FOLDER
+from lora_lib.gpt2 import MINI_FOLDER
 
 
 def with_singular_values(*values, d=6, k=4):

@@ -10,7 +10,7 @@ import common
 import pytest
 import torch
 
-from lora_lib.results import load_results, select
+from lora_lib.book.results import load_results, select
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_each_method_is_shown_at_its_best_rate_and_at_equal_size(chapter: ast.Mo
 
 def test_the_experiment_tunes_each_method_at_equal_size(tmp_path: Path, monkeypatch) -> None:
     from lora_lib import GPT2Config, GPT2Model, load_pretrained, save_pretrained_folder
-    from lora_lib.restaurants import restaurant_data
+    from lora_lib.data import restaurant_data
 
     torch.manual_seed(0)
     tiny = GPT2Model(GPT2Config(vocab_size=4096, n_positions=256, n_embd=64, n_head=2, n_layer=1))

@@ -38,6 +38,8 @@ FOUND = sorted(
     {p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts} - {"index.html"}
 )
 CHAPTERS = [page for page in FOUND if page.startswith("notebooks/")]
+FIRST, RANK, LAYER = (f"notebooks/{name}.html" for name in ("00_lora_in_one_sitting", "01_rank_math", "02_lora_layer"))
+LESSONS = [page for page in CHAPTERS if page != FIRST]  # with exercises and questions
 # Each list begins with the one before: pytest then keeps all tests of a page together, and the page open.
 READ = CHAPTERS + [page for page in FOUND if page.startswith("book/")]
 PAGES = READ + [page for page in FOUND if page not in READ]
@@ -298,7 +300,7 @@ def test_knob_turns_by_mouse_and_by_touch_with_the_network_cut(browser: Browser,
 
 def test_a_copy_on_a_stick_is_a_whole_book(browser: Browser) -> None:
     tab = browser.new_page()
-    tab.goto((HTML / CHAPTERS[0]).as_uri())
+    tab.goto((HTML / RANK).as_uri())
     tab.evaluate("window.MathJax?.startup?.promise")
     assert tab.locator("mjx-container").count() > 0
     knob = tab.locator(".knob").first
@@ -342,7 +344,7 @@ WORD, CITATION = "article a:has(> .std-term)", "article a[href*='bibliography.ht
 def test_cards_say_what_a_word_means_to_mouse_keyboard_and_screen_reader(browser: Browser) -> None:
     context = browser.new_context(offline=True, viewport={"width": 1440, "height": 900})
     tab = context.new_page()
-    tab.goto((HTML / CHAPTERS[1]).as_uri())  # as a file: a page on a server has no more at hand than this
+    tab.goto((HTML / LAYER).as_uri())  # as a file: a page on a server has no more at hand than this
     card, word, citation = tab.locator(".book-card"), tab.locator(WORD).first, tab.locator(CITATION).first
     assert card.count() == 0
     word.hover()
@@ -377,7 +379,7 @@ def test_the_first_tap_shows_a_card_and_the_second_follows(browser: Browser, add
     phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
     tab = phone.new_page()
     for link in range(3):
-        tab.goto(address + CHAPTERS[1])
+        tab.goto(address + LAYER)
         before, word, card = tab.url, tab.locator(selector).nth(link), tab.locator(".book-card")
         word.tap()
         box = card.bounding_box()
@@ -436,7 +438,7 @@ def test_nothing_breaks_where_the_browser_keeps_nothing(browser: Browser, addres
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.add_init_script(REFUSED)
-    tab.goto(address + CHAPTERS[0])
+    tab.goto(address + RANK)
     assert tab.locator(".read-mark").count() == 0, "a tick that would be gone with the page"
     tab.locator(".theme-switch-button").first.click()
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
@@ -479,7 +481,7 @@ def test_the_letters_lead_to_every_word_of_the_glossary() -> None:
         assert anchor.removeprefix("term-")[0].upper() == letter
 
 
-@on(CHAPTERS)
+@on(LESSONS)
 def test_questions_tell_right_from_wrong(visit: Visit) -> None:
     visit.look(1440)
     answers = visit.tab.locator("details.choice")
@@ -492,7 +494,7 @@ def test_questions_tell_right_from_wrong(visit: Visit) -> None:
         assert words.inner_text().startswith("Right." if right else "No.")
 
 
-@on(CHAPTERS)
+@on(LESSONS)
 def test_every_exercise_has_a_solution_that_opens(visit: Visit) -> None:
     visit.look(1440)
     exercises, solutions = visit.tab.locator(".exercise"), visit.tab.locator(".solution")
@@ -502,6 +504,15 @@ def test_every_exercise_has_a_solution_that_opens(visit: Visit) -> None:
         assert not code.is_visible()
         solution.locator("button.toggle-button").press("Enter")
         code.wait_for(state="visible")
+
+
+@in_files
+@pytest.mark.parametrize("page", LESSONS)
+def test_exercises_are_numbered_within_their_page(page: str) -> None:
+    exercises, solutions = soup(page).select(".exercise > .admonition-title"), soup(page).select(".solution a")
+    wanted = [f"Exercise {number}" for number in range(1, len(exercises) + 1)]
+    assert [" ".join(title.get_text().split()) for title in exercises] == wanted
+    assert [" ".join(link.get_text().split()) for link in solutions if "Exercise" in link.get_text()] == wanted
 
 
 @in_files

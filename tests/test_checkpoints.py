@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, checkpoints, get_peft_model, training
-from lora_lib.checkpoints import check_writable, fingerprint
-from lora_lib.training import fit
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.training import check_writable, checkpoints, fingerprint, fit, loop
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
             "bf16": False, "progress": False}  # fmt: skip
@@ -31,7 +30,7 @@ def make(alpha: float = 8):
 
 def train(folder: Path, kill_at_call: int = 0, kill_in_save: int = 0) -> None:
     """Train, until this process kills itself at a step or while it saves."""
-    calls, saves, accumulate, replace = [], [], training._accumulate, os.replace
+    calls, saves, accumulate, replace = [], [], loop._accumulate, os.replace
 
     def counted(*args):
         calls.append(1)
@@ -45,7 +44,7 @@ def train(folder: Path, kill_at_call: int = 0, kill_in_save: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*args)
 
-    training._accumulate, os.replace = counted, killed
+    loop._accumulate, os.replace = counted, killed
     model, data = make()
     history = fit(model, data, checkpoint=folder / "run.safetensors", validation=data, validate_every=2, **SETTINGS)
     save_file({n: p.detach() for n, p in model.named_parameters()}, folder / "weights")
@@ -73,7 +72,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path):
 def test_a_checkpoint_is_written_now_and_then_and_after_the_last_step(tmp_path: Path, monkeypatch):
     path, done = tmp_path / "run.safetensors", []
     save = checkpoints.save_checkpoint
-    monkeypatch.setattr(training, "save_checkpoint", lambda *args: (done.append(len(args[-1]["loss"])), save(*args)))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *args: (done.append(len(args[4]["loss"])), save(*args)))
     model, data = make()
     history = fit(model, data, checkpoint=path, **{**SETTINGS, "steps": 7})
     assert done == [3, 6, 7]
@@ -100,7 +99,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path
     model, data = make()
     fit(model, data, checkpoint=tmp_path / "run.safetensors", **{**SETTINGS, "steps": 1})
     files = [(what, size) for what, size in seen if size == (tmp_path / "run.safetensors").stat().st_size]
-    assert [what for what, _ in files] == ["sync", "replace"]
+    assert [what for what, _ in files] == ["sync", "replace", "replace"]
 
 
 @pytest.mark.parametrize("left_behind", [True, False])
@@ -143,7 +142,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_training(tmp_pa
     model, data = make()
     before = {name: p.clone() for name, p in model.named_parameters()}
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(OSError, match=r"file.* cannot be written to: .* is no folder; choose another place"):
+        with pytest.raises(OSError, match=r"file.* cannot be written to: .* is not a folder; choose another place"):
             fit(model, data, checkpoint=folder / "run.safetensors", **SETTINGS)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     check_writable(tmp_path / "new" / "folder")
@@ -170,7 +169,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):
         "lr_ratio": {"lr_ratio": lambda name: 2}, "batch_size": {"batch_size": 4}, "warmup": {"warmup": 0.2},
         "clip": {"clip": 2.0}, "weight_decay": {"weight_decay": 0.1},
     }.items():  # fmt: skip
-        with pytest.raises(ValueError, match=f"belongs to another run: its {name}.*another file to start anew"):
+        with pytest.raises(ValueError, match=f"belongs to another run: its {name}.*another file to start again"):
             fit(model, data, checkpoint=path, **{**SETTINGS, **kwargs})
     with pytest.raises(ValueError, match="its training data is"):
         fit(model, data[::-1], checkpoint=path, **SETTINGS)
@@ -181,6 +180,65 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path):
     with pytest.raises(ValueError, match="its model is"):
         fit(other, data, checkpoint=path, **SETTINGS)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path):
+    path, (model, data) = tmp_path / "run.safetensors", make()
+    fit(model, data, checkpoint=path, **SETTINGS)
+    before, whole = {name: p.clone() for name, p in model.named_parameters()}, path.read_bytes()
+    header = int.from_bytes(whole[:8], "little") + 8
+    for place in [*range(0, header, header // 60), *range(header, len(whole), (len(whole) - header) // 60)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"run.safetensors is (damaged|not a checkpoint)"):
+            fit(model, data, checkpoint=path, **SETTINGS)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def size_of_b(model):
+    return sum(p.norm().item() for name, p in model.named_parameters() if name.endswith(".B"))
+
+
+def test_the_best_weights_and_the_patience_outlive_a_kill(tmp_path: Path):
+    settings = {**SETTINGS, "checkpoint_every": 1, "validate_every": 2}
+    path, sizes, (model, data) = tmp_path / "run.safetensors", {}, make()
+    fit(model, data, **settings, on_validation=lambda step, model: sizes.update({step: size_of_b(model)}))
+    settings |= {"patience": 2, "keep_best": True, "score": lambda model: -abs(size_of_b(model) - sizes[4])}
+
+    def killed(step, model):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    whole, again, done = (make()[0] for _ in range(3))
+    history = fit(whole, data, **settings)
+    assert history.best == (4, 0) and len(history.loss) == 8 and size_of_b(whole) == sizes[4]
+    with pytest.raises(KeyboardInterrupt):
+        fit(make()[0], data, checkpoint=path, on_validation=killed, **settings)
+    for model in (again, done):
+        resumed = fit(model, data, checkpoint=path, **settings)
+        assert resumed.scores == history.scores and resumed.loss == history.loss
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="its patience is 2, this run's is 3"):
+        fit(done, data, checkpoint=path, **{**settings, "patience": 3})
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors", "config.json"])
+def test_a_checkpoint_never_takes_the_place_of_a_model(tmp_path: Path, name):
+    model, data = make()
+    for there in (False, True):
+        if there:
+            save_file({"A": torch.zeros(2)}, tmp_path / name)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(ValueError, match=f"a checkpoint cannot be called {name}: a model or an adapter is saved"):
+            fit(model, data, checkpoint=tmp_path / name, **SETTINGS)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_path_that_is_a_folder_is_named(tmp_path: Path):
+    model, data = make()
+    with pytest.raises(OSError, match=r"is a folder: name a file in it, .*run.safetensors for example"):
+        fit(model, data, checkpoint=tmp_path, **SETTINGS)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "other"])

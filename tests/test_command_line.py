@@ -11,13 +11,14 @@ import fresh
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_chat import letters_tokenizer, tiny_llama
 from torch import distributed as dist
 from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model, load_model, load_pretrained
-from lora_lib.__main__ import FIT, LORA, TrainConfig, main, read_examples
-from lora_lib.losses import loss_sum
-from lora_lib.pretrained import MINI_FOLDER, read_tokenizer, save_pretrained_folder
+from lora_lib.__main__ import FIT, LORA, RunConfig, main, read_parts
+from lora_lib.gpt2 import save_pretrained_folder
+from lora_lib.training import loss_sum
 
 PAIRS = [{"prompt": f"{i} =>", "completion": " one more is" + f" {i + 1}" * (1 + i % 3)} for i in range(11)]
 
@@ -130,30 +131,41 @@ def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path)
     [
         ({"data": None}, '"data" is missing, and must be given'),
         ({"output": None}, '"output" is missing, and must be given'),
-        ({"dat": "x"}, "there is no setting dat; expected one of data, output, model"),
-        ({"method": "qlora"}, '''method = "qlora" is not a value it can have: expected "lora" or "full"'''),
-        ({"model": 3}, "model = 3 is not a value it can have: expected a text"),
-        ({"output": ""}, 'output = "" is not a value it can have: expected a text'),
-        ({"data": ["a.csv"]}, 'data = ["a.csv"] is not a value it can have: expected a text'),
-        ({"max_length": 0}, "max_length = 0 is not a value it can have: expected a whole number from 1"),
+        ({"dat": "x"}, "there is no setting dat. Did you mean 'data'? Expected one of data, output, model"),
+        ({"method": "qlora"}, "method must be one of 'lora', 'full', got 'qlora'"),
+        ({"model": 3}, "model must be a text that is not empty, got 3"),
+        ({"output": ""}, "output must be a text that is not empty, got ''"),
+        ({"data": ["a.csv"]}, "data must be a text that is not empty, got ['a.csv']"),
+        ({"max_length": 0}, "max_length must be a whole number from 1, got 0"),
         (
             {"gradient_checkpointing": "no"},
-            'gradient_checkpointing = "no" is not a value it can have: expected true or',
+            "gradient_checkpointing must be True or False, got 'no'",
         ),
-        ({"lora": "null"}, "lora = null is not a value it can have: expected an object"),
-        ({"lora": {"rank": 8}}, "there is no setting lora.rank; expected one of target_modules, lora_rank"),
+        ({"lora": 3}, "lora must be an object, {…}, got 3"),
+        ({"lora": {"rank": 8}}, "there is no setting lora.rank."),
         ({"lora": {"kind": "LoRA"}}, "there is no setting lora.kind"),
-        ({"lora": {"r": 8}}, "there is no setting lora.r; expected one of target_modules, lora_rank"),
-        ({"fit": [3]}, "fit = [3] is not a value it can have: expected an object"),
-        ({"fit": {"step": 8}}, "there is no setting fit.step; expected one of steps"),
+        ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora.lora_rank are two names of one setting"),
+        ({"lora": {"r": "8"}}, "lora.r "),
+        (
+            {"method": "full", "lora": {"r": 8}},
+            'method is "full", which trains every weight, so "lora" would do nothing',
+        ),
+        ({"ask": ["a"]}, '"ask" and "answer" name columns together'),
+        ({"ask": "a", "answer": ["b"]}, "ask must be a list of names, got 'a'"),
+        ({"validation": 1}, "validation must be a share of the data from 0, below 1, or the name of a file, got 1"),
+        ({"data": "a.csv", "select": "score"}, 'select is "score", which needs a "validation"'),
+        ({"select": "exact"}, "select must be one of 'loss', 'score', got 'exact'"),
+        ({"dtype": "int8"}, "dtype must be one of 'float32', 'bfloat16', got 'int8'"),
+        ({"fit": [3]}, "fit must be an object, {…}, got [3]"),
+        ({"fit": {"step": 8}}, "there is no setting fit.step. Did you mean 'steps'? Expected one of steps"),
         ({"fit": {"steps": 8, "validation": []}}, "there is no setting fit.validation"),
-        ({"fit": {"batch_size": 8}}, '"fit" needs "steps"'),
-        ({"fit": {"steps": 0}}, "fit.steps = 0 is not a value it can have: expected a whole number from 1"),
+        ({"fit": {"batch_size": 8}}, "fit needs steps, the number of steps, or passes over the data"),
+        ({"fit": {"steps": 0}}, "fit.steps must be a whole number from 1 to 1000000000, or None, got 0"),
         (
             {"fit": {"steps": 8, "learning_rate": "1e-3"}},
-            "fit.learning_rate = '1e-3' is not a value it can have",
+            "fit.learning_rate must be a number above 0, at most 1e30, got '1e-3'",
         ),
-        ({"fit": {"steps": 8, "bf16": "yes"}}, "fit.bf16 = 'yes' is not a value it can have: expected True, False or"),
+        ({"fit": {"steps": 8, "bf16": "yes"}}, "fit.bf16 must be True or False, or None, got 'yes'"),
     ],
 )
 def test_a_wrong_config_is_refused_by_name(tmp_path, change, message):
@@ -162,7 +174,7 @@ def test_a_wrong_config_is_refused_by_name(tmp_path, change, message):
     values = {name: None if value == "null" else value for name, value in values.items() if value is not None}
     file.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: {re.escape(message)}"):
-        TrainConfig.read(file)
+        RunConfig.read(file)
 
 
 def test_what_is_no_config_is_refused_with_its_place(tmp_path):
@@ -173,29 +185,29 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
     }.items():  # fmt: skip
         file.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
-            TrainConfig.read(file)
+            RunConfig.read(file)
         assert str(file) in str(caught.value)
     with pytest.raises(FileNotFoundError, match="there is no file .*none.json"):
-        TrainConfig.read(tmp_path / "none.json")
+        RunConfig.read(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fit": {"steps": 0}}, "config.json: fit.steps = 0 is not a value it can have"),
-        ({"output": "{folder}/config.json/out"}, "cannot be written to: .* is no folder; choose another place"),
-        ({"output": "{folder}/config.json"}, "cannot be written to: .* is no folder; choose another place"),
+        ({"fit": {"steps": 0}}, "config.json: fit.steps must be a whole number from 1"),
+        ({"output": "{folder}/config.json/out"}, "cannot be written to: .* is not a folder; choose another place"),
+        ({"output": "{folder}/config.json"}, "cannot be written to: .* is not a folder; choose another place"),
         ({"data": "{folder}/none.csv"}, "there is no file .*none.csv"),
         ({"model": "gtp2"}, "no model 'gtp2'"),
-        ({"lora": {"lora_rank": "8"}}, "r = '8' is not a value it can have"),
-        ({"lora": {"rank_pattern": 3}}, "rank_pattern = 3 is not a value it can have"),
-        ({"lora": {"target_modules": 3}}, "target_modules = 3 is not a value it can have"),
-        ({"lora": {"use_dora": "yes"}}, "use_dora = 'yes' is not a value it can have"),
+        ({"lora": {"lora_rank": "8"}}, "lora.r "),
+        ({"lora": {"rank_pattern": 3}}, "lora.rank_pattern "),
+        ({"lora": {"target_modules": 3}}, "lora.target_modules "),
+        ({"lora": {"use_dora": "yes"}}, "lora.use_dora "),
         ({"lora": {"trainable_token_indices": [1]}}, "trainable_token_indices is not supported: "),
-        ({"fit": {"steps": 1, "checkpoint": "{folder}/config.json"}}, "is not a checkpoint that fit wrote"),
+        ({"fit": {"steps": 1, "checkpoint": "{folder}/config.json"}}, "is used for something else: name another file"),
         (
             {"fit": {"steps": 3, "learning_rate": 1e30, "progress": False}},
-            "at step 2: try a smaller learning_rate",
+            "at step 2: the run diverged; try a smaller learning_rate",
         ),
     ],
 )
@@ -211,7 +223,7 @@ def test_the_command_says_it_in_one_line_and_has_status_2(config, tmp_path, caps
 
 
 def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_read(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_lib.__main__.load_pretrained", lambda name: pytest.fail("too late"))
+    monkeypatch.setattr("lora_lib.__main__.load_any", lambda *name: pytest.fail("too late"))
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "config.json").write_text(json.dumps({**config, "output": str(tmp_path / "taken" / "out")}))
     with pytest.raises(SystemExit):
@@ -222,33 +234,140 @@ def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_read(con
 # --- what it takes ----------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_file_is_taken(config, tmp_path):
-    tokenizer = read_tokenizer(MINI_FOLDER)
+def parts_of(folder: Path, data: str, **more):
+    return read_parts(RunConfig(str(folder / data), "out", **more))
+
+
+def test_every_kind_of_file_is_taken(tmp_path):
     pair, chat = PAIRS[0], {"messages": [{"role": "user", "content": "0"}, {"role": "assistant", "content": "1"}]}
     files = {
         "pairs.jsonl": json.dumps(pair), "chats.jsonl": json.dumps(chat),
         "pairs.csv": f"prompt,completion\n{pair['prompt']},{pair['completion']}\n",
         "PAIRS.TSV": f"completion\tprompt\n{pair['completion']}\t{pair['prompt']}\n",
     }  # fmt: skip
-    found = {}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-        found[name] = read_examples(str(tmp_path / name), tokenizer, 64)
-    (ids, targets), wanted = found.pop("chats.jsonl")[0], found["pairs.jsonl"][0]
-    assert tokenizer.decode(ids.tolist()) == "user: 0\nassistant: 1" and (targets != -100).sum() == 2
-    for ((ids, targets),) in found.values():
-        assert torch.equal(ids, wanted[0]) and torch.equal(targets, wanted[1])
-    assert tokenizer.decode(wanted[0].tolist()) == pair["prompt"] + pair["completion"]
-    assert len(read_examples("restaurants", tokenizer, 256)) > 1500
-    (tmp_path / "pairs.txt").write_text("a")
+        parts = parts_of(tmp_path, name)
+        (record,) = parts.train
+        assert record.exchanges == ((("user: 0\nassistant:", " 1"),) if "chats" in name else (tuple(pair.values()),))
+        assert parts.validation == parts.test == []
+    whole = read_parts(RunConfig("restaurants", "out"))
+    assert len(whole.train) > 1500 and whole.validation and whole.test
     for name, text, message in (
         ("pairs.txt", "a", r"pairs.txt: its name must end in .jsonl \(pairs or chats\), .csv or .tsv"),
         ("pairs.jsonl", json.dumps(pair) + '\n{"prompt": "a"}', "pairs.jsonl, line 2: no 'completion'"),
-        ("long.jsonl", json.dumps({**pair, "prompt": "a " * 99}), "long.jsonl, line 1: .* do not fit max_length 64"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
-            read_examples(str(tmp_path / name), tokenizer, 64)
+            parts_of(tmp_path, name)
+
+
+def test_shares_and_files_are_held_out(tmp_path):
+    rows = [{"text": f"{i} is", "kind": "a" if i % 2 else "b", "size": i} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
+    columns = {"ask": ["text"], "answer": ["kind", "size"]}
+    parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=0.2, **columns)
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [28, 4, 8]
+    assert json.loads(parts.train[0].exchanges[0].completion).keys() == {"kind", "size"}
+    parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=str(tmp_path / "more.jsonl"), **columns)
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [36, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": "{model}"}, '"output" is the folder of "model"'),
+        ({"fit": {"steps": 1, "checkpoint": "{folder}/out"}}, "fit.checkpoint is .*out, which is used for something"),
+        ({"fit": {"steps": 1, "checkpoint": "{data}"}}, "fit.checkpoint is .*data.jsonl, which is used for something"),
+        (
+            {"fit": {"steps": 1, "checkpoint": "{folder}/out/adapter_model.safetensors"}},
+            "a checkpoint cannot be called",
+        ),
+        ({"fit": {"steps": 1, "checkpoint": "{folder}"}}, "is a folder: name a file in it"),
+    ],
+)
+def test_what_would_overwrite_what_is_read_is_refused_before_the_training(config, tmp_path, capsys, change, message):
+    written = json.dumps({**config, "output": str(tmp_path / "out"), **change})
+    for name, path in {"model": config["model"], "data": config["data"], "folder": str(tmp_path)}.items():
+        written = written.replace(f"{{{name}}}", path)
+    (tmp_path / "run.json").write_text(written)
+    before = {path: path.read_bytes() for path in Path(config["data"]).parent.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(tmp_path / "run.json")])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and re.search(message, err) and "tokens/s" not in out
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_ctrl_c_ends_in_a_line(config, tmp_path, capsys, monkeypatch, checkpoint):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_lib.__main__.fit", stopped)
+    more = {"checkpoint": str(tmp_path / "run.safetensors")} if checkpoint else {}
+    values = {**config, "output": str(tmp_path / "out"), "fit": {**config["fit"], **more}}
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(tmp_path / "run.json")])
+    told = f"start it again to go on from {tmp_path / 'run.safetensors'}" if checkpoint else "nothing was saved"
+    assert caught.value.code == 130 and capsys.readouterr().err == f"\nstopped: {told}\n"
+
+
+# --- from a file to a score -------------------------------------------------------------------------------------
+
+
+def test_a_file_is_trained_on_asked_and_scored(config, tmp_path, capsys):
+    """The small GPT-2 learns one answer to every question by heart, and the base knows none."""
+    rows = [{"text": f"question {i}", "kind": "yes"} for i in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        **config, "data": str(tmp_path / "rows.jsonl"), "ask": ["text"], "answer": ["kind"], "validation": 0.2,
+        "test": 0.2, "output": str(tmp_path / "out"), "max_new_tokens": 4, "select": "score", "method": "full",
+        "fit": {"passes": 60, "batch_size": 8, "learning_rate": 0.01, "validate_every": 20, "patience": 2,
+                "keep_best": True, "progress": False},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    main(["train", str(tmp_path / "run.json")])
+    assert "best score 1.00 after" in capsys.readouterr().out
+    main(["score", str(tmp_path / "run.json")])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "5 test items" and told[1].split() == ["exact", "words"]
+    assert told[2].startswith("base") and " 0% [" in told[2] and "100% [" in told[3] and told[3].startswith("trained")
+    assert told[4] == "trained - base, exact: 100% [100%, 100%]"
+    main(["generate", str(tmp_path / "run.json"), "question 7", "question 99"])
+    assert capsys.readouterr().out.split() == ["yes", "yes"]
+    main(["generate", str(tmp_path / "run.json"), "question 7", "--base"])
+    assert "yes" not in capsys.readouterr().out
+    (tmp_path / "run.json").write_text(json.dumps({**values, "test": 0}))
+    with pytest.raises(SystemExit):
+        main(["score", str(tmp_path / "run.json")])
+    assert 'there is nothing to score on: give "test"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_folder_of_hugging_faces_is_trained_and_asked(tmp_path, capsys, method):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    letters_tokenizer().save_pretrained(tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    rows = [{"prompt": letter, "completion": "zq"} for letter in "abcdefgh"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "data": str(tmp_path / "rows.jsonl"), "model": str(tmp_path / "base"), "output": str(tmp_path / "out"),
+        "system": "be kind", "method": method, "max_new_tokens": 4, "test": str(tmp_path / "rows.jsonl"),
+        "gradient_checkpointing": True,
+        "fit": {"steps": 60, "batch_size": 8, "learning_rate": 0.02, "progress": False},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    main(["train", str(tmp_path / "run.json")])
+    capsys.readouterr()
+    main(["generate", str(tmp_path / "run.json"), "b"])
+    assert capsys.readouterr().out.replace(" ", "") == "zq\n"
+    main(["score", str(tmp_path / "run.json")])
+    assert "8 test items" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
 
 
 def test_the_help_tells_of_every_setting(capsys):
@@ -256,7 +375,7 @@ def test_the_help_tells_of_every_setting(capsys):
         main(["train", "run.json", "--help"])
     said = capsys.readouterr().out
     assert caught.value.code == 0
-    for name in [*TrainConfig.__dataclass_fields__, *LORA, *FIT]:
+    for name in [*RunConfig.__dataclass_fields__, *LORA, *FIT]:
         assert re.search(rf"\b{name}\b", said), name
-    assert {"target_modules", "lora_rank", "adapter_name", "use_dora", "modules_to_save"} < set(LORA)
+    assert {"target_modules", "r", "lora_rank", "adapter_name", "use_dora", "modules_to_save"} < set(LORA)
     assert {"steps", "checkpoint", "progress"} < set(FIT) and not {"kind", "settings", "model"} & {*LORA, *FIT}

@@ -12,9 +12,8 @@ from pathlib import Path
 import pooch
 import pytest
 
-from lora_lib import downloads
-from lora_lib.downloads import Message, balanced_splits, load_e2e, load_sms_spam
-from lora_lib.restaurants import Restaurant
+from lora_lib.book import Message, balanced_splits, downloads, load_e2e, load_sms_spam
+from lora_lib.data import Restaurant
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CSV = (

@@ -5,8 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from lora_lib.examples import Example, batches, collate, encode_examples
-from lora_lib.restaurants import to_examples
+from lora_lib.data import Example, batches, collate, encode_examples, to_examples
 
 
 def test_prompt_and_completion_are_cut_at_a_token_boundary_and_fit_the_context(splits, tokenizer):

@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import shutil
+from collections import Counter
 
 import amounts
 import capacity
@@ -12,6 +13,7 @@ import controls
 import directions
 import geometry
 import layers
+import one_sitting
 import parts
 import plateau
 import pytest
@@ -26,9 +28,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lora_lib import load_model, load_pretrained
-from lora_lib.downloads import Message
-from lora_lib.pretrained import MINI_FOLDER
-from lora_lib.restaurants import restaurant_data
+from lora_lib.book import Message
+from lora_lib.data import restaurant_data
+from lora_lib.gpt2 import MINI_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -436,3 +438,18 @@ def test_rates_and_tuning():
 
     assert common.tune(loss_at, start=0) == 0.03
     assert sorted(tried) == [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]  # each once, and both neighbours of the best
+
+
+def test_one_sitting_runs_every_way_once(monkeypatch, folder, tmp_path):
+    data = restaurant_data(0, slots=one_sitting.SLOTS, train=6, validation=2, test=2)
+    monkeypatch.setattr(one_sitting, "restaurant_data", lambda seed, slots: data)
+    options = ["--model", str(folder), "--steps", "1", "--out", str(tmp_path / "one.csv")]
+    one_sitting.main(options)
+    rows = read(tmp_path / "one.csv")
+    assert Counter(row["parts"] for row in rows) == {"none": 1, "linear": 8, "linear + wte": 1, "all": 3}
+    trained = {(row["parts"], row["rank"]): int(row["trainable"]) for row in rows}
+    assert trained["none", "0"] == 0 and trained["linear + wte", "8"] == trained["linear", "8"] + 4096 * 64
+    assert trained["linear", "64"] == 64 * trained["linear", "1"]
+    assert trained["all", "0"] == sum(p.numel() for p in load_model(folder).parameters())
+    one_sitting.main(options)
+    assert len(read(tmp_path / "one.csv")) == len(rows), "a run that has its row is not made again"

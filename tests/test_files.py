@@ -2,14 +2,29 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from lora_lib import load_pretrained
-from lora_lib.examples import IGNORE, Example, Record, encode_records, pack, split
-from lora_lib.files import MISSING, chat_prompt, read_chats, read_csv, read_jsonl, read_records, read_text
-from lora_lib.generation import generate_text
+from lora_lib.data import (
+    IGNORE,
+    MISSING,
+    Example,
+    Record,
+    chat_prompt,
+    encode_records,
+    pack,
+    read_chats,
+    read_columns,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+    split,
+)
+from lora_lib.gpt2 import generate_text
 from lora_lib.training import evaluate
 
 CHAT = [
@@ -211,8 +226,21 @@ def turn(role="user", content="a"):
             "message 2: its weight is 0, and every turn",
         ),
         ({"messages": [turn(), turn("assistant") | {"weight": 0.5}]}, "message 2: its weight is 0.5"),
-        ({"messages": [turn(), turn("assistant", None) | {"tool_calls": [{}]}]}, "message 2: it calls a tool"),
-        ({"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]}, "message 2: it calls a tool"),
+        (
+            {"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]},
+            "message 2: 'function_call'",
+        ),
+        ({"messages": [turn(), turn("assistant", None) | {"tool_calls": []}]}, "message 2: 'content' must be a string"),
+        (
+            {"messages": [turn(), turn("assistant") | {"reasoning_content": 3}]},
+            "message 2: 'reasoning_content'",
+        ),
+        ({"messages": CHAT, "tools": "search"}, "'tools' must be a list of objects, found a string"),
+        (
+            {"messages": CHAT, "prompt": "a"},
+            "'prompt' stands beside 'messages', and only",
+        ),
+        ({"messages": CHAT, "system": "Be kind."}, "'system' stands beside 'messages'"),
     ],
 )
 def test_bad_chats_name_their_line(line, message, write):
@@ -223,6 +251,43 @@ def test_a_chats_own_keys_that_change_nothing_are_let_through(write):
     plain = [turn() | {"name": "Ann"}, turn("assistant") | {"weight": 1, "tool_calls": [], "function_call": None}]
     (record,) = read_chats(write([{"messages": plain, "id": 3}]))
     assert record.exchanges == (Example("user: a\nassistant:", " a"),)
+
+
+def test_tools_and_reasoning_are_kept_and_refused_where_plain_text_has_no_place_for_them(tokenizer, write):
+    tool = {"type": "function", "function": {"name": "clock"}}
+    call = turn("assistant", None) | {"tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    called = [turn(), call, turn("tool", "noon"), turn("assistant", "It is noon.")]
+    lines = [
+        {"messages": called, "tools": [tool]},
+        {"messages": [turn(), turn("assistant") | {"reasoning_content": "b"}]},
+    ]
+    for record, line in zip(read_chats(write(lines)), lines, strict=True):
+        assert list(record.messages) == line["messages"] and list(record.tools) == line.get("tools", [])
+        assert record.exchanges == () and "user: a" in record.prompts
+        fails(
+            lambda r=record: encode_records([r], tokenizer, 256), record.where, "it has tools or reasoning", "our GPT-2"
+        )
+    fails(lambda: chat_prompt(called[:3], tokenizer), "no place for tools or reasoning")
+    fails(lambda: chat_prompt([turn()], tokenizer, [tool]), "no place for tools or reasoning")
+
+
+def test_a_file_that_may_not_be_read_says_so(write, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write("prompt,completion\na,b\n", "a.csv")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match=r"a\.csv cannot be read: Permission denied; look at who may read it"):
+        read_csv(path)
+
+
+def test_a_record_of_a_million_blanks_is_refused_by_its_line(tokenizer, write):
+    for many in (" " * 1_000_000, "a" + "\n" * 999_999 + "b"):
+        records = read_jsonl(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
+        fails(
+            lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "blanks in a row", "take them"
+        )
+    assert len(tokenizer.encode("a" + " " * 100_000)) > 1
 
 
 def test_a_byte_order_mark_inside_a_text_is_refused_by_its_line(write):
@@ -329,3 +394,39 @@ def test_what_is_made_can_be_trained_on(tokenizer, write):
     model, _ = load_pretrained("gpt2-mini")
     encoded = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
     assert 0 < evaluate(model, encoded + pack(["Once upon a time."], tokenizer, 256), bf16=False) < 12
+
+
+def test_columns_of_any_name_become_questions_and_json_answers(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("id,review,category,mood\n1,The box broke.,quality,bad\n", encoding="utf8")
+    (record,) = read_columns(path, ["review"], ["category", "mood"])
+    assert record.exchanges == (Example("The box broke.", '{"category": "quality", "mood": "bad"}'),)
+    (record,) = read_columns(path, ["id", "review"], ["mood"])
+    assert record.exchanges == (Example("id: 1\nreview: The box broke.", "bad"),)
+
+
+def test_columns_of_jsonl_keep_their_types(tmp_path):
+    path = tmp_path / "reviews.jsonl"
+    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null}\n', encoding="utf8")
+    (record,) = read_columns(path, ["review"], ["stars", "refund"])
+    assert record.exchanges[0].completion == '{"stars": 2, "refund": null}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ask", "answer", "message"),
+    [
+        ("a.csv", "review,kind\nx,y\n", ["text"], ["kind"], "line 1: expected one column 'text', found the columns"),
+        ("a.csv", "review,kind\nx,nan\n", ["review"], ["kind"], "line 2: 'kind' is 'nan'"),
+        ("a.csv", "review,kind\n,y\n", ["review"], ["kind"], "line 2: 'review' is empty"),
+        ("a.jsonl", '{"review": "x"}\n', ["review"], ["kind"], "line 1: no 'kind', found 'review'"),
+        ("a.csv", "review,kind\nx,y\n", ["review"], [], "name the columns"),
+        ("a.csv", "review,kind\nx,y\n", ["review"], ["review"], "apart from them"),
+        ("a.xlsx", "x", ["review"], ["kind"], "must end in .csv, .tsv or .jsonl"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_named(tmp_path, name, text, ask, answer, message):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf8")
+    with pytest.raises(ValueError, match=message):
+        read_columns(path, ask, answer)
+    assert path.read_text(encoding="utf8") == text

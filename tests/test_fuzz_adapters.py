@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from small_models import scatter, stir
 
 from lora_lib import AdapterError, GPT2Config, GPT2Model, LoRALinear, PeftModel, get_peft_model
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 IDS = torch.arange(5)[None]
 JUNK = [

@@ -68,7 +68,7 @@ def test_a_transformers_folder_gives_the_same_logits_and_text(tmp_path, tied):
 
 def test_transformers_opens_the_shipped_model_with_the_same_logits():
     transformers = pytest.importorskip("transformers")
-    from lora_lib.pretrained import MINI_FOLDER
+    from lora_lib.gpt2 import MINI_FOLDER
 
     ours, tokenizer = load_pretrained("gpt2-mini")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(MINI_FOLDER, dtype=torch.float32).eval()

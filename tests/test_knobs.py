@@ -18,9 +18,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 import lora_lib
-from lora_lib.knobs import WIDGET_VIEW, knob
+from lora_lib.book import WIDGET_VIEW, knob
 
-NUMBERS = """from lora_lib.knobs import knob
+NUMBERS = """from lora_lib.book import knob
 def draw(rank):
     return f"rank {rank} stores {rank * 3072:,} numbers", f"r = {rank}"
 knob(draw, rank=[1, 2, 4, 8, 64], labels={"rank": "rank r"}, start={"rank": 8}, caption="Size by rank")"""
@@ -124,7 +124,7 @@ def test_twelve_frames_weigh_little():
 
 
 def test_live_widget_shows_the_chosen_frame_alone():
-    rank, target, readout, body, _ = two_axes().widget.children
+    rank, target, readout, body, *_ = two_axes().widget.children
     seen = [(readout.value, body.value)]
     rank.value = 1
     seen.append((readout.value, body.value))
@@ -137,6 +137,14 @@ def test_live_widget_shows_the_chosen_frame_alone():
     ]  # fmt: skip
 
 
+def test_a_button_beside_the_live_controls_leads_back_to_the_start():
+    rank, target, *_, back = two_axes().widget.children
+    start = rank.value, target.value
+    rank.value, target.value = 1, "query"
+    back.click()
+    assert (rank.value, target.value) == start
+
+
 def test_with_a_kernel_a_slider_takes_any_value_and_draws_it_once():
     drawn = []
 
@@ -145,7 +153,7 @@ def test_with_a_kernel_a_slider_takes_any_value_and_draws_it_once():
         return f"{rank} {rate:g}"
 
     made = knob(draw, rank=[1, 8, 64], rate=[0.5, 1.0, 2.0], caption="c")
-    rank, rate, _, body, _ = made.widget.children
+    rank, rate, _, body, *_ = made.widget.children
     assert made.between == ["rank", "rate"]
     assert (rank.min, rank.max, rank.step, rank.value) == (1, 64, 1, 1)
     rank.value = 5
@@ -176,7 +184,7 @@ def test_a_draw_that_fails_between_its_values_says_so():
         plt.close(figure)
         return str(rank)
 
-    rank, _, body, _ = knob(draw, rank=[1, 64], caption="c").widget.children
+    rank, _, body, *_ = knob(draw, rank=[1, 64], caption="c").widget.children
     rank.value = 7
     assert body.value == "<pre>draw raised ValueError at rank 7: seven &lt;is&gt; odd</pre>"
     assert not plt.get_fignums()

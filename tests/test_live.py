@@ -19,7 +19,7 @@ from test_knobs import (
 )
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
-from lora_lib.live import KINDS, injection, product, switching
+from lora_lib.book import KINDS, injection, product, switching
 
 A = [[1, 0, 1, -1], [2, 1, 0, 1], [0, -1, 2, 0], [-1, 2, 1, 1]]
 B = [[1, -1, 2, 0, 1], [0, 2, 1, -1, 1], [1, 0, -1, 1, 0], [0, 1, 1, -1, 2]]

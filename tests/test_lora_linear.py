@@ -71,7 +71,7 @@ def gradients(lora, x, forward):
                                   lambda: conv1d(torch.float32)])  # fmt: skip
 def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
     lora = layer(base=make(), dropout=dropout)
-    lora.adapters["more"] = LoRA.around(lora.base, 3, 15, dropout)  # at another scale than the first
+    lora.adapters["more"] = LoRA.from_base(lora.base, 3, 15, dropout)  # at another scale than the first
     nn.init.normal_(lora.adapters["more"].B, std=0.1)
     x = torch.randn(2, 5, 12, requires_grad=True)
     for active in (["default"], ["more", "default"]):
@@ -85,7 +85,7 @@ def test_the_fused_layer_is_the_formula_in_values_and_gradients(make, dropout):
 @pytest.mark.parametrize("active", [["default", "drops"], ["drops", "default"]])
 def test_dropout_of_one_of_two_adapters_acts_on_that_one_alone(active):
     lora, x = layer(dtype=torch.float32), torch.randn(50, 12, requires_grad=True)
-    lora.adapters["drops"] = LoRA.around(lora.base, 3, 6, 0.5)
+    lora.adapters["drops"] = LoRA.from_base(lora.base, 3, 6, 0.5)
     nn.init.normal_(lora.adapters["drops"].B)
     lora.activate(active)
     got = gradients(lora, x, lora)

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model, losses
-from lora_lib.examples import IGNORE
-from lora_lib.losses import loss_sum
+from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib.data import IGNORE
+from lora_lib.gpt2 import loss as chunked
+from lora_lib.training import loss_sum
 
 
 class Largest(TorchDispatchMode):
@@ -31,7 +32,7 @@ def plain_loss_sum(model, ids, targets):
 
 @pytest.mark.parametrize("make", [tiny, adapted, lambda: get_peft_model(tiny(), ["c_attn"], 2).enable_lora_training()])
 def test_the_chunked_loss_is_the_plain_one_in_value_and_gradients(make, monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS", 150)  # three tokens at a time
+    monkeypatch.setattr(chunked, "LOGITS", 150)  # three tokens at a time
     model, ids = make(), torch.randint(50, (3, 10))
     if hasattr(model, "lora_layers"):
         for layer in model.lora_layers().values():
@@ -47,7 +48,7 @@ def test_the_chunked_loss_is_the_plain_one_in_value_and_gradients(make, monkeypa
 
 
 def test_the_chunked_loss_of_doubles_is_summed_in_doubles(monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS", 150)
+    monkeypatch.setattr(chunked, "LOGITS", 150)
     model, ids = tiny().double(), torch.randint(50, (3, 10))
     found = loss_sum(model, ids, ids.roll(-1, 1))
     assert found.dtype == torch.float64
@@ -55,7 +56,7 @@ def test_the_chunked_loss_of_doubles_is_summed_in_doubles(monkeypatch):
 
 
 def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS", 500)
+    monkeypatch.setattr(chunked, "LOGITS", 500)
     torch.manual_seed(0)
     for vocabulary in (100, 400):  # a larger vocabulary makes the chunks shorter, not heavier
         config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=4, n_head=1, n_layer=1)
@@ -70,7 +71,7 @@ def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
 
 @pytest.mark.parametrize("make", [tiny, adapted])
 def test_the_chunked_loss_costs_no_flop_more_than_the_plain_one(make, monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS", 150)
+    monkeypatch.setattr(chunked, "LOGITS", 150)
     model, ids, counts = make(), torch.randint(50, (3, 10)), []
     for loss in (loss_sum, plain_loss_sum):
         with FlopCounterMode(display=False) as counter:
@@ -84,6 +85,34 @@ def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():
     loss = loss_sum(model, ids, torch.full_like(ids, IGNORE))
     loss.backward()
     assert loss == 0 and all(not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("make", [tiny, adapted])
+@pytest.mark.parametrize("hang", ["hook", "pre hook", "forward", "global hook"])
+def test_what_hangs_on_a_model_is_not_passed_over(make, hang):
+    model, ids, seen = make(), torch.arange(6)[None], []
+    plain = model.forward
+    if hang == "hook":
+        model.register_forward_hook(lambda *args: seen.append(1))
+    elif hang == "pre hook":
+        model.register_forward_pre_hook(lambda *args: seen.append(1))
+    elif hang == "forward":
+        model.forward = lambda ids: (seen.append(1), plain(ids))[1]
+    else:
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module is model))
+    loss = loss_sum(model, ids, ids)
+    if hang == "global hook":
+        handle.remove()
+    assert any(seen)
+    torch.testing.assert_close(loss, loss_sum(make(), ids, ids))
+
+
+def test_a_models_own_loss_is_taken():
+    class Own(nn.Module):
+        def loss_sum(self, ids, targets):
+            return torch.tensor(7.0)
+
+    assert loss_sum(Own(), torch.arange(6)[None], torch.arange(6)[None]) == 7
 
 
 def test_a_readers_own_forward_is_not_passed_over():

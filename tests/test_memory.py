@@ -13,11 +13,17 @@ from lora_lib import (
     GPT2Config,
     GPT2Model,
     get_peft_model,
-    losses,
-    memory,
 )
-from lora_lib.losses import loss_sum
-from lora_lib.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
+from lora_lib.gpt2 import loss as chunked
+from lora_lib.training import (
+    PeakMemory,
+    adapter_bytes,
+    block_bytes,
+    hf_block_bytes,
+    loss_sum,
+    memory,
+    step_bytes,
+)
 
 SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
 SMALL = GPT2Config(2000, 64, n_embd=64, n_head=4, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0)
@@ -79,7 +85,7 @@ def test_a_steps_peak_is_just_below_the_sum(rank, checkpointing):
 
 def test_a_head_larger_than_a_chunk_of_logits_adds_up_its_gradient_in_chunks_as_large(monkeypatch):
     """Where the head is trained, a chunk holds as many logits as the head has weights: 3 · 4 bytes of each."""
-    for module in (losses, memory):
+    for module in (chunked, memory):
         monkeypatch.setattr(module, "LOGITS", 2**14)
     config, ids = replace(SMALL, vocab_size=3000, n_layer=1), torch.randint(3000, (8, 64))
     head, logits = 3000 * 64, 8 * 64 * 3000
@@ -94,7 +100,7 @@ def test_a_head_larger_than_a_chunk_of_logits_adds_up_its_gradient_in_chunks_as_
         inner = getattr(model, "base_model", model)
         features = torch.randn(8, 64, 64, requires_grad=True)
         with PeakMemory() as meter:
-            losses.chunked_cross_entropy(inner.out_head, features, ids).backward()
+            chunked.chunked_cross_entropy(inner.out_head, features, ids).backward()
         gradients = 0 if rank else 2 * 4 * head  # the head's, and one that is added to it
         counted_here = working + read + gradients
         assert 0.9 * counted_here < meter.peak < 1.05 * counted_here  # and a few numbers a token

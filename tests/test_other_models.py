@@ -138,7 +138,7 @@ def test_the_vocabulary_may_grow_beside_an_adapter():
     model.resize_token_embeddings(70)
     assert torch.equal(answer(model, TOKENS)[..., :64], before)
     head = stir(get_peft_model(scatter(gpt2()), ["c_attn", "lm_head"], 4, 8))
-    with pytest.raises(ValueError, match=r"the weight is \(16, 70\) now, and the adapters are for \(16, 64\)"):
+    with pytest.raises(ValueError, match=r"the weight is \(16, 70\) now, but the adapters were made for \(16, 64\)"):
         head.resize_token_embeddings(70)
 
 
@@ -165,10 +165,10 @@ def test_each_adapter_has_its_own_copy_of_a_module_and_one_is_in_use():
     assert not torch.allclose(outs["default"], outs["b"]) and torch.equal(outs["c"], base)
     rows = model(IDS, adapter_names=["b", "__base__"])
     torch.testing.assert_close(rows, torch.stack([outs["b"][0], base[1]]), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"\['default', 'b'\] each have their own LayerNorm: use one"):
+    with pytest.raises(ValueError, match=r"\['default', 'b'\] each train a copy of the same LayerNorm"):
         model.set_adapter(["default", "b"])
     assert model.active_adapters == ["c"]
-    with pytest.raises(ValueError, match="'b' trains ln_f in full, and whole modules do not add up"):
+    with pytest.raises(ValueError, match="'b' trains ln_f in full, and trained copies of a module cannot be added"):
         model.add_weighted_adapter(["b", "c"], [1, 1], "sum")
     assert torch.equal(copy.deepcopy(model)(IDS), outs["c"])
     model.set_adapter("b")
@@ -180,13 +180,12 @@ def test_each_adapter_has_its_own_copy_of_a_module_and_one_is_in_use():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"modules_to_save": ["nothing"]}, "modules_to_save names 'nothing', which is no module of this GPT2Model"),
+        ({"modules_to_save": ["nothing"]}, "modules_to_save names 'nothing', but no module of this GPT2Model"),
         ({"exclude_modules": ["c_attn"]}, "leave none of the targets: h.0.attn.c_attn"),
         ({"exclude_modules": "("}, "not a regular expression"),
         ({"layers_to_transform": [7]}, "leave none of the targets"),
         ({"modules_to_save": ["attn"]}, "leave none of the targets"),
         ({"layers_to_transform": 1, "layers_pattern": "blocks"}, "leave none of the targets"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported: train the whole embedding"),
     ],
 )
 def test_what_leaves_nothing_is_refused(settings, message):
@@ -302,9 +301,13 @@ def test_the_settings_come_as_a_config_or_as_keywords():
     two = get_peft_model(small(), ["c_attn"], 3, 7, 0.1, use_rslora=True)
     assert one.peft_config["default"] == two.peft_config["default"] == config
     for more in ({"lora_rank": 4}, {"lora_alpha": 8}, {"lora_dropout": 0.2}, {"use_dora": True}):
-        with pytest.raises(TypeError, match="in the LoRAConfig or as keywords, not both"):
+        with pytest.raises(TypeError, match="give the settings in the LoRAConfig or as keywords, not both"):
             get_peft_model(small(), config, **more)
-    with pytest.raises(TypeError, match="this is PEFT's LoraConfig: give lora_lib's LoRAConfig"):
+    with pytest.raises(TypeError, match="expected lora_lib's LoRAConfig, got a LoraConfig: it takes the same names"):
         get_peft_model(small(), peft.LoraConfig(target_modules=["c_attn"]))
-    with pytest.raises(TypeError, match="loftq_config"):
+    with pytest.raises(TypeError, match="loftq_config is not supported: LoftQ changes the base"):
         get_peft_model(small(), ["c_attn"], loftq_config={})
+    with pytest.raises(TypeError, match="trainable_token_indices is not supported: train the whole embedding"):
+        get_peft_model(small(), ["c_attn"], trainable_token_indices=[1])
+    with pytest.raises(TypeError, match="LoRAConfig has no setting 'lora_rnk'. Did you mean 'lora_rank'"):
+        get_peft_model(small(), lora_rnk=3)

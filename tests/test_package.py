@@ -27,7 +27,7 @@ def test_wheel_carries_the_library_and_gpt2_mini(root: Path, tmp_path: Path) -> 
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     source = {path.relative_to(root).as_posix() for path in (root / "lora_lib").rglob("*.py")}
-    data = {f"lora_lib/gpt2_mini/{name}" for name in ("model.safetensors", "config.json", "bpe.tiktoken", "README.md")}
+    data = {f"lora_lib/gpt2/mini/{name}" for name in ("model.safetensors", "config.json", "bpe.tiktoken", "README.md")}
     data |= {path.relative_to(root).as_posix() for path in (root / "lora_lib").rglob("*.csv")}
     assert source | data | {"lora_lib/py.typed"} <= inside
     assert wheel.stat().st_size < 20_000_000

@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import AdapterError, LoRAConfig, PeftModel, get_peft_model, load_model, load_pretrained
-from lora_lib.generation import generate_text
-from lora_lib.pretrained import MINI_FOLDER
+from lora_lib.gpt2 import MINI_FOLDER, generate_text
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,8 @@ from small_models import ATTENTION_AND_MLP, IDS, SMALL, small, stir, three_adapt
 from torch import nn
 
 from lora_lib import GPT_CONFIG_124M, AdapterError, GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
-from lora_lib.adapter_parts import base_sample
+from lora_lib.adapters.names import Names
+from lora_lib.adapters.same_base import base_sample
 
 
 def test_the_original_guide_runs_word_for_word():
@@ -287,7 +288,7 @@ def test_a_spent_wrapper_is_not_wrapped_again():
     model = get_peft_model(small(), ["c_attn"], 2)
     plain = model.unload()
     with pytest.raises(
-        ValueError, match="this is a PeftModel: wrap the model that merge_and_unload or unload returned"
+        ValueError, match="this is an empty PeftModel: wrap the model that merge_and_unload or unload returned"
     ):
         get_peft_model(model, ["c_attn"], 2)
     assert len(get_peft_model(plain, ["c_attn"], 2).lora_layers()) == 2
@@ -334,7 +335,9 @@ def test_the_sample_of_the_base_is_taken_where_it_always_was(tmp_path):
     large = nn.Linear(2000, 2000, bias=False)  # as many numbers as float32 can count
     large.weight.data = torch.arange(2000.0 * 2000).view(2000, 2000).T  # (d, k) is what is counted along
     golden_ratio = (5**0.5 - 1) / 2
-    assert base_sample(nn.Sequential(large), ["0"]) == [int(i * golden_ratio % 1 * 2000 * 2000) for i in range(64)]
+    assert base_sample(Names(nn.Sequential(large)), ["0"]) == [
+        int(i * golden_ratio % 1 * 2000 * 2000) for i in range(64)
+    ]
 
 
 GOLDEN = (
@@ -445,8 +448,8 @@ def test_rows_that_cannot_be_served_are_refused_and_the_next_call_is_as_before()
     for names, message in [
         (["b"], "names 1 adapters for a batch of 2 rows"),
         (["b", "x"], "no adapter called 'x'"),
-        ("b", "is a list, one name a row, got 'b'"),
-        ([], "is a list"),
+        ("b", "must be a list with one name for each row, got 'b'"),
+        ([], "must be a list with one name"),
     ]:
         with pytest.raises(ValueError, match=message):
             model(IDS, adapter_names=names)
@@ -490,11 +493,17 @@ def test_the_same_base_in_another_precision_is_the_same_base(tmp_path, made_in, 
     opened.load_adapter(tmp_path, "b")
 
 
-def test_a_quantised_base_is_not_compared(tmp_path):
+def test_of_a_quantised_base_only_embeddings_and_head_are_compared(tmp_path):
+    def quantised(seed=0):
+        base = small(seed)
+        for block in base.h:
+            block.attn.c_attn.weight = nn.Parameter(torch.zeros(72, 24, dtype=torch.int8), requires_grad=False)
+        return base
+
     get_peft_model(small(), ["c_attn"], 4).save_pretrained(tmp_path)
-    base = small(seed=1)
-    for block in base.h:
-        block.attn.c_attn.weight = nn.Parameter(torch.zeros(72, 24, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(AdapterError, match="the base has other weights"):
+        PeftModel.from_pretrained(quantised(seed=1), tmp_path)
+    base = quantised()
     assert PeftModel.from_pretrained(base, tmp_path).active_adapters == ["default"]
 
 

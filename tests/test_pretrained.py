@@ -7,10 +7,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fresh
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import small, three_adapters
 
-from lora_lib import Tokenizer, load_pretrained
-from lora_lib.pretrained import MINI_FOLDER
-from lora_lib.tokenizer import _printable_bytes
+from lora_lib import Tokenizer, load_model, load_pretrained, save_pretrained_folder
+from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
+from lora_lib.gpt2.tokenizer import _printable_bytes
 
 
 @pytest.fixture
@@ -40,6 +43,13 @@ def test_unknown_name_lists_the_known_ones():
         ({"n_layer": 7}, "missing .*h.6.attn.c_attn"),
         ({"n_embd": 640}, "config.json says"),
         ({"n_head": 7}, "n_embd .320. must be a multiple of n_head .7."),
+        ({"n_layer": "6"}, "config.json: n_layer must be a whole number from 1, got '6'"),
+        ({"n_layer": 0}, "config.json: n_layer must be a whole number from 1, got 0"),
+        ({"n_head": None}, "config.json: n_head must be a whole number from 1, got None"),
+        ({"n_embd": True}, "config.json: n_embd must be a whole number from 1, got True"),
+        ({"resid_pdrop": 2}, "config.json: resid_pdrop must be a number from 0 to 1, got 2"),
+        ({"layer_norm_epsilon": 0}, "config.json: layer_norm_epsilon must be a number above 0, got 0"),
+        ({"tie_word_embeddings": "yes"}, "config.json: tie_word_embeddings must be True or False, got 'yes'"),
         ({"vocab_size": 4000}, "tokenizer has 4096 tokens|config.json says"),
     ],
 )
@@ -61,6 +71,87 @@ def test_broken_files_are_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         load_pretrained(folder)
+
+
+def test_the_files_of_the_weights_are_those_of_the_model(folder):
+    """Other files of tensors may lie beside them: an adapter, an optimizer's state, another release."""
+    whole = load_model(folder).state_dict()
+    other = {name: tensor + 1 for name, tensor in load_file(folder / "model.safetensors").items()}
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "z.safetensors"):
+        save_file(other, folder / name)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_model(folder).state_dict().items())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"several files of weights, optimizer.safetensors, z.safetensors"):
+        load_model(folder)
+    (folder / "z.safetensors").unlink()
+    assert not torch.equal(load_model(folder).wte.weight, whole["wte.weight"])  # the only one there is
+    (folder / "optimizer.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds an adapter: load its base, then PeftModel.from_pretrained"):
+        load_model(folder)
+
+
+def test_an_index_says_which_files_are_the_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    save_file(tensors, folder / "model-3.safetensors")  # of an older release
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
+    assert load_model(folder).state_dict().keys() == load_model(MINI_FOLDER).state_dict().keys()
+    twice = dict.fromkeys(names, "model-3.safetensors") | {"x": "model-1.safetensors"}
+    index.write_text(json.dumps({"weight_map": twice}))
+    with pytest.raises(ValueError, match=r"model-3.safetensors: .* comes a second time"):
+        load_model(folder)
+    index.write_text(json.dumps({"weight_map": {"x": "none.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"lists none.safetensors, which is not there"):
+        load_model(folder)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match=r"index.json: expected an object with a weight_map"):
+        load_model(folder)
+
+
+def test_a_model_needs_no_tokenizer(folder, monkeypatch):
+    monkeypatch.setattr("lora_lib.gpt2.pretrained.read_tokenizer", lambda folder: pytest.fail("not asked for"))
+    assert not load_model(folder).training
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": {}}', '{"model": {"vocab": {"a": 7}}}', "{"])
+def test_a_tokenizer_of_another_kind_is_named(folder, content):
+    (folder / "bpe.tiktoken").unlink()
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer.json is not (a tokenizer of GPT-2's kind|valid JSON)"):
+        load_pretrained(folder)
+
+
+def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
+    tokenizer, good = read_tokenizer(MINI_FOLDER), small()
+    save_pretrained_folder(good, tokenizer, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    wrapped, broken, other, large = three_adapters(), small(), small(), small()
+    with torch.no_grad():
+        broken.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+        large.h[0].ln_1.weight[0] = 1e6
+    other.wte = torch.nn.Embedding(98, 24)
+    for model, dtype, message in (
+        (
+            wrapped,
+            torch.float32,
+            "expected a GPT2Model, got a PeftModel: save a wrapped model",
+        ),
+        (wrapped.base_model, torch.float32, "not the GPT-2 of its config .*merge its adapters first"),
+        (other, torch.float32, r"not the GPT-2 of its config \(wte.weight\)"),
+        (good, torch.int8, r"dtype must be one of torch.float32, .*, got torch.int8"),
+        (broken, torch.float32, r"h.1.mlp.c_fc.weight is not finite in torch.float32, .* nothing was saved"),
+        (large, torch.float16, r"h.0.ln_1.weight is not finite in torch.float16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_pretrained_folder(model, tokenizer, tmp_path, dtype=dtype)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_pretrained_folder(large, tokenizer, tmp_path / "wide", dtype=torch.bfloat16)
+    assert (tmp_path / "wide" / "config.json").exists()
 
 
 def test_a_broken_tokenizer_file_names_its_line(folder):

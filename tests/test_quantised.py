@@ -8,7 +8,7 @@ from small_models import IDS, small
 from torch import nn
 
 from lora_lib import PeftModel, get_peft_model
-from lora_lib.quantised import (
+from lora_lib.adapters import (
     QuantisedLinear,
     dequantise_model,
     even_levels,

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 
-from lora_lib import restaurants as R
-from lora_lib.examples import Example
-from lora_lib.restaurants import restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
+from lora_lib.data import Example, restaurant_data, score_texts, slot_accuracy, slot_report, to_examples
+from lora_lib.data import restaurants as R
 
 MEANING = {
     "name": "The Copper Kettle", "eatType": "pub", "food": "Italian", "priceRange": "less than £20",
@@ -45,7 +44,7 @@ def test_written_form_and_examples():
 def test_same_seed_same_data_in_any_process_and_import_is_light(splits):
     assert restaurant_data(seed=0) == splits and restaurant_data(seed=1).test != splits.test
     code = (
-        "import sys, lora_lib.restaurants as d, lora_lib.downloads;"
+        "import sys, lora_lib.data.restaurants as d, lora_lib.book.downloads;"
         "print([m for m in ('pooch', 'requests', 'pandas') if m in sys.modules]); print(d.restaurant_data(seed=0).test)"
     )
     env = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf8"}

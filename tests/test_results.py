@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from lora_lib import results
+from lora_lib.book import results
 
 
 @pytest.fixture
@@ -65,6 +65,31 @@ def test_differences_are_taken_seed_by_seed():
 def test_two_seeds_settle_nothing():
     found = results.paired(runs(2.0, 3.0), runs(1.0, 2.0), "loss")
     assert found.mean == 1 and found.verdict(margin=100) == "not settled" and str(found) == "+1.00"
+
+
+def test_a_floor_gives_no_interval():
+    found = results.paired(runs(0.0417, 1.0417, 2.0416), runs(0.0, 1.0, 2.0), "loss")  # the same but for rounding
+    assert found.runs == 3 and found.high == float("inf") and found.p == 1
+    assert found.verdict(margin=100) == "not settled" and str(found) == "+0.04"
+    assert results.Difference.of([0.0417, 0.0417, 0.0421]).verdict() == "more"
+
+
+@pytest.mark.parametrize("changes", [(0.1, 0.3, 0.35), (1.0, -2.0, 0.5, 4.0), range(-2, 10), range(-14, 17)])
+def test_p_is_that_of_the_t_test(changes):
+    p = stats.ttest_1samp(changes, 0).pvalue
+    assert results.Difference.of(changes).p == pytest.approx(p, rel=2e-3)  # the table of t has three decimals
+
+
+def test_the_survivors_are_benjamini_and_hochbergs():
+    shifts = (5, 2, 1.2, 1, 0.9, 0.7, 0.1, 0)
+    found = {shift: results.Difference.of([shift + x for x in (-0.2, 0.0, 0.3, 0.1)]) for shift in shifts}
+    adjusted = stats.false_discovery_control([difference.p for difference in found.values()])
+    kept = {shift for shift, p in zip(shifts, adjusted) if p <= 0.05}
+    assert results.survivors(found) == kept and 0 < len(kept) < len(shifts)
+    alone = {shift: difference for shift, difference in found.items() if shift not in kept}
+    assert results.survivors(alone) == set() and results.survivors({}) == set()
+    among_ten = {name: found[0.7 if name == "a" else 0] for name in "abcdefghij"}
+    assert results.survivors({"a": found[0.7]}) == {"a"} and results.survivors(among_ten) == set()
 
 
 def test_seeds_that_do_not_match_are_refused():

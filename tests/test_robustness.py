@@ -14,10 +14,10 @@ from small_models import IDS, scatter, small, stir, three_adapters
 from torch import nn
 
 from lora_lib import AdapterError, GPT2Model, LoRAConfig, LoRALinear, PeftModel, get_peft_model
-from lora_lib.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.checkpoints import load_checkpoint, save_checkpoint
-from lora_lib.pretrained import load_pretrained, save_pretrained_folder
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
+from lora_lib.gpt2 import load_pretrained, save_pretrained_folder
 from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
+from lora_lib.training import load_checkpoint, save_checkpoint
 
 
 def wrapped(targets=("c_attn",), **settings) -> PeftModel:
@@ -27,25 +27,41 @@ def wrapped(targets=("c_attn",), **settings) -> PeftModel:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_save_that_dies_between_its_two_files_never_opens_under_the_old_config(tmp_path, monkeypatch):
-    wrapped(use_rslora=True).save_pretrained(tmp_path)
-    old = (tmp_path / CONFIG_FILE).read_bytes()
-    moved = []
+@pytest.mark.parametrize("renames", range(4))
+def test_a_save_that_is_killed_leaves_the_old_version_or_the_new_one(tmp_path, monkeypatch, renames):
+    old, new = wrapped(use_rslora=True), stir(get_peft_model(small(), ["c_attn", "c_fc"], 4, 250))
+    old.save_pretrained(tmp_path)
+    done = []
 
-    def dies_at_the_second(source, target, real=os.replace):
-        if moved:
+    def dies(source, target, real=os.replace):
+        if len(done) == renames:
             raise KeyboardInterrupt
-        moved.append(target)
+        done.append(target)
         real(source, target)
 
-    monkeypatch.setattr("lora_lib.tensor_files.os.replace", dies_at_the_second)
+    monkeypatch.setattr("lora_lib.tensor_files.os.replace", dies)
     with pytest.raises(KeyboardInterrupt):
-        stir(get_peft_model(small(), ["c_attn"], 4, 250)).save_pretrained(tmp_path)
+        new.save_pretrained(tmp_path)
     monkeypatch.undo()
-    assert (tmp_path / CONFIG_FILE).read_bytes() == old and moved == [tmp_path / WEIGHTS_FILE]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-    with pytest.raises(AdapterError, match='not of one save.*saved with .*"lora_alpha": 250.*config says.*: 8'):
-        PeftModel.from_pretrained(small(), tmp_path)
+    whole = old if renames < 2 else new
+    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path)(IDS), whole(IDS))
+    old.save_pretrained(tmp_path)  # the next save is the current one, whatever the killed one left
+    assert torch.equal(PeftModel.from_pretrained(small(), tmp_path)(IDS), old(IDS))
+
+
+def test_what_killed_saves_left_is_removed_by_a_later_one(tmp_path):
+    files = [
+        tmp_path / (file + f".123-0123abcd.{end}") for file in (CONFIG_FILE, WEIGHTS_FILE) for end in ("part", "new")
+    ]
+    foreign = tmp_path / (WEIGHTS_FILE + ".mine.part")
+    for file in (*files, foreign):
+        file.write_text("half")
+        os.utime(file, (1e9, 1e9))
+    recent = tmp_path / (WEIGHTS_FILE + ".124-0123abcd.part")  # its writer may be alive
+    recent.write_text("half")
+    wrapped().save_pretrained(tmp_path)
+    names = [CONFIG_FILE, WEIGHTS_FILE, foreign.name, recent.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
 
 
 def test_both_checksums_cover_the_config(tmp_path):
@@ -97,7 +113,10 @@ def test_what_is_replaced_is_on_the_disk_before(tmp_path, monkeypatch):
     with replaced(tmp_path / "a", tmp_path / "b") as parts:
         for part in parts:
             part.write_text("x")
-    assert calls == ["sync", "sync", "a", "b"]
+    assert [call.partition(".")[0] for call in calls] == ["sync", "sync", "a", "b", "a", "b"] and calls[4:] == [
+        "a",
+        "b",
+    ]
 
 
 def test_a_digest_is_of_names_types_shapes_numbers_and_the_text():
@@ -120,14 +139,14 @@ def test_a_full_disk_spoils_no_checkpoint_and_no_model(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
-        with pytest.raises(OSError, match="run could not be saved to .*; an older one there is unharmed"):
+        with pytest.raises(OSError, match="run could not be saved to .*; an older one is unchanged"):
             save_checkpoint(tmp_path / "run", weights, optimizer, {"a": 1}, {"loss": [2.0]})
         with pytest.raises(OSError, match="model.safetensors and .* could not be saved"):
             save_pretrained_folder(small(seed=1), tokenizer, tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    assert load_checkpoint(tmp_path / "run", weights, optimizer, {"a": 1}) == {"loss": [1.0]}
+    assert load_checkpoint(tmp_path / "run", weights, optimizer, {"a": 1}) == ({"loss": [1.0]}, {})
 
 
 def test_tensors_and_texts_come_back(tmp_path):
@@ -270,12 +289,18 @@ def test_within_disable_adapter_the_model_is_the_base_whatever_is_asked():
     base = small()(IDS)
     with model.disable_adapter():
         assert torch.equal(model(IDS, adapter_names=["b", "c"]), base)
-        for call in (model.merge_and_unload, model.merge_adapter):
-            with pytest.raises(ValueError, match="switched off here: merge outside of disable_adapter"):
+        for call, name in [
+            (model.merge_and_unload, "merge_adapter"),
+            (model.merge_adapter, "merge_adapter"),
+            (lambda: model.set_adapter("b"), "set_adapter"),
+            (model.enable_lora_training, "enable_lora_training"),
+        ]:
+            with pytest.raises(ValueError, match=f"are disabled here: call {name} outside of disable_adapter"):
                 call()
+            assert torch.equal(model(IDS), base) and not model.training
         with model.disable_adapter():
             assert torch.equal(model(IDS), base)
-        with pytest.raises(ValueError, match="switched off here"):
+        with pytest.raises(ValueError, match="adapters are disabled here"):
             model.merge_adapter()
         model.delete_adapter("b")
     assert torch.equal(model(IDS), out) and model.active_adapters == ["default"]

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from lora_lib import smollm2
-from lora_lib.chats import prompt_ids, write_answers
+from lora_lib.book import smollm2
+from lora_lib.data import prompt_ids, write_answers
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 

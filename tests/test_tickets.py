@@ -6,7 +6,7 @@ import json
 import pytest
 from tiny_chat import tiny_chat_model
 
-from lora_lib.tickets import FIELDS, few_shot, make_tickets, score_tickets
+from lora_lib.data import FIELDS, few_shot, make_tickets, score_tickets
 
 
 def test_every_value_stands_in_its_message():
@@ -58,7 +58,7 @@ def test_the_prompt_with_examples_ends_with_the_question():
 
 def test_too_many_are_refused(monkeypatch):
     one = make_tickets(0, 1, 0, 0).train[0]
-    monkeypatch.setattr("lora_lib.tickets._ticket", lambda rng, held_out: one)
+    monkeypatch.setattr("lora_lib.data.tickets._ticket", lambda rng, held_out: one)
     with pytest.raises(ValueError, match="different messages"):
         make_tickets(0, 2, 0, 0)
 

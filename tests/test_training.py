@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_pretrained
-from lora_lib.examples import IGNORE, batches
-from lora_lib.generation import generate_text
-from lora_lib.losses import loss_sum
-from lora_lib.training import History, check_settings, evaluate, fit, lr_factor
+from lora_lib.data import IGNORE, batches
+from lora_lib.gpt2 import generate_text
+from lora_lib.settings import shown
+from lora_lib.training import FitConfig, History, evaluate, fit, loss_sum, lr_factor
 
 QUIET = {"bf16": False, "progress": False}
 
@@ -189,7 +189,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step():
             return logits
 
     model, seen = Steep(), []
-    with pytest.raises(FloatingPointError, match="norm of the gradient is nan at step 2: try a smaller learning_rate"):
+    with pytest.raises(FloatingPointError, match="norm of the gradient is nan at step 2: the run diverged; try"):
         fit(model, counting_examples(), steps=3, validate_every=1, **QUIET,
             on_validation=lambda step, model: seen.append(trained(model)))  # fmt: skip
     assert all(torch.equal(p, seen[-1][name]) for name, p in model.named_parameters())
@@ -353,8 +353,9 @@ def test_a_float64_model_trains_in_float64_and_not_under_autocast():
 
 
 SETTINGS = {
-    "steps": ([1, 9], [0, -1, 1.5, "9", True, None]),
-    "batch_size": ([1], [0, -4, 2.0, "8"]),
+    "steps": ([1, 9], [0, -1, 1.5, "9", True, 10**30]),
+    "passes": ([0.5, 3], [0, -1, "9", True, math.inf]),
+    "batch_size": ([1], [0, -4, 2.0, "8", 10**30]),
     "accumulate": ([1], [0, -1, 1.0, None]),
     "checkpoint_every": ([1], [0, -1, 2.5, None]),
     "validate_every": ([None, 1], [0, -1, 2.5, "1"]),
@@ -366,6 +367,8 @@ SETTINGS = {
     "bf16": ([None, True, False], ["no", 0, 1]),
     "seed": ([0, 2**63 - 1], [-1, 2**63, 0.5, "0", None, True]),
     "checkpoint": ([None, "a/b"], ["", 3, b"a"]),
+    "patience": ([None, 1], [0, 1.5, True]),
+    "keep_best": ([True, False], [1, None]),
     "progress": ([True, False], ["no", 0, None]),
 }
 
@@ -374,17 +377,111 @@ SETTINGS = {
 def test_a_setting_that_cannot_be_used_is_refused_by_name_and_value(name):
     good, bad = SETTINGS[name]
     for value in good:
-        check_settings({name: value})
+        FitConfig(**{**({} if name == "passes" else {"steps": 1}), name: value})
     model = with_dropout()
     before = trained(model)
     for value in bad:
-        with pytest.raises(ValueError, match=f"^{name} = .*is not a value it can have: expected ") as caught:
+        with pytest.raises(ValueError, match=f"^{name} must be ") as caught:
             fit(model, counting_examples(), **{"steps": 1, name: value})
-        assert repr(value) in str(caught.value)
+        assert str(caught.value).endswith(f"got {shown(value)}")
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     if name in ("batch_size", "bf16"):
-        with pytest.raises(ValueError, match=f"^{name} = "):
+        with pytest.raises(ValueError, match=f"^{name} must be "):
             evaluate(model, counting_examples(), **{name: bad[0]})
+
+
+def test_settings_come_as_a_config_or_as_keywords():
+    config = FitConfig(steps=4, batch_size=4, learning_rate=0.01, **QUIET)
+    one, other = adapted(), adapted()
+    assert fit(one, counting_examples(), config).loss == fit(other, counting_examples(), **vars(config)).loss
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    data = counting_examples()
+    with pytest.raises(TypeError, match="in a FitConfig or as keywords, not both; beside it: batch_size"):
+        fit(one, data, config, batch_size=4)
+    with pytest.raises(TypeError, match="expected a FitConfig, or settings as keywords, got a dict"):
+        fit(one, data, {"steps": 4})
+    with pytest.raises(TypeError, match="fit has no setting 'learningrate'. Did you mean 'learning_rate'"):
+        fit(one, data, steps=4, learningrate=1)
+    for settings in ({}, {"steps": 1, "passes": 1}):
+        with pytest.raises(ValueError, match="fit needs steps, the number of steps, or passes over the data"):
+            fit(one, data, **settings)
+
+
+@pytest.mark.parametrize(("passes", "accumulate", "steps"), [(1, 1, 4), (2.5, 1, 10), (0.1, 1, 1), (3, 2, 6)])
+def test_steps_follow_from_passes(passes, accumulate, steps):
+    model, read = Asked(), []
+    model.register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0][:, 0].tolist()))
+    data = [(ids, targets) for ids, targets in counting_examples(7)]  # four batches of two, the last of one
+    history = fit(model, data, passes=passes, batch_size=2, accumulate=accumulate, **QUIET)
+    assert len(history.loss) == steps
+    if passes == 1:
+        assert sorted(read) == sorted(int(ids[0]) for ids, _ in data)
+
+
+def test_a_pair_of_model_and_tokenizer_is_no_model():
+    for call in (
+        lambda pair: fit(pair, counting_examples(), steps=1),
+        lambda pair: evaluate(pair, counting_examples()),
+    ):
+        with pytest.raises(TypeError, match=r"expected a model, .* got a tuple: load_pretrained returns a pair"):
+            call((tiny(), "tokenizer"))
+
+
+def test_ids_that_the_model_does_not_have_are_refused_before_the_first_step():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(vocab_size=50, **sizes))
+    good = counting_examples(2)
+    for model in (adapted(), theirs, get_peft_model(theirs, "all-linear", 2)):
+        for place, ids in ((0, 50), (1, 50), (0, -1), (1, -7)):
+            bad = [part.clone() for part in good[0]]
+            bad[place][-1] = ids
+            for call in (
+                lambda model, bad: fit(model, [*good, tuple(bad)], steps=1, **QUIET),
+                lambda model, bad: fit(model, good, steps=1, validation=[*good, tuple(bad)], **QUIET),
+                lambda model, bad: evaluate(model, [*good, tuple(bad)]),
+            ):
+                with pytest.raises(ValueError, match=r"example 2 has token ids from .* has those from 0 to 49"):
+                    call(model, bad)
+
+
+def scored(values):
+    """A score that takes these values one after the other."""
+    left = iter(values)
+    return lambda model: next(left)
+
+
+def test_the_run_stops_when_its_score_gets_no_better_and_takes_the_best_weights():
+    seen = {}
+    settings = {"steps": 20, "validate_every": 2, "learning_rate": 0.01, **QUIET}
+    model = adapted()
+    history = fit(
+        model, counting_examples(), patience=2, keep_best=True, score=scored([0, 0.5, 0.7, 0.7, 0.1]), **settings,
+        on_validation=lambda step, model: seen.update({step: trained(model)}),
+    )  # fmt: skip
+    assert history.scores == [(0, 0), (2, 0.5), (4, 0.7), (6, 0.7), (8, 0.1)] and len(history.loss) == 8
+    assert history.best == (4, 0.7) and "best score 0.70 after 4 steps" in repr(history)
+    assert all(torch.equal(p, seen[4][name]) for name, p in trained(model).items())
+    assert any(not torch.equal(p, seen[8][name]) for name, p in trained(model).items())
+    patient = fit(adapted(), counting_examples(), score=scored([0.9] + [0.1] * 10), **settings)
+    assert len(patient.loss) == 20  # without patience it goes on to the end
+
+
+def test_without_a_score_the_best_validation_is_the_lowest_loss():
+    model, data = adapted(), counting_examples()
+    history = fit(model, data, steps=12, validate_every=3, learning_rate=0.5, keep_best=True, validation=data, **QUIET)
+    assert history.best == min(history.validation, key=lambda point: point[1])
+    assert evaluate(model, data, bf16=False) == pytest.approx(history.best[1], rel=1e-5)
+    assert history.best[1] < history.validation[-1][1]
+
+
+def test_a_validation_is_needed_to_stop_by_and_its_score_is_a_number():
+    for settings in ({"patience": 1}, {"keep_best": True}):
+        with pytest.raises(ValueError, match="patience and keep_best need a validation"):
+            fit(adapted(), counting_examples(), steps=1, **settings)
+    for value in (math.nan, None, "0.5", True):
+        with pytest.raises(ValueError, match="score must return a finite number, got .* after 0 steps"):
+            fit(adapted(), counting_examples(), steps=1, score=lambda model, value=value: value, **QUIET)
 
 
 def test_examples_that_cannot_be_learned_from_are_refused_by_number():
@@ -393,7 +490,7 @@ def test_examples_that_cannot_be_learned_from_are_refused_by_number():
         with pytest.raises(ValueError, match="training example 2 has nothing to learn: all of its targets are -100"):
             fit(adapted(), data, steps=1)
     for bad in ("text", torch.arange(4), (torch.arange(4),), (torch.arange(4), torch.arange(3)), ([1], [2])):
-        with pytest.raises(ValueError, match="training example 2 is no pair of token ids and targets"):
+        with pytest.raises(ValueError, match="training example 2 is not a pair of token ids and targets"):
             fit(adapted(), [*good, bad], steps=1)
     with pytest.raises(ValueError, match="nothing to evaluate: every target of these 1 examples is -100"):
         evaluate(tiny(), [(torch.arange(4), nothing)])

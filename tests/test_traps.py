@@ -1,6 +1,5 @@
 """Traps that chapters 13 and 14 name and do not show in a cell: each as it bites, on tiny models, and its mend."""
 
-import inspect
 import json
 import logging
 import math
@@ -18,8 +17,8 @@ from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 from tokenizers import processors
 
 import lora_lib
-from lora_lib.tickets import make_tickets
-from lora_lib.training import fit, lr_factor
+from lora_lib.data import make_tickets
+from lora_lib.training import FitConfig, lr_factor
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a GPU
 
@@ -75,8 +74,8 @@ def test_the_table_of_settings_tells_the_defaults(tmp_path):
     args = trl.SFTConfig(str(tmp_path), use_cpu=True)
     assert (args.per_device_train_batch_size, args.warmup_steps, args.max_length) == (8, 0, 1024)
     assert args.lr_scheduler_type == "linear" and args.gradient_checkpointing and args.learning_rate == 2e-5
-    ours = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
-    assert (ours["batch_size"], ours["learning_rate"], ours["warmup"]) == (16, 1e-3, 0.1)
+    ours = FitConfig(steps=1)
+    assert (ours.batch_size, ours.learning_rate, ours.warmup) == (16, 1e-3, 0.1)
     config = lora_lib.LoRAConfig("all-linear")
     assert (config.r, config.lora_alpha, peft.LoraConfig().r, peft.LoraConfig().lora_alpha) == (8, 16, 8, 8)
     theirs = peft.get_peft_model(tiny_llama(), peft.LoraConfig())

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import AdapterError, LoRA, LoRAConfig, LoRALinear, PeftModel, get_peft_model, load_model
-from lora_lib.variants import DoRA, PiSSA, lora_plus
+from lora_lib.adapters import DoRA, PiSSA, lora_plus
 
 KINDS = {
     "dora": {"use_dora": True},
@@ -62,7 +62,7 @@ def test_each_kind_starts_as_the_base_trains_merges_switches_saves_and_opens(tmp
 def test_the_names_of_peft_choose_the_kind():
     for settings, kind in [({}, LoRA), *zip(KINDS.values(), (DoRA, PiSSA, PiSSA, PiSSA, PiSSA, DoRA))]:
         config = LoRAConfig(["c_attn"], **settings)
-        assert config.adapter_class is kind
+        assert config.variant is kind
         model = get_peft_model(small(), "all-linear", 4, **settings)
         assert {type(la.adapters["default"]) for la in model.lora_layers().values()} == {kind}
         assert model.peft_config["default"].use_rslora is settings.get("use_rslora", False)
@@ -72,7 +72,7 @@ def test_the_names_of_peft_choose_the_kind():
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dora_is_its_formula_in_values_and_gradients(bias, dropout):
     torch.manual_seed(0)
-    layer = LoRALinear(nn.Linear(7, 5, bias=bias).double(), 2, 6, dropout, kind=DoRA)
+    layer = LoRALinear(nn.Linear(7, 5, bias=bias).double(), 2, 6, dropout, adapter_cls=DoRA)
     adapter = layer.adapters["default"]
     assert torch.equal(adapter.m, layer.base.weight.norm(dim=1))
     x = torch.randn(3, 7, dtype=torch.float64)
@@ -92,14 +92,14 @@ def test_dora_is_its_formula_in_values_and_gradients(bias, dropout):
     for a, b in zip(torch.autograd.grad(got.sum(), learned), torch.autograd.grad(wanted.sum(), learned), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(adapter.delta(base), W - base)
-    with pytest.raises(TypeError, match="delta needs the layer's weight W"):
+    with pytest.raises(TypeError, match="depends on the layer's weight: call delta\\(W\\)"):
         adapter.delta()
 
 
 def test_a_column_of_zeros_stays_one():
     base = nn.Linear(4, 3)
     base.weight.data[1] = 0
-    layer, x = LoRALinear(base, 2, kind=DoRA), torch.randn(5, 4)
+    layer, x = LoRALinear(base, 2, adapter_cls=DoRA), torch.randn(5, 4)
     torch.testing.assert_close(layer(x), base(x))
     layer(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in layer.adapters["default"].parameters())
@@ -109,7 +109,7 @@ def test_a_column_of_zeros_stays_one():
 def test_pissa_is_its_formula():
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(7, 5).double())
-    layer.adapters["a"] = PiSSA.around(layer.base, 2, 6, init="pissa")
+    layer.adapters["a"] = PiSSA.from_base(layer.base, 2, 6, init="pissa")
     layer.activate("a")
     adapter, W = layer.adapters["a"], layer.base.weight.T.clone()
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
@@ -159,7 +159,7 @@ def test_the_starts_of_peft(init, b_is_zero, use_dora):
     torch.manual_seed(0)
     layer = nn.Linear(1000, 800)
     kind = DoRA if use_dora else LoRA
-    adapter = kind.around(layer, 8, 8, init=init)
+    adapter = kind.from_base(layer, 8, 8, init=init)
     spread = 1 / 8 if init == "gaussian" else (3 * 1000) ** -0.5
     assert adapter.A.std().item() == pytest.approx(spread, rel=0.05)
     assert adapter.B.std().item() == pytest.approx(0 if b_is_zero else (3 * 8) ** -0.5, rel=0.05)
@@ -170,12 +170,13 @@ def test_the_starts_of_peft(init, b_is_zero, use_dora):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' .*: expected True, False, 'gaussian', 'pissa'"),
-        ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights = 'pissa_niter_x'"),
-        ({"init_lora_weights": None}, "init_lora_weights = None"),
-        ({"use_dora": "yes"}, "use_dora = 'yes'"),
-        ({"use_dora": True, "init_lora_weights": "pissa"}, "two kinds of adapter"),
-        ({"use_dora": True, "kind": PiSSA}, "use_dora = True, but PiSSA is no DoRA"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights must be True, False, 'gaussian', 'pissa' .* got 'olora'"),
+        ({"init_lora_weights": "pisa"}, r"init_lora_weights must be .* got 'pisa'\. Did you mean 'pissa'\?"),
+        ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights must be .* got 'pissa_niter_x'"),
+        ({"init_lora_weights": None}, "init_lora_weights must be .* got None"),
+        ({"use_dora": "yes"}, "use_dora must be True or False, got 'yes'"),
+        ({"use_dora": True, "init_lora_weights": "pissa"}, "different kinds of adapter"),
+        ({"use_dora": True, "adapter_cls": PiSSA}, "use_dora = True, but PiSSA is not a DoRA"),
     ],
 )
 def test_what_no_kind_honours_is_refused(settings, message):
@@ -188,10 +189,10 @@ def test_what_no_kind_honours_is_refused(settings, message):
 def test_pissa_needs_numbers():
     with pytest.raises(ValueError, match="meta device"):
         get_peft_model(small().to("meta"), ["c_attn"], 4, init_lora_weights="pissa")
-    with pytest.raises(ValueError, match="PiSSA has no start called 'gaussian'"):
-        PiSSA.around(nn.Linear(4, 4), 2, 2, init="gaussian")
-    with pytest.raises(ValueError, match="LoRA has no start called 'pissa'"):
-        LoRA.around(nn.Linear(4, 4), 2, 2, init="pissa")
+    with pytest.raises(ValueError, match="PiSSA has no initialisation 'gaussian'"):
+        PiSSA.from_base(nn.Linear(4, 4), 2, 2, init="gaussian")
+    with pytest.raises(ValueError, match="LoRA has no initialisation 'pissa'"):
+        LoRA.from_base(nn.Linear(4, 4), 2, 2, init="pissa")
 
 
 class Coded(nn.Linear):
@@ -338,7 +339,7 @@ def test_a_random_decomposition_of_peft_is_refused(tmp_path, base):
 
     config = peft.LoraConfig(target_modules=["c_attn"], init_lora_weights="pissa_niter_4", task_type="CAUSAL_LM")
     peft.get_peft_model(theirs(base), config).save_pretrained(tmp_path)
-    with pytest.raises(AdapterError, match="'pissa_niter_4' took a part out of the base.*weight_conversion"):
+    with pytest.raises(AdapterError, match="'pissa_niter_4' changed the base.*weight_conversion"):
         PeftModel.from_pretrained(load_model(base), tmp_path)
 
 

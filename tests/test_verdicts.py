@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_lib import results
-from lora_lib.results import verdicts
-from lora_lib.results.verdicts import COMPARISONS, MARGIN
+from lora_lib.book import results
+from lora_lib.book.results import verdicts
+from lora_lib.book.results.verdicts import COMPARISONS, MARGIN
 
 
 def kept(name):
@@ -45,11 +45,42 @@ def test_the_interval_is_that_of_a_paired_t_test(name):
     found = comparison.difference()
     rounding = 2e-4 * (high - low)  # the table of t has three decimals
     assert (found.low, found.high) == pytest.approx((low, high), abs=rounding) and found.runs == len(seeds)
-    margin = MARGIN[comparison.measure]
+    margin = MARGIN.get(comparison.measure, 0.02 * stats.tmean(b))
     expected = "not settled" if max(abs(low), abs(high)) > margin else "level"
     if tested.pvalue < 0.05:
         expected = "more" if tested.statistic > 0 else "less"
     assert comparison.verdict() == expected
+
+
+def test_the_gap_grows_with_the_data():
+    gaps = []
+    for examples in (1000, 4000):
+        comparison = COMPARISONS[f"rank 8 against full, {examples} examples"]
+        ours, theirs = (best_runs(comparison, side) for side in (comparison.ours, comparison.theirs))
+        gaps.append([float(ours[s]["validation_loss"]) - float(theirs[s]["validation_loss"]) for s in range(3)])
+    low, high = stats.ttest_rel(gaps[1], gaps[0]).confidence_interval(0.95)
+    found = verdicts.growth("rank 8 against full, {} examples", "1000", "4000")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.verdict() == "more"
+
+
+def test_intruders_are_set_beside_chance():
+    rows = [row for row in kept("directions") if row["method"] == "lora" and row["learning_rate"] == "0.003"]
+    found = verdicts.intruders_above_chance()
+    for rank in (8, 64):
+        runs = [row for row in rows if row["rank"] == str(rank) and row["alpha"] == "32"]
+        for name, measure in (("", "intruders"), (", one size", "intruders_equal_size")):
+            changes = [float(row[measure]) - float(row[f"random_{measure}"]) for row in runs]
+            assert found[f"r = {rank}{name}"].mean == pytest.approx(stats.tmean(changes))
+    assert found["r = 64"].verdict(9) == "not settled"  # three times the same: a floor
+    assert found["r = 8, one size"].verdict() == found["full at 0.003"].verdict() == "more"
+
+
+def test_the_family_holds_every_difference():
+    family = verdicts.family()
+    assert family.keys() > COMPARISONS.keys()
+    equal = {name.partition("loss, ")[2] for name in family if name.startswith("forgetting at equal loss")}
+    assert equal == verdicts.equal_losses().keys()
+    assert family["forgetting at equal loss, all references, α/√r"].verdict() == "less"
 
 
 def test_few_seeds_are_compared_and_settle_nothing():

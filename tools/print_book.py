@@ -33,8 +33,8 @@ BROWSERS = (
 )  # fmt: skip
 NO_BROWSER = "no Chromium or Chrome found: `apt install chromium` brings one"
 FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync".split()
-WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.hide, .sd-tab-set > input, .knob script, .knob-hint,
-.lab, .letters, #book-cards"""
+WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.fold:not(.claim), details.claim > div, .sd-tab-set > input,
+.knob script, .knob-hint, .lab, .letters, #book-cards"""
 ROOT_FILE = "book/intro.html"
 MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"

@@ -59,11 +59,6 @@ def unmark_citations(app: Sphinx, page: str, template: str, context: dict[str, A
     context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
 
 
-def name_folds(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Folded code is called what stands on it, "Show code cell source", not "Toggle hidden content"."""
-    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
-
-
 def mend_theme(app: Sphinx, error: Exception | None) -> None:
     """The same for the search button; a name for the side bar, which is no part of the text; a store; a theme."""
     for page in Path(app.outdir).rglob("*.html"):
@@ -109,7 +104,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", unmark_citations)
-    app.connect("html-page-context", name_folds)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", mend_theme)
     app.connect("build-finished", search_in_files)

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from pretrain import BPE, encode_corpus, loss_on
 
-from lora_lib.pretrained import MINI_FOLDER, load_pretrained
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.gpt2 import MINI_FOLDER, Tokenizer, load_pretrained
 
 BITS = 12  # an id below 4,096 fits in 12 bits, and five of them in one int64
 

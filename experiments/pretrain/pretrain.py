@@ -25,14 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_lib.gpt2 import GPT2Config, GPT2Model
-from lora_lib.pretrained import load_weights, save_pretrained_folder
-from lora_lib.tokenizer import Tokenizer
+from lora_lib.gpt2 import GPT2Config, GPT2Model, Tokenizer, load_weights, save_pretrained_folder
 
 MINI = GPT2Config(
     vocab_size=4096, n_positions=256, n_embd=320, n_head=5, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0
 )
-BPE = Path(__file__).parents[2] / "lora_lib" / "gpt2_mini" / "bpe.tiktoken"
+BPE = Path(__file__).parents[2] / "lora_lib" / "gpt2" / "mini" / "bpe.tiktoken"
 
 
 def encode_corpus(path: Path, tokenizer: Tokenizer, cache: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_lib.tokenizer import SPLIT_PATTERN, Tokenizer
+from lora_lib.gpt2 import SPLIT_PATTERN, Tokenizer
 
 
 def read_lines(paths: list[Path]) -> Iterator[str]:

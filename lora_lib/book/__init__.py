@@ -1,0 +1,54 @@
+"""What the chapters show and check: claims, figures, knobs, live pictures, results, and models from elsewhere."""
+
+from lora_lib.book.claims import check
+from lora_lib.book.downloads import Message, balanced_splits, load_e2e, load_sms_spam
+from lora_lib.book.figures import (
+    ACCENT,
+    BASE,
+    CYCLE,
+    FAINT,
+    FULL,
+    INK,
+    LORA,
+    MATRIX_CMAP,
+    PAPER,
+    draw_history,
+    matrix_product_picture,
+    show_matrix,
+    use_book_style,
+)
+from lora_lib.book.knobs import WIDGET_VIEW, knob
+from lora_lib.book.live import KINDS, injection, product, switching
+from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
+from lora_lib.book.story import STORY
+
+__all__ = [
+    "ACCENT",
+    "BASE",
+    "CYCLE",
+    "FAINT",
+    "FULL",
+    "INK",
+    "KINDS",
+    "LORA",
+    "MATRIX_CMAP",
+    "NAME",
+    "PAPER",
+    "STORY",
+    "WIDGET_VIEW",
+    "Message",
+    "balanced_splits",
+    "check",
+    "draw_history",
+    "injection",
+    "knob",
+    "load_e2e",
+    "load_smollm2",
+    "load_sms_spam",
+    "matrix_product_picture",
+    "product",
+    "show_matrix",
+    "smollm2_folder",
+    "switching",
+    "use_book_style",
+]

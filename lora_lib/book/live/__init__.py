@@ -1,0 +1,204 @@
+"""Pictures that the reader changes by hand: the product A·B, and LoRA's layers in a GPT-2.
+
+A knob (`book.knobs`) turns through pictures that were drawn in advance. What is here is computed as it is touched,
+by a plain script that lies beside this file and is put into the cell's output: it asks for no network and no kernel.
+Where no script runs, the start stands as a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from html import escape
+from typing import Any
+
+from torch import nn
+
+from lora_lib.book.knobs import HERE, Axis, script, style
+from lora_lib.gpt2.model import GPT2Model
+from lora_lib.lora_linear import linear_shape
+
+HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
+HEAD = "out_head"
+KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", HEAD]  # of GPT-2's linear layers
+ENTRY = range(-3, 4)  # what an entry of A or B may be
+Matrix = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Live:
+    """A picture with its script. As the last line of a cell, it shows itself."""
+
+    html: str
+    words: str
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def _figure(
+    kind: str, words: str, caption: str, readout: str, frame: str, axes: Iterable[tuple[Axis, int]], **data: Any
+) -> Live:
+    """The picture as HTML. Its parts have the knob's names, so that a page gives both one look."""
+    key = f"live-{kind}"
+    controls = "\n".join(axis.html(key, at) for axis, at in axes)
+    data["controls"] = f'<div class="knob-controls">\n{controls}\n</div>'
+    packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return Live(
+        f"""<figure class="knob live {key}" id="{key}" data-lm-suppress-shortcuts="true">
+<style>{style(key)}{(HERE / "live.css").read_text(encoding="utf8")}</style>
+<p class="knob-still knob-hint">{HINT}</p>
+<div class="knob-line"><p aria-live="polite">{escape(readout)}</p></div>
+<div class="knob-frames live-picture">
+{frame}
+</div>
+<figcaption>{escape(caption)}</figcaption>
+<script type="application/json" class="knob-data">{packed}</script>
+<script>
+{script(kind)}
+</script>
+</figure>""",
+        words,
+    )
+
+
+def product(A: Matrix, B: Matrix, W: Matrix, *, rank: int, alpha: int, alphas: Sequence[int], caption: str) -> Live:
+    """W + s·A·B in cells: the reader changes entries of A and B, the rank and α, and sees which sums change.
+
+    A is (d × R), B is (R × k) and W is (d × k), of whole numbers; those of A and B lie between -3 and 3. Of A's columns
+    and B's rows the first `rank` are in use at the start, and the reader may use up to R.
+    Raises ValueError for shapes that do not fit, and for other entries.
+    """
+    d, most, k = len(A), len(B), len(W[0])
+    for name, M, rows, columns in (("A", A, d, most), ("B", B, most, k), ("W", W, d, k)):
+        if len(M) != rows or {len(row) for row in M} != {columns}:
+            raise ValueError(f"{name} has rows of {[len(row) for row in M]} numbers: expected {rows} rows of {columns}")
+        if name != "W" and not {number for row in M for number in row} <= set(ENTRY):
+            raise ValueError(f"{name} holds {M}: expected whole numbers from {ENTRY[0]} to {ENTRY[-1]}")
+    ranks = list(range(1, most + 1))
+    if rank not in ranks or alpha not in alphas:
+        raise ValueError(f"starts at rank {rank} and α {alpha}: expected one of {ranks} and one of {list(alphas)}")
+
+    s = Fraction(alpha, rank)
+    AB = [[sum(A[i][n] * B[n][j] for n in range(rank)) for j in range(k)] for i in range(d)]
+    changed = [[w + s * ab for w, ab in zip(*rows)] for rows in zip(W, AB)]
+    frame = "\n".join(
+        _table(name, M)
+        for name, M in (
+            (f"A ({d} × {rank})", [row[:rank] for row in A]),
+            (f"B ({rank} × {k})", B[:rank]),
+            (f"A·B ({d} × {k})", AB),
+            (f"W ({d} × {k})", W),
+            (f"W' = W + s·A·B, s = {_number(s)}", changed),
+        )
+    )
+    axes = [Axis("rank", "rank r", [str(r) for r in ranks], ranks, True)]
+    axes += [Axis("alpha", "α", [str(a) for a in alphas], list(alphas), False)]
+    start = [rank - 1, list(alphas).index(alpha)]
+    return _figure(
+        "product",
+        f"W + s·A·B for a W of {d} × {k}, at rank {rank} and α = {alpha}",
+        caption,
+        f"s = α/r = {_number(s)}",
+        frame,
+        zip(axes, start),
+        A=A, B=B, W=W, alphas=list(alphas), start=start,
+    )  # fmt: skip
+
+
+def injection(
+    models: Mapping[str, GPT2Model], *, ranks: Sequence[int], rank: int, chosen: Sequence[str], caption: str
+) -> Live:
+    """A GPT-2 drawn as its linear layers: the reader chooses which get an adapter, and sees what it costs.
+
+    `models` are shown by their name, the first at the start; on the meta device they weigh nothing. `chosen` are the
+    kinds of layer with an adapter at the start, as `KINDS` has them. Counts are those of `get_peft_model`: r·(d + k)
+    for each layer, and a share of all parameters, the adapter's own included.
+    Raises ValueError for a rank that is not in `ranks` or larger than a layer has, and for other kinds.
+    """
+    if rank not in ranks or not set(chosen) <= set(KINDS):
+        raise ValueError(f"starts at rank {rank} with {list(chosen)}: expected one of {list(ranks)} and of {KINDS}")
+    shapes = {name: [linear_shape(layer) for layer in _kinds(model)] for name, model in models.items()}
+    if max(ranks) > (least := min(min(shape) for found in shapes.values() for shape in found)):
+        raise ValueError(f"a rank of {max(ranks)} is more than the smallest layer has: expected {least} or less")
+    described = [
+        {
+            "name": name,
+            "blocks": model.config.n_layer,
+            "shapes": shapes[name],
+            "embedding": list(model.wte.weight.shape),
+            "size": sum(p.numel() for p in model.parameters()),
+        }
+        for name, model in models.items()
+    ]
+    names, blocks = list(models), next(iter(models.values())).config.n_layer
+    rows = "".join(
+        f"<tr><td>{kind}</td><td>{d:,} × {k:,}</td><td>{1 if kind == HEAD else blocks}</td>"
+        f"<td>{f'{rank * (d + k):,}' if kind in chosen else 'frozen'}</td></tr>"
+        for kind, (d, k) in zip(KINDS, shapes[names[0]])
+    )
+    head = "<tr><th>layer</th><th>d × k</th><th>how many</th><th>each learns</th></tr>"
+    axes = [Axis("rank", "rank r", [f"{r}" for r in ranks], list(ranks), True)]
+    axes += [Axis("model", "model", names, names, False)]
+    return _figure(
+        "injection",
+        f"{names[0]} with adapters of rank {rank} on {', '.join(chosen)}",
+        caption,
+        f"{names[0]}, adapters of rank {rank}",
+        f"<table><caption>The linear layers of {names[0]}</caption><thead>{head}</thead><tbody>{rows}</tbody></table>",
+        zip(axes, (list(ranks).index(rank), 0)),
+        models=described, kinds=KINDS, chosen=list(chosen), ranks=list(ranks), start=[list(ranks).index(rank), 0],
+    )  # fmt: skip
+
+
+def switching(x: Sequence[int], W: Matrix, adapters: Mapping[str, tuple[Matrix, Matrix]], *, caption: str) -> Live:
+    """Adapters on one weight: the reader chooses which are in use, and whether they are folded into W.
+
+    x is (d), W is (d × k), and each adapter is a pair of A (d × r) and B (r × k), of whole numbers, with s = 1.
+    Raises ValueError for fewer than two adapters, and for shapes that do not fit.
+    """
+    if len(adapters) < 2:
+        raise ValueError(f"there is nothing to switch between with {list(adapters)}: expected two adapters or more")
+    d, k = len(x), len(W[0])
+    for name, (A, B) in adapters.items():
+        if (len(W), len(A), len(A[0]), len(B[0])) != (d, d, len(B), k):
+            raise ValueError(
+                f"{name}'s A is {len(A)} × {len(A[0])} and its B {len(B)} × {len(B[0])}, beside an x of {d} and a W of "
+                f"{len(W)} × {k}: expected A of d × r and B of r × k"
+            )
+    names = list(adapters)
+    choices: list[list[str]] = [[], *([name] for name in names), names]
+    labels = ["none", *names, "all" if len(names) > 2 else "both"]
+    axes = [Axis("use", "in use", labels, labels, False), Axis("fold", "folded in", ["no", "yes"], [0, 1], False)]
+    parts = [("x", [x]), ("W", W)]
+    parts += [(f"{name}'s {part}", M) for name in names for part, M in zip("AB", adapters[name])]
+    return _figure(
+        "switch",
+        f"A layer with the adapters {', '.join(names)}",
+        caption,
+        f"In use: {names[0]}.",
+        "\n".join(_table(name, M) for name, M in parts),
+        zip(axes, (1, 0)),
+        x=[list(x)], W=W, adapters={name: {"A": A, "B": B} for name, (A, B) in adapters.items()},
+        choices=choices, start=[1, 0],
+    )  # fmt: skip
+
+
+def _kinds(model: GPT2Model) -> list[nn.Module]:
+    """One layer of each kind: those of the first block, and the head."""
+    return [model.get_submodule(kind if kind == HEAD else f"h.0.{kind}") for kind in KINDS]
+
+
+def _table(caption: str, M: Sequence[Sequence[int | Fraction]]) -> str:
+    rows = "".join(f"<tr>{''.join(f'<td>{_number(x)}</td>' for x in row)}</tr>" for row in M)
+    return f"<table><caption>{caption}</caption><tbody>{rows}</tbody></table>"
+
+
+def _number(x: int | Fraction) -> str:
+    """With a minus sign and at most two digits behind the point, as the scripts write it."""
+    return f"{float(x):.2f}".rstrip("0").rstrip(".").replace("-", "−")

@@ -1,0 +1,81 @@
+"""Data: examples to train on, from your own files and from two generators of ours, and scores of answers."""
+
+from lora_lib.data.chats import ask_records, encode_chat, encode_records, prompt_ids, record_chat, write_answers
+from lora_lib.data.examples import (
+    Encoded,
+    Example,
+    Record,
+    Splits,
+    batches,
+    collate,
+    encode_examples,
+    pack,
+    split,
+)
+from lora_lib.data.readers import (
+    MISSING,
+    chat_prompt,
+    read_chats,
+    read_columns,
+    read_csv,
+    read_jsonl,
+    read_records,
+    read_text,
+)
+from lora_lib.data.restaurants import (
+    PROMPT_END,
+    Restaurant,
+    restaurant_data,
+    score_texts,
+    slot_accuracy,
+    slot_report,
+    to_examples,
+)
+from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
+from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
+from lora_lib.gpt2.loss import IGNORE
+
+__all__ = [
+    "FIELDS",
+    "IGNORE",
+    "MISSING",
+    "PROMPT_END",
+    "SYSTEM",
+    "Encoded",
+    "Example",
+    "Interval",
+    "Record",
+    "Restaurant",
+    "Splits",
+    "Ticket",
+    "ask_records",
+    "batches",
+    "chat_prompt",
+    "collate",
+    "difference",
+    "encode_chat",
+    "encode_examples",
+    "encode_records",
+    "few_shot",
+    "interval",
+    "judge_answers",
+    "make_tickets",
+    "pack",
+    "prompt_ids",
+    "read_chats",
+    "read_columns",
+    "read_csv",
+    "read_jsonl",
+    "read_records",
+    "read_text",
+    "record_chat",
+    "restaurant_data",
+    "score_table",
+    "score_texts",
+    "score_tickets",
+    "slot_accuracy",
+    "slot_report",
+    "split",
+    "to_examples",
+    "write_answers",
+]

@@ -1,0 +1,370 @@
+"""Your own files as training data: plain text, CSV, JSONL of prompt and completion, JSONL of chat turns.
+
+    text file              read_text               list of documents   pack             blocks of one length
+    CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
+    columns by name        read_columns            list of Records     encode_records   loss on the answers
+    JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
+
+`read_records` chooses among the last three by the file's name and its first line. `split` comes between reading and
+encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that names the file, the line and what
+was expected there; nothing is shortened or left out unless the caller asks for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_lib.data.examples import Example, Record
+from lora_lib.gpt2.tokenizer import END_OF_TEXT, Tokenizer
+
+ROLES = ("system", "user", "assistant", "tool")
+# Keys that hold text for training in other formats. Beside "messages" they would be dropped without a word.
+ELSEWHERE = ("prompt", "completion", "chosen", "rejected", "system", "functions", "images")
+MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str]:
+    r"""The documents of a UTF-8 text file, which `separator` divides; those that are blank are left out.
+
+    `separator="\n\n"` makes each paragraph a document, None the whole file. The separator belongs to no document.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is empty, not UTF-8, or has a byte-order mark
+    in its middle.
+    """
+    text = _read(path).replace("\r\n", "\n")
+    documents = [part.strip("\n") for part in (text.split(separator) if separator else [text]) if part.strip()]
+    return _not_empty(path, documents)
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The examples of a file of any kind: .csv and .tsv by `read_csv`, .jsonl by `read_jsonl` or `read_chats`.
+
+    A .jsonl file holds chats when the object in its first line has "messages", else pairs.
+
+    Raises as those functions do, and ValueError for a name that ends in anything else.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in (".csv", ".tsv"):
+        return read_csv(path, delimiter="," if ending == ".csv" else "\t")
+    if ending != ".jsonl":
+        raise ValueError(
+            f"{path}: its name must end in .jsonl (pairs or chats), .csv or .tsv (pairs), to say what it holds"
+        )
+    _, first = next(_json_objects(path), ("", {}))
+    return read_chats(path) if "messages" in first else read_jsonl(path)
+
+
+def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
+    """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
+
+    Both are taken exactly as they are: nothing is put between them, in training or later. Other columns are ignored.
+    A field that is one of `missing` is an error; with `missing=()` it is text like any other.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
+    column that is missing or named twice, a header that comes again, a row with more or fewer fields than the header,
+    broken quotes, and a field that is empty or `missing`.
+    """
+    rows = _csv_fields(path, delimiter, Example._fields, missing)
+    return _not_empty(path, [_pair(fields, where) for where, fields in rows])
+
+
+def read_columns(
+    path: str | Path, ask: Sequence[str], answer: Sequence[str], *, missing: Collection[str] = MISSING
+) -> list[Record]:
+    """Pairs from the columns of any .csv, .tsv or .jsonl file: the model is given those of `ask` and writes `answer`.
+
+    Of one column its text is taken as it is. Several columns to ask with become a line each, "name: value"; several to
+    answer with become one JSON object, which `judge_answers` scores field by field.
+
+    Raises as `read_csv` and `read_jsonl` do, naming the column, and ValueError where no column is named or a name that
+    ends in anything else.
+    """
+    ending = Path(path).suffix.lower()
+    if not ask or not answer or set(ask) & set(answer):
+        raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path}: its name must end in .csv, .tsv or .jsonl, to say what it holds")
+    if ending == ".jsonl":
+        rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
+    else:
+        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
+    return _not_empty(path, [_record_of_columns(fields, ask, answer, where) for where, fields in rows])
+
+
+def _record_of_columns(fields: Mapping[str, Any], ask: Sequence[str], answer: Sequence[str], where: str) -> Record:
+    asked = {name: _text(fields, name, where) for name in ask}
+    prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
+    if len(answer) == 1:
+        return Record((Example(prompt, _text(fields, answer[0], where)),), where)
+    wanted = {name: _field(fields, name, where) for name in answer}
+    return Record((Example(prompt, json.dumps(wanted, ensure_ascii=False)),), where)
+
+
+def _csv_fields(
+    path: str | Path, delimiter: str, columns: Sequence[str], missing: Collection[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row is, and its fields by column; those of `columns` are there once, and none is `missing`."""
+    rows = _csv_rows(path, delimiter)
+    line, header = next(rows)
+    for name in columns:
+        if header.count(name) != 1:
+            raise ValueError(
+                f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
+                "the first line names them, and `delimiter` says what stands between them"
+            )
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if row == header:
+            raise ValueError(f"{where}: the header again, as where two files were joined; take this line out")
+        if len(row) != len(header):
+            raise ValueError(
+                f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
+                f'text that holds a {delimiter!r} stands between double quotes: "like this"'
+            )
+        fields = dict(zip(header, row))
+        for name in columns:
+            if fields[name].strip() in missing:
+                raise ValueError(
+                    f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
+                    "take the row out, or pass missing=() if it is meant as text"
+                )
+        yield where, fields
+
+
+def read_jsonl(path: str | Path) -> list[Record]:
+    """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
+
+    Both are taken exactly as they are, as in `read_csv`; other keys are ignored, and so are blank lines.
+
+    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
+    line that is not a JSON object or has a key twice, and a field that is missing, empty, or not a string.
+    """
+    return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The one JSON object that a UTF-8 file is. Raises FileNotFoundError, or ValueError for anything else."""
+    return _object(_read(path), str(path))
+
+
+def read_chats(path: str | Path) -> list[Record]:
+    """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
+
+    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
+    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
+    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
+
+    Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
+    unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
+    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
+    """
+    return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
+
+
+def _read(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
+    try:
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}; look at who may read it") from error
+    try:
+        text = content.decode("utf8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty: there is nothing to learn from it")
+    if "\ufeff" in text:
+        line = text.count("\n", 0, text.index("\ufeff")) + 1
+        raise ValueError(
+            f"{path}, line {line}: a byte-order mark (U+FEFF) inside the file, as where two files were joined; "
+            "take it out, and a header that comes again with it"
+        )
+    return text
+
+
+Item = TypeVar("Item")
+
+
+def _not_empty(path: str | Path, found: list[Item]) -> list[Item]:
+    if not found:
+        raise ValueError(f"{path} holds no example: there is nothing to learn from it")
+    return found
+
+
+def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the line it begins in (a field may hold line breaks)."""
+    reader = csv.reader(io.StringIO(_read(path), newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {line}: not CSV ({error}); look at its double quotes") from error
+        if row:
+            yield line, row
+
+
+def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Where each line is, and its object. A line ends at a line feed alone: JSON may hold Unicode's others."""
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        yield where, _object(line, where)
+
+
+def _object(text: str, where: str) -> dict[str, object]:
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+    except _DoubledKey as error:
+        raise ValueError(f"{where}: the key {error} comes twice in one object; take one of the two out") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); expected one whole object, {{…}}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected one JSON object, {{…}}, found {_kind(value)}")
+    return value
+
+
+class _DoubledKey(Exception):
+    pass
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DoubledKey(repr(key))
+        found[key] = value
+    return found
+
+
+def _pair(fields: Mapping[str, object], where: str) -> Record:
+    prompt, completion = (_text(fields, name, where) for name in Example._fields)
+    return Record((Example(prompt, completion),), where)
+
+
+def _chat(fields: Mapping[str, object], where: str) -> Record:
+    messages = _check_messages(_field(fields, "messages", where), where)
+    if beside := [name for name in ELSEWHERE if fields.get(name)]:
+        raise ValueError(
+            f"{where}: {beside[0]!r} stands beside 'messages', and only the messages would be learned; "
+            "make a message of it, or take it out"
+        )
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise ValueError(f"{where}: no turn of the assistant, and only its turns are learned; roles are {roles}")
+    if roles[-1] != "assistant":
+        raise ValueError(f"{where}: the last turn is the {roles[-1]}'s; it needs an answer, or has to go")
+    tools = _tools(fields, where)
+    plain = () if tools or any(map(_needs_template, messages)) else _exchanges(messages)
+    return Record(tuple(plain), where, tuple(messages), tuple(tools))
+
+
+def _tools(fields: Mapping[str, object], where: str) -> list[dict[str, Any]]:
+    tools = fields.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{where}: 'tools' must be a list of objects, found {_kind(tools)}")
+    return tools
+
+
+def _needs_template(message: Mapping[str, Any]) -> bool:
+    """Whether a message has parts that plain text has no place for."""
+    return message["role"] == "tool" or bool(message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
+    if not isinstance(messages, list):
+        raise ValueError(f"{where}: 'messages' must be a list, found {_kind(messages)}")
+    for number, message in enumerate(messages, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict):
+            raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
+        if message.get("function_call"):
+            raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
+        if message.get("weight", 1) not in (1, None):
+            raise ValueError(
+                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant is learned alike; "
+                "take the weight out, or end the chat before this turn"
+            )
+        if _text(message, "role", place) not in ROLES:
+            raise ValueError(f"{place}: unknown role {message['role']!r}: expected one of {', '.join(ROLES)}")
+        if not (message.get("tool_calls") and message.get("content") in (None, "")):
+            _text(message, "content", place)
+        if message.get("reasoning_content") is not None:
+            _text(message, "reasoning_content", place)
+    return messages
+
+
+def _field(fields: Mapping[str, object], name: str, where: str) -> object:
+    if name not in fields:
+        raise ValueError(f"{where}: no {name!r}, found {', '.join(map(repr, fields)) or 'nothing'}")
+    return fields[name]
+
+
+def _text(fields: Mapping[str, object], name: str, where: str) -> str:
+    value = _field(fields, name, where)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name!r} must be a string, found {_kind(value)}")
+    if not value.strip():
+        raise ValueError(f"{where}: {name!r} is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
+        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is no letter")
+    return value
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value; what it cannot hold, by its Python name."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The template of a chat
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> list[int]:
+    """The token ids after which the assistant speaks next, for `generate_text` with our GPT-2.
+
+    `messages` are {"role": …, "content": …}, as in the file. The ids are those that training reads: each turn of the
+    assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
+    The names of the roles are plain text, however: a user can type what looks like another's turn.
+
+    Raises ValueError for a message that `read_chats` would not take, and for tools and reasoning, which plain text
+    has no place for.
+    """
+    _check_messages(messages, "chat_prompt")
+    if tools or any(map(_needs_template, messages)):
+        raise ValueError("our GPT-2's plain template has no place for tools or reasoning: take them out")
+    done = _exchanges([*messages, {"role": "assistant", "content": ""}])
+    ids = [[*tokenizer.encode(p), *tokenizer.encode(c), tokenizer.eot_token] for p, c in done[:-1]]
+    return [*chain.from_iterable(ids), *tokenizer.encode(done[-1].prompt)]
+
+
+def _exchanges(messages: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """The template: a line for each turn, headed by its role; the assistant's are the completions."""
+    exchanges, prompt = [], ""
+    for message in messages:
+        if message["role"] == "assistant":
+            exchanges.append(Example(prompt + "assistant:", " " + message["content"]))
+            prompt = "\n"
+        else:
+            prompt += f"{message['role']}: {message['content']}\n"
+    return exchanges

@@ -1,0 +1,127 @@
+"""How good are a model's answers? Each answer beside the wanted one, and what a few test items can tell.
+
+Answers that are JSON objects are judged field by field, any other text by its words. A score of one model is a mean
+over test items, so its interval comes from the items; methods are compared over seeds instead (`book.results`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
+
+
+class Interval(NamedTuple):
+    """A mean over test items, and the 95 % interval that these items leave open."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.0%} [{self.low:.0%}, {self.high:.0%}]"
+
+
+def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, list[float]]:
+    """What is right in each answer, from 0 to 1: by name of the score, one number for each test item.
+
+    If every wanted answer is a JSON object: "exact" (all fields correct and no others), "JSON" (the answer is one JSON
+    object), and each field that all wanted answers have. Answers are compared as JSON: spaces and the order of fields
+    do not count, letters do, true is not 1, and null is not a missing field. Otherwise "exact" (the same text but for
+    space at its ends) and "words" (F1 over words: how much of the wanted answer is there, and how much of what is
+    there was wanted).
+
+    Raises ValueError for lists of different lengths, and for no items.
+    """
+    if len(answers) != len(wanted) or not wanted:
+        raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
+    targets = [_json_object(text) for text in wanted]
+    if any(target is None for target in targets):
+        pairs = [(answer.strip(), text.strip()) for answer, text in zip(answers, wanted)]
+        return {"exact": [float(a == w) for a, w in pairs], "words": [_shared_words(a, w) for a, w in pairs]}
+    objects = [target for target in targets if target is not None]
+    found = [_json_object(answer) for answer in answers]
+    scores = {
+        "exact": [float(_same(f, t)) for f, t in zip(found, objects)],
+        "JSON": [float(f is not None) for f in found],
+    }
+    for field in objects[0]:
+        if all(field in target for target in objects):
+            scores[field] = [float(_same((f or {}).get(field, ...), t[field])) for f, t in zip(found, objects)]
+    return scores
+
+
+def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
+    """The mean of one score over test items, with its 95 % interval.
+
+    Scores that are 0 or 1 get Wilson's interval for a share (1927), which is right at 0 of 50 too; others a bootstrap
+    over items (Efron, 1979). Raises ValueError for no values.
+    """
+    if not values:
+        raise ValueError("a mean over no test items has no value")
+    mean, n = sum(values) / len(values), len(values)
+    if set(values) <= {0.0, 1.0}:
+        middle = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+        return Interval(mean, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(mean, *_bootstrap(values, draws, seed))
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
+    """How much higher one model scores than another on the same test items: a paired bootstrap over the items.
+
+    Raises ValueError where the two are not scores of the same items.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"a paired difference needs both scores of every item: got {len(ours)} and {len(theirs)}")
+    gains = [a - b for a, b in zip(ours, theirs)]
+    return Interval(sum(gains) / len(gains), *_bootstrap(gains, draws, seed))
+
+
+def score_table(models: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Scores as text: a line for each model, a column for each score, each with its interval over the items."""
+    names = list(next(iter(models.values())))
+    cells = {model: [str(interval(scores[name])) for name in names] for model, scores in models.items()}
+    first = max(map(len, models))
+    widths = [max(len(name), *(len(row[i]) for row in cells.values())) for i, name in enumerate(names)]
+    lines = [" " * first + "".join(f"  {name:>{width}}" for name, width in zip(names, widths))]
+    for model, row in cells.items():
+        lines.append(f"{model:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths)))
+    return "\n".join(lines)
+
+
+def _bootstrap(values: Sequence[float], draws: int, seed: int) -> tuple[float, float]:
+    """The middle 95 % of the means of samples drawn from these values, with replacement."""
+    rng, n = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
+    return means[round(0.025 * (draws - 1))], means[round(0.975 * (draws - 1))]
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are the same in JSON, where true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _shared_words(answer: str, wanted: str) -> float:
+    """F1 over words: 0 for nothing in common, 1 for the same words."""
+    a, w = Counter(answer.split()), Counter(wanted.split())
+    return 2 * sum((a & w).values()) / max(1, sum(a.values()) + sum(w.values()))

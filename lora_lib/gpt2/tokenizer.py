@@ -1,0 +1,101 @@
+"""Byte-pair encoding through tiktoken: text to token ids and back."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import NoReturn
+
+import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text into pieces before any merge: contractions, words, numbers, punctuation, spaces.
+MOST_BLANKS = 100_000  # tiktoken needs stack space for each of them, and aborts at about a million
+SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Tokenizer:
+    """Text to token ids and back. `ranks` is the merge order of a trained byte-pair encoding.
+
+    `eot_token` is the id of `<|endoftext|>`, which separates documents and ends an answer.
+    Text that looks like this token is encoded as plain text, so a user cannot fake an end.
+    """
+
+    def __init__(self, ranks: dict[bytes, int]) -> None:
+        self.ranks = ranks
+        self.eot_token = len(ranks)
+        self._encoding = tiktoken.Encoding(
+            "gpt2-bpe", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot_token}
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Read a `.tiktoken` file: one line a token, its bytes in base64, a space, its rank."""
+        ranks: dict[bytes, int] = {}
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: expected 'base64 rank', got {line!r}") from error
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError(f"{path}: ranks must be 0, 1, 2, … without gaps, got {len(ranks)} of them")
+        return cls(ranks)
+
+    @classmethod
+    def from_vocab(cls, vocab: dict[str, int]) -> Tokenizer:
+        """Take Hugging Face's `vocab.json`: printable stand-ins for bytes, and ids in merge order."""
+        to_byte = {c: b for b, c in _printable_bytes().items()}
+        ranks = {bytes(to_byte[c] for c in t): i for t, i in vocab.items() if t != END_OF_TEXT}
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise ValueError("this vocabulary is not GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
+        return cls(ranks)
+
+    def save(self, path: str | Path) -> None:
+        """Write the `.tiktoken` file that `from_file` reads."""
+        lines = (f"{base64.b64encode(t).decode()} {r}\n" for t, r in sorted(self.ranks.items(), key=lambda x: x[1]))
+        Path(path).write_text("".join(lines), encoding="ascii")
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, `<|endoftext|>` included."""
+        return self.eot_token + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Text to token ids. Raises ValueError for a text with more than 100,000 blanks in a row."""
+        if len(text) > MOST_BLANKS:
+            longest = max(re.findall(r"\s+", text), key=len, default="")
+            if len(longest) > MOST_BLANKS:
+                raise ValueError(
+                    f"the text has {len(longest):,} blanks in a row, from letter {text.index(longest):,} on, and the "
+                    f"tokenizer can split {MOST_BLANKS:,} at most: take them out"
+                )
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Token ids to text; `<|endoftext|>` is written out."""
+        return self._encoding.decode(ids)
+
+    def tokens(self, text: str) -> list[str]:
+        """The text of each token, to look at."""
+        return [self._encoding.decode([i]) for i in self.encode(text)]
+
+
+class MissingTokenizer(Tokenizer):
+    """Takes the tokenizer's place when a model's folder has none: every use raises FileNotFoundError."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = folder
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # copy and pickle ask for these, and expect an AttributeError
+            raise AttributeError(name)
+        raise FileNotFoundError(f"{self._folder} has no tokenizer: expected bpe.tiktoken, vocab.json or tokenizer.json")
+
+
+def _printable_bytes() -> dict[int, str]:
+    """The letter that GPT-2's files write for each byte: the byte itself if it prints, else the next unused letter."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in prints]
+    return {**{b: chr(b) for b in prints}, **{b: chr(256 + n) for n, b in enumerate(others)}}

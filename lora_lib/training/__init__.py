@@ -1,0 +1,28 @@
+"""Training: the loop, the loss, checkpoints, several processes, and what it costs in memory."""
+
+from lora_lib.gpt2.loss import LOGITS, chunked_cross_entropy
+from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
+from lora_lib.training.config import FitConfig
+from lora_lib.training.loop import History, evaluate, fit, lr_factor
+from lora_lib.training.losses import loss_sum
+from lora_lib.training.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
+
+__all__ = [
+    "LOGITS",
+    "FitConfig",
+    "History",
+    "PeakMemory",
+    "adapter_bytes",
+    "block_bytes",
+    "check_writable",
+    "chunked_cross_entropy",
+    "evaluate",
+    "fingerprint",
+    "fit",
+    "hf_block_bytes",
+    "load_checkpoint",
+    "loss_sum",
+    "lr_factor",
+    "save_checkpoint",
+    "step_bytes",
+]

@@ -1,0 +1,40 @@
+"""The loss of any model on a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lora_lib.gpt2.loss import calls_may_differ, cross_entropy_sum
+from lora_lib.peft_wrapper import PeftModel
+
+
+def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy summed over the targets: ids and targets (B, T), targets -100 where nothing is learned.
+
+    A model whose class has a method `loss_sum(ids, targets)` computes its loss by itself, as our GPT-2 does, with
+    adapters or without. Any other model is called, and gives logits (B, T, V), an output with `.logits` as Hugging
+    Face's models do, or a tuple that begins with the logits.
+
+    Raises ValueError when the output has no logits, or not those of every position.
+    """
+    inner: Any = model.base_model if isinstance(model, PeftModel) else model
+    if hasattr(type(inner), "loss_sum") and not calls_may_differ(model):
+        loss: Tensor = inner.loss_sum(ids, targets)
+        return loss
+    return cross_entropy_sum(_logits(model(ids), targets), targets)
+
+
+def _logits(output: Any, targets: Tensor) -> Tensor:
+    """The logits (B, T, V) in a model's output, for targets (B, T)."""
+    logits = output[0] if isinstance(output, tuple) and output and not hasattr(output, "logits") else output
+    logits = getattr(logits, "logits", logits)
+    if isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[:2] == targets.shape:
+        return logits
+    found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    B, T = targets.shape
+    raise ValueError(
+        f"expected logits of ({B}, {T}, V) from the model, one row for each token, or a tuple that begins with them; "
+        f"got {found}: wrap the model in a module whose forward(ids) returns them"
+    )
