@@ -7,7 +7,7 @@ export class Crew {
   // `helpers` workers beside this one, with the model that `load` describes, see the worker's job `load`. `adapter`: what
   // they will learn.
   static async start(helpers, load, adapter) {
-    const crew = new Crew(helpers, load.script);
+    const crew = new Crew(helpers, load.source);
     try {
       await crew.all("load", { ...load, device: "wasm" });
       await crew.all("join", { adapter });
@@ -18,8 +18,8 @@ export class Crew {
     return crew;
   }
 
-  constructor(helpers, script) {
-    this.links = Array.from({ length: helpers }, () => new Link(script));
+  constructor(helpers, source) {
+    this.links = Array.from({ length: helpers }, () => new Link(source));
   }
 
   all(job, what) {

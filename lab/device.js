@@ -13,11 +13,14 @@ export async function modelOn(wanted, made, news = () => {}) {
 }
 
 async function load(wanted, made, news) {
+  if (wanted && wanted !== "webgpu" && wanted !== "wasm") {
+    throw new LabError(`The device must be "webgpu" or "wasm", it is ${JSON.stringify(wanted)}.`);
+  }
   if (wanted === "wasm") return onProcessor(made, news, "");
   try {
     return await onGPU(made, news, wanted === "webgpu");
   } catch (error) {
-    if (wanted || !(error instanceof LabError)) throw error;
+    if (wanted) throw error;
     return onProcessor(made, news, error.message);
   }
 }

@@ -84,7 +84,7 @@ export class Engine extends Link {
 
   constructor(source, relaxed) {
     super(source);
-    this.script = source;
+    this.source = source;
     this.onDevice = () => {}; // the page may set it
     const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
     this.kernels = Object.fromEntries(kernels);
@@ -97,15 +97,20 @@ export class Engine extends Link {
   // {kind, name, why}, see device.js.
   async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
     const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
-    const what = { files, name, wasm, exact, device, prose: delivered.prose, script: this.script };
+    const what = { files, name, wasm, exact, device, prose: delivered.prose, source: this.source };
     Object.assign(this, await this.ask("load", what, { news }));
   }
 
-  // The GPU was lost, and the work goes on on another `device`; or it is an answer.
-  hear(data) {
-    if (!data.device) return super.hear(data);
-    this.device = data.device;
-    return this.onDevice(data.device);
+  // Move the model to another device, "webgpu" or "wasm"; its adapters stay.
+  async moveTo(device) {
+    this.device = await this.ask("device", { device });
+  }
+
+  // A message with a device says that the GPU was lost: the work goes on there.
+  hear(message) {
+    if (!message.device) return super.hear(message);
+    this.device = message.device;
+    return this.onDevice(this.device);
   }
 }
 

@@ -5,14 +5,12 @@ import { GPUModel } from "./gpu_model.js";
 import { floatToHalf } from "./gpu_weights.js";
 import { openSafetensors } from "./safetensors.js";
 
-const opened = {}; // one device for all models that store their weights alike: kernels are compiled once
+const opened = {}; // one device for all models with the same precision, so that kernels are compiled once
 
-// A model from a safetensors file in base64. `limits` changes the device for the test: {mostGroups}.
-export async function openModel({ config, weights, half, limits = {} }) {
+// A model from a safetensors file in base64.
+export async function openModel({ config, weights, half }) {
   opened[half] ??= await GPU.open(await findGPU(), half);
-  const gpu = opened[half];
-  gpu.mostGroups = limits.mostGroups ?? gpu.device.limits.maxComputeWorkgroupsPerDimension;
-  return GPUModel.on(gpu, await sourceOf(config, weights), () => {});
+  return GPUModel.on(opened[half], await sourceOf(config, weights), () => {});
 }
 
 // Not by `openModel` of model_files.js: kernels.c is made for fewer widths than the GPU's kernels.
@@ -73,4 +71,4 @@ export async function learn(model, adapter, { rows, targets, rate, steps }) {
   return { alone, losses, gradients, after };
 }
 
-export { findGPU, floatToHalf, GPU, GPUModel, modelOn };
+export { findGPU, floatToHalf, GPUModel, modelOn };

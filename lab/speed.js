@@ -6,7 +6,7 @@ import { seeded } from "./sampling.js";
 const ROWS = 4; // of a training step, and tokens in each
 const WINDOW = 64;
 const LORA = { r: 8, alpha: 16, kinds: KINDS };
-const MS = 1000; // for each of the two measurements, and at least one repetition
+const MS = 1000; // that each of the two measurements takes at least
 
 // {step, tokens, gflops}: milliseconds of a training step, tokens written a second, and 10^9 additions and
 // multiplications a second in the large products of a step.

@@ -16,17 +16,17 @@ export class Diverged extends LabError {}
 
 export class Trainer {
   // `settings`: {text, r, alpha, kinds, rate, steps, batch, workers}; `prose`: the text that must not be forgotten.
-  // `load`: what the model was loaded from, for other workers.
+  // `load`: what the model was loaded from, for other workers. A GPU works alone.
   static async start(model, tokenizer, settings, prose, load) {
     checkSettings(settings, model.config.C);
-    const trainer = new Trainer(model.config, tokenizer, settings, prose);
-    Object.assign(trainer, { load, saved: { w: newAdapter(model.config, settings, seeded(2)) } });
+    const trainer = new Trainer(model.config, tokenizer, settings, prose, load);
+    trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
     await trainer.moveTo(model);
     return trainer;
   }
 
-  constructor({ context }, tokenizer, settings, prose) {
-    Object.assign(this, { settings, step: 0, since: [], crew: null });
+  constructor({ context }, tokenizer, settings, prose, load) {
+    Object.assign(this, { settings, load, step: 0, since: [], crew: null });
     const ids = tokenizer.encode(settings.text);
     if (ids.length < FEWEST_TOKENS) {
       throw new LabError(
@@ -46,20 +46,14 @@ export class Trainer {
   async moveTo(model) {
     const { w, m, v } = this.saved;
     this.model = model;
-    this.crew = await this.hire();
+    const helpers = Math.min(this.settings.workers ?? 1, this.settings.batch) - 1;
+    if (helpers > 0 && model.device.kind === "wasm") this.crew = await Crew.start(helpers, this.load, w);
     this.loaded = await model.place(w, true);
     if (m) this.loaded.write(m, "m");
     if (v) this.loaded.write(v, "v");
     for (const [index, batch] of this.since.entries()) {
       await this.learn(batch, this.step - this.since.length + index + 1);
     }
-  }
-
-  // The workers that share each step, see crew.js: on the processor, if there are to be several.
-  hire() {
-    const { workers = 1, batch } = this.settings;
-    const helpers = this.model.device.kind === "wasm" ? Math.min(workers, batch) - 1 : 0;
-    return helpers > 0 ? Crew.start(helpers, this.load, this.saved.w) : null;
   }
 
   // One step; returns its loss, that of the weights before it. Throws Diverged if that is too high: the weights are

@@ -273,9 +273,9 @@ async function speedOn(device) {
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // Load a model, `what`: {files, name, wasm, exact, device, prose, script}: its `files`, see `openModel`, this browser's
-  // kernels, the prose that training must not forget, and this worker's script, for helpers. The model before stays if
-  // that fails; if it works, its adapters are gone with it.
+  // Load a model, `what`: {files, name, wasm, exact, device, prose, source}: its `files`, see `openModel`, this browser's
+  // kernels, the prose that training must not forget, and this script, for helpers. The model before stays if that fails;
+  // if it works, its adapters are gone.
   load(what, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     return inTurn(async () => {

@@ -29,7 +29,7 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
-from lora_lib.__main__ import TrainConfig, train
+from lora_lib.__main__ import RunConfig, train
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.book import downloads, load_sms_spam
 from lora_lib.data import encode_examples, read_records, split
@@ -265,7 +265,7 @@ def reading(name, content):
 def config(**values):
     def act(at):
         (at.tmp / "run.json").write_text(json.dumps({"data": "restaurants", "output": "out", **values}))
-        TrainConfig.read(at.tmp / "run.json")
+        RunConfig.read(at.tmp / "run.json")
 
     return act
 
@@ -937,7 +937,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a loss that becomes NaN; the weights stay those of the step before",
             FloatingPointError,
-            "the loss is nan at step 2: try a smaller learning_rate than 0.001",
+            "the loss is nan at step 2: the run diverged; try a smaller learning_rate than 0.001",
             nan_loss,
         ),
         Case(
@@ -950,15 +950,15 @@ CASES: dict[str, list[Case]] = {
             Case(
                 what,
                 ValueError,
-                f"{name} = {value!r} is not a value it can have: expected {expected}",
+                f"{name} must be {expected}…, got {value!r}",
                 lambda at, name=name, value=value: fit(trainable(at), DATA, **{"steps": 1, name: value}),
             )
             for what, name, value, expected in (
                 ("no steps to take", "steps", 0, "a whole number from 1"),
                 ("a learning rate in quotes", "learning_rate", "1e-3", "a number above 0, at most 1e30"),
                 ("a learning rate that is not finite", "learning_rate", float("inf"), "a number above 0, at most 1e30"),
-                ("a warm-up longer than the run", "warmup", 10, "a share of the steps, a number from 0 to 1"),
-                ("a negative weight decay", "weight_decay", -0.1, "a finite number from 0"),
+                ("a warm-up longer than the run", "warmup", 10, "a number from 0 to 1"),
+                ("a negative weight decay", "weight_decay", -0.1, "a number from 0, and finite"),
                 ("gradients clipped to nothing", "clip", 0, "a number above 0 (math.inf does not clip)"),
                 ("no batches in a step", "accumulate", 0, "a whole number from 1"),
             )
@@ -972,7 +972,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "examples that are not encoded",
             ValueError,
-            "training example 0 is no pair of token ids and targets, two tensors of one length: encode_examples",
+            "training example 0 is not a pair of token ids and targets, two tensors of one length: encode_examples",
             lambda at: fit(trainable(at), [("a prompt", "and its answer")], steps=1),
         ),
         Case(
@@ -996,7 +996,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a checkpoint where nothing can be written; noticed before the training",
             OSError,
-            "cannot be written to: …is no folder; choose another place",
+            "cannot be written to: …is not a folder; choose another place",
             lambda at: fit(trainable(at), DATA, steps=1, checkpoint=at.folder / CONFIG_FILE / "run.safetensors"),
         ),
         *(
@@ -1039,7 +1039,13 @@ CASES: dict[str, list[Case]] = {
                     '{"prompt": "a", "completion": null}',
                 ),
                 ("a chat's turn that is not to be learned", "jsonl", 1, "message 2: its weight is 0", chat(weight=0)),
-                ("a chat's turn that calls a tool", "jsonl", 1, "message 2: it calls a tool", chat(tool_calls=[{}])),
+                (
+                    "a question beside a chat, which would not be read",
+                    "jsonl",
+                    1,
+                    "'prompt' stands beside 'messages', and only the messages would be learned",
+                    '{"messages": [], "prompt": "a"}',
+                ),
             )
         ),
         Case(
@@ -1051,20 +1057,24 @@ CASES: dict[str, list[Case]] = {
         *(
             Case(what, ValueError, f"run.json: {message}", config(**values))
             for what, message, values in (
-                ("a config without the steps", '"fit" needs "steps", the number of steps to train', {"fit": {}}),
+                (
+                    "a config without the steps",
+                    "fit needs steps, the number of steps, or passes over the data",
+                    {"fit": {}},
+                ),
                 (
                     "a config with a number in quotes",
-                    "fit.learning_rate = '1e-3' is not a value it can have: expected a number above 0, at most 1e30",
+                    "fit.learning_rate must be a number above 0, at most 1e30, got '1e-3'",
                     {"fit": {"steps": 1, "learning_rate": "1e-3"}},
                 ),
                 (
                     "a config with a switch in quotes",
-                    'gradient_checkpointing = "no" is not a value it can have: expected true or false, without quotes',
+                    "gradient_checkpointing must be True or False, got 'no'",
                     {"gradient_checkpointing": "no"},
                 ),
                 (
                     "a config with nothing where settings are meant",
-                    "lora = null is not a value it can have: expected an object",
+                    "lora must be an object, {…}, got None",
                     {"lora": None},
                 ),
             )
@@ -1072,8 +1082,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a config's output that cannot be written; noticed before the training",
             OSError,
-            "cannot be written to: …is no folder; choose another place",
-            lambda at: train(TrainConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
+            "cannot be written to: …is not a folder; choose another place",
+            lambda at: train(RunConfig("restaurants", str(at.folder / CONFIG_FILE / "out"))),
         ),
         Case(
             "a download that is interrupted, or no network",
