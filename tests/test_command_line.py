@@ -143,7 +143,7 @@ def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path)
         ),
         ({"lora": 3}, "lora must be an object, {…}, got 3"),
         ({"lora": {"rank": 8}}, "there is no setting lora.rank."),
-        ({"lora": {"kind": "LoRA"}}, "there is no setting lora.kind"),
+        ({"lora": {"adapter_cls": "LoRA"}}, "there is no setting lora.adapter_cls"),
         ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora.lora_rank are two names of one setting"),
         ({"lora": {"r": "8"}}, "lora.r "),
         (
@@ -203,7 +203,7 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
         ({"lora": {"rank_pattern": 3}}, "lora.rank_pattern "),
         ({"lora": {"target_modules": 3}}, "lora.target_modules "),
         ({"lora": {"use_dora": "yes"}}, "lora.use_dora "),
-        ({"lora": {"trainable_token_indices": [1]}}, "trainable_token_indices is not supported: "),
+        ({"lora": {"trainable_token_indices": [1]}}, "lora.trainable_token_indices is not supported"),
         ({"fit": {"steps": 1, "checkpoint": "{folder}/config.json"}}, "is used for something else: name another file"),
         (
             {"fit": {"steps": 3, "learning_rate": 1e30, "progress": False}},
@@ -378,4 +378,7 @@ def test_the_help_tells_of_every_setting(capsys):
     for name in [*RunConfig.__dataclass_fields__, *LORA, *FIT]:
         assert re.search(rf"\b{name}\b", said), name
     assert {"target_modules", "r", "lora_rank", "adapter_name", "use_dora", "modules_to_save"} < set(LORA)
-    assert {"steps", "checkpoint", "progress"} < set(FIT) and not {"kind", "settings", "model"} & {*LORA, *FIT}
+    assert {"steps", "checkpoint", "progress"} < set(FIT) and not {"adapter_cls", "settings", "model", "lr_ratio"} & {
+        *LORA,
+        *FIT,
+    }

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lora_lib import (
     GPT_CONFIG_124M,
@@ -23,6 +24,8 @@ from lora_lib.training import (
     loss_sum,
     memory,
     step_bytes,
+    step_table,
+    step_terms,
 )
 
 SIZES = (GPT_CONFIG_124M, GPT_CONFIG_355M, GPT_CONFIG_774M, GPT_CONFIG_1558M)
@@ -200,10 +203,70 @@ def test_four_bits_are_those_of_nf4_with_scales_in_eight():
     assert step_bytes(config, 1, 8, rank=8, bits=4)["weights"] == pytest.approx(wanted, abs=1)
 
 
+LLAMA_8B = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [SMALL, LLAMA_8B], ids=["our GPT-2", "Llama"])
+@pytest.mark.parametrize("how", [{}, {"rank": 8}, {"rank": 8, "checkpointing": True, "chunked_loss": True}])
+def test_the_terms_are_the_sum(config, how):
+    terms, parts = step_terms(config, 2, 32, **how), step_bytes(config, 2, 32, **how)
+    for part, count in parts.items():
+        assert sum(term.bytes for term in terms if term.part == part) == count
+    assert len(terms) > len(parts) and all(term.bytes >= 0 for term in terms)
+    lines = step_table(terms).splitlines()
+    assert len(lines) == len(terms) + 1 and lines[-1].endswith(f"{sum(parts.values()) / 2**30:.2f}")
+
+
+def test_without_all_the_logits_lora_on_8b_fits_a_card_of_24_gib():
+    how = {"rank": 16, "bits": 16, "checkpointing": True}
+    whole, chunked = (sum(step_bytes(LLAMA_8B, 1, 8192, chunked_loss=c, **how).values()) for c in (False, True))
+    assert whole > 24 * 2**30 > chunked
+    assert whole - chunked > 0.9 * 8192 * 128256 * 14 - 2**30  # a block that is computed again takes their place
+
+
+def test_the_tile_is_that_of_trls_loss_and_holds_no_more():
+    kernels = pytest.importorskip("trl.kernels.chunked_logprob", reason="a TRL without a loss in tiles")
+    trainer = pytest.importorskip("trl.trainer.utils")
+    assert memory.TILE == (kernels.TOKEN_CHUNK_SIZE, trainer._CHUNKED_LOGPROB_CHUNK_SIZE)
+    tokens, C, V = 64, 32, 4 * memory.TILE[1]
+    hidden, head = torch.randn(tokens, C, requires_grad=True), torch.randn(V, C)
+    targets = torch.randint(V, (tokens,))
+    with PeakMemory() as meter:
+        found = kernels.ChunkedLogProbFunction.apply(
+            hidden, head, None, targets, 1.0, memory.TILE[1], None, 1.0, ("entropy", "is_top1")
+        )
+        (-found[0].sum()).backward()
+    counted, _ = memory._hf_loss(tokens, C, V, narrow=False, chunked=True, trains_head=False)
+    whole, _ = memory._hf_loss(tokens, C, V, narrow=False, chunked=False, trains_head=False)
+    assert counted < whole / 7
+    # The formula is for Triton. On a CPU the tile is read with PyTorch's operations, which make some copies of it.
+    assert counted <= meter.peak < whole
+    loss = F.cross_entropy(hidden @ head.T, targets, reduction="sum")
+    torch.testing.assert_close(-found[0].sum(), loss, rtol=1e-4, atol=1e-3)
+
+
+def test_eight_bit_averages_are_those_of_bitsandbytes():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    weight = torch.nn.Parameter(torch.randn(64, 256))
+    optimizer = bitsandbytes.optim.AdamW8bit([weight])
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    state = optimizer.state[weight]
+    held = sum(t.numel() * t.element_size() for name, t in state.items() if name.startswith(("state", "absmax")))
+    assert held == memory.ADAM_BYTES[8] * weight.numel()
+    wide, narrow = (step_bytes(LLAMA_8B, 1, 8, rank=8, optimizer_bits=bits)["optimizer"] for bits in (32, 8))
+    assert narrow == pytest.approx(wide * (1 + 4 / 256) / 4, abs=1)
+
+
 def test_what_cannot_be_counted_says_why():
+    with pytest.raises(ValueError, match="optimizer_bits are 32 or 8, got 16"):
+        step_bytes(hf_config(), 1, 8, optimizer_bits=16)
     with pytest.raises(ValueError, match="bits of a weight are 32, 16 or 4, got 8"):
         step_bytes(hf_config(), 1, 8, bits=8)
-    with pytest.raises(ValueError, match="our GPT-2 is held in 32 bits"):
+    with pytest.raises(ValueError, match="our GPT-2 is stored in 32 bits"):
         step_bytes(SMALL, 1, 8, bits=16)
     with pytest.raises(ValueError, match="a base in 4 bits cannot be trained"):
         step_bytes(hf_config(), 1, 8, bits=4)

@@ -1,6 +1,9 @@
 """Checkpoint folders and names: what loads, and what the errors say."""
 
+import contextlib
+import dataclasses
 import json
+import os
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import small, three_adapters
 
-from lora_lib import Tokenizer, load_model, load_pretrained, save_pretrained_folder
+from lora_lib import GPT2Model, Tokenizer, load_model, load_pretrained, save_pretrained_folder
 from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
 from lora_lib.gpt2.tokenizer import _printable_bytes
 
@@ -90,6 +93,13 @@ def test_the_files_of_the_weights_are_those_of_the_model(folder):
         load_model(folder)
 
 
+def test_weights_that_may_not_be_read_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model.safetensors cannot be read: .*; look at who may read it"):
+        load_model(folder)
+
+
 def test_an_index_says_which_files_are_the_weights(folder):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -103,7 +113,7 @@ def test_an_index_says_which_files_are_the_weights(folder):
     assert load_model(folder).state_dict().keys() == load_model(MINI_FOLDER).state_dict().keys()
     twice = dict.fromkeys(names, "model-3.safetensors") | {"x": "model-1.safetensors"}
     index.write_text(json.dumps({"weight_map": twice}))
-    with pytest.raises(ValueError, match=r"model-3.safetensors: .* comes a second time"):
+    with pytest.raises(ValueError, match=r"model-3.safetensors: .* is in two of this model's files"):
         load_model(folder)
     index.write_text(json.dumps({"weight_map": {"x": "none.safetensors"}}))
     with pytest.raises(FileNotFoundError, match=r"lists none.safetensors, which is not there"):
@@ -152,6 +162,31 @@ def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     save_pretrained_folder(large, tokenizer, tmp_path / "wide", dtype=torch.bfloat16)
     assert (tmp_path / "wide" / "config.json").exists()
+
+
+@pytest.mark.parametrize("renames", range(7))
+def test_a_save_that_is_killed_leaves_one_model_and_not_parts_of_two(tmp_path, monkeypatch, renames):
+    """Three files get their last names one after the other: the process may die between any two renames."""
+    tokenizer, old, new = read_tokenizer(MINI_FOLDER), small(1), small(2)
+    new.ln_f.weight.data[0], calls, replace = 7, [], os.replace
+    save_pretrained_folder(old, tokenizer, tmp_path)
+
+    def killed(*args):
+        if len(calls) == renames:
+            raise KeyboardInterrupt
+        calls.append(args)
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", killed)
+    changed = GPT2Model(dataclasses.replace(new.config, layer_norm_epsilon=1e-3))
+    changed.load_state_dict(new.state_dict())
+    with pytest.raises(KeyboardInterrupt) if renames < 6 else contextlib.nullcontext():
+        save_pretrained_folder(changed, tokenizer, tmp_path)
+    loaded = load_model(tmp_path)
+    newer = loaded.config.layer_norm_epsilon == 1e-3
+    assert newer == (renames > 2)
+    wanted = (changed if newer else old).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_broken_tokenizer_file_names_its_line(folder):

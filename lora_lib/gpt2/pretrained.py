@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model
+from lora_lib.gpt2.names import hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -22,8 +23,7 @@ HUB_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
-# Hugging Face stores these weights as (in, out), in a layer called Conv1D; nn.Linear has (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+OUR_FILES = ("model.safetensors", "config.json", "bpe.tiktoken")  # what save_pretrained_folder writes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in which a model can be saved
 
 
@@ -77,7 +77,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 def read_config(folder: Path) -> GPT2Config:
     """The `GPT2Config` in a folder's `config.json`. Raises ValueError when it is not a GPT-2 we can build."""
-    path = folder / "config.json"
+    _, path, _ = _files(folder)
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
     values = _read_json(path)
@@ -95,6 +95,11 @@ def read_config(folder: Path) -> GPT2Config:
         if values.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {values[key]!r}; this GPT-2 supports {allowed[0]!r}")
     return config
+
+
+def _files(folder: Path) -> list[Path]:
+    """Where the newest complete version of `OUR_FILES` is, even if a save was killed half-way."""
+    return current(*(folder / name for name in OUR_FILES))
 
 
 def _read_json(path: Path) -> Any:
@@ -117,22 +122,26 @@ def load_weights(model: GPT2Model, folder: Path) -> None:
             f"{folder}: weights and config.json differ; missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
     for name, target in wanted.items():
-        source = found[name].T if name.endswith(TRANSPOSED) else found[name]
+        source = other_layout(name, found[name])
         if source.shape != target.shape:
             raise ValueError(f"{folder}: {name} is {tuple(source.shape)}, config.json says {tuple(target.shape)}")
         target.copy_(source)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """A folder's tensors under our names, as they are stored. Old releases have no `transformer.` prefix."""
+    """A folder's tensors under our names, in the file's layout."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for key, tensor in read_tensors(path)[0].items():
-            name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
+        try:
+            tensors, _ = read_tensors(path)
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+        for key, tensor in tensors.items():
+            name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
                 continue
             if name in found:
-                raise ValueError(f"{path}: {key} comes a second time in this model's files; delete one of them")
+                raise ValueError(f"{path}: {key} is in two of this model's files; delete one of them")
             found[name] = tensor
     return found
 
@@ -152,7 +161,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not path.is_file():
                 raise FileNotFoundError(f"{index} lists {path.name}, which is not there: download the model again")
         return listed
-    if (whole := folder / "model.safetensors").exists():
+    if (whole := _files(folder)[0]).exists():
         return [whole]
     files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
     if not files:
@@ -173,13 +182,14 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    If a folder has none of them, as after transformers' `model.save_pretrained` alone, the model is usable still: its
-    tokenizer is then a stand-in that raises FileNotFoundError once it is used.
+    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
+    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
 
     Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
     """
-    if (folder / "bpe.tiktoken").exists():
-        return Tokenizer.from_file(folder / "bpe.tiktoken")
+    *_, path = _files(folder)
+    if path.exists():
+        return Tokenizer.from_file(path)
     for path in (folder / "vocab.json", folder / "tokenizer.json"):
         if path.exists():
             values = _read_json(path)
@@ -210,7 +220,7 @@ def save_pretrained_folder(
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
               "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": str(dtype).removeprefix("torch."),
               **asdict(model.config), "tie_word_embeddings": tied}  # fmt: skip
-    with replaced(*(folder / name for name in ("model.safetensors", "config.json", "bpe.tiktoken"))) as parts:
+    with replaced(*(folder / name for name in OUR_FILES)) as parts:
         write_tensors(parts[0], tensors, {"format": "pt"})
         parts[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
         tokenizer.save(parts[2])
@@ -226,7 +236,7 @@ def _stored(model: GPT2Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], bo
     for name, tensor in model.state_dict().items():
         if tied and name == "out_head.weight":
             continue
-        stored = (tensor.T if name.endswith(TRANSPOSED) else tensor).to("cpu", dtype)
+        stored = other_layout(name, tensor).to("cpu", dtype)
         if not stored.isfinite().all():
             raise ValueError(f"{name} is not finite in {dtype}, so the model cannot be used: nothing was saved")
         tensors[hf_name(name)] = stored

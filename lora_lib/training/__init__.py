@@ -5,13 +5,23 @@ from lora_lib.training.checkpoints import check_writable, fingerprint, load_chec
 from lora_lib.training.config import FitConfig
 from lora_lib.training.loop import History, evaluate, fit, lr_factor
 from lora_lib.training.losses import loss_sum
-from lora_lib.training.memory import PeakMemory, adapter_bytes, block_bytes, hf_block_bytes, step_bytes
+from lora_lib.training.memory import (
+    PeakMemory,
+    Term,
+    adapter_bytes,
+    block_bytes,
+    hf_block_bytes,
+    step_bytes,
+    step_table,
+    step_terms,
+)
 
 __all__ = [
     "LOGITS",
     "FitConfig",
     "History",
     "PeakMemory",
+    "Term",
     "adapter_bytes",
     "block_bytes",
     "check_writable",
@@ -25,4 +35,6 @@ __all__ = [
     "lr_factor",
     "save_checkpoint",
     "step_bytes",
+    "step_table",
+    "step_terms",
 ]
