@@ -283,7 +283,7 @@ function setControls({ adapter, rank, strength }) {
 }
 
 function showPlaying() {
-  $("play").textContent = player?.playing ? "Pause" : "Play the recording";
+  $("play").textContent = player?.playing ? "Pause" : "Play";
 }
 
 export function preparePlaying() {
