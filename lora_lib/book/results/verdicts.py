@@ -274,7 +274,8 @@ def on_the_map() -> dict[str, Compared]:
     """LoRA less full fine-tuning of the same linear layers: loss on the task and on prose, at the rates of `MAP_RATES`.
 
     Also: the loss on prose where full fine-tuning, between two of its rates, has LoRA's loss or KL on the task, as far
-    as it reaches there; α/√r less α/r; and each arm with its change scaled by 0.85 after training, less the same runs.
+    as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change scaled by 0.85 after training,
+    less the same runs.
     """
     rows = select(load_map(), scale=1.0)
     arms = {arm: select(rows, arm=arm, learning_rate=rate) for arm, rate in MAP_RATES.items()}
@@ -286,6 +287,7 @@ def on_the_map() -> dict[str, Compared]:
                 found[f"{arm}, prose_loss at equal {by}"] = at_equal(arms[arm], full, by)
     for x in ("loss", "prose_loss"):
         found[f"α/√r against α/r, {x}"] = compared(arms["r = 64, α/√r"], arms["r = 64"], x)
+        found[f"rank 64 against 8, {x}"] = compared(arms["r = 64"], arms["r = 8"], x)
         for arm, rate in MAP_RATES.items():
             scaled = select(load_map(), arm=arm, learning_rate=rate, scale=0.85)
             found[f"{arm} × 0.85, {x}"] = compared(scaled, arms[arm], x)
