@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -109,3 +111,61 @@ def test_so_many_seeds_make_the_interval_small_enough(size):
         return
     needed = forgetting.seeds_needed(0.03, size)
     assert half(needed) <= size * 1.001 and half(needed - 1) > size
+
+
+# --- the page's numbers, once more from the rows --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept():
+    with (results.FOLDER / "map.csv").open(newline="", encoding="utf8") as file:
+        rows = list(csv.DictReader(file))
+    base = float(next(row["prose_loss"] for row in rows if row["arm"] == "base"))
+    return [row for row in rows if row["split"] == "test" and row["steps"] == "120" and row["parts"] == "linear"], base
+
+
+def column(rows, arm, rate, name, scale="1.0"):
+    """seed -> number"""
+    chosen = [r for r in rows if r["arm"] == arm and float(r["learning_rate"]) == rate and r["scale"] == scale]
+    return {row["seed"]: float(row[name]) for row in chosen}
+
+
+ROOT = "r = 64, α/√r"
+
+
+def test_no_seed_is_tuned_on_and_reported():
+    rows = results.load_results("map")
+    seeds = {split: {row["seed"] for row in rows if row["split"] == split} for split in ("validation", "test")}
+    assert seeds["validation"] == {0} and seeds["test"] == set(range(100, 105))
+
+
+@pytest.mark.parametrize("arm", [ROOT, "r = 64", "r = 8"])
+def test_the_loss_beside_full_fine_tunings_is_a_paired_t_test(kept, arm):
+    ours, theirs = (column(kept[0], a, forgetting.BEST[a], "loss") for a in (arm, "full"))
+    seeds = sorted(ours.keys() & theirs.keys())
+    a, b = ([side[seed] for seed in seeds] for side in (ours, theirs))
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    rows = results.select(forgetting.load_map(), scale=1.0)
+    sides = (results.select(rows, arm=name, learning_rate=forgetting.BEST[name]) for name in (arm, "full"))
+    result = compared(*sides, "loss")
+    assert (result.difference.low, result.difference.high) == pytest.approx((low, high), abs=1e-4)
+    assert result.of == pytest.approx(np.mean(b)) and result.percent.mean == pytest.approx(
+        100 * (np.mean(a) - np.mean(b)) / np.mean(b)
+    )
+
+
+@pytest.mark.parametrize("by", ["loss", "kl"])
+def test_forgetting_at_equal_loss_and_at_equal_kl(kept, by):
+    rows, base = kept
+    x, y = (column(rows, ROOT, 0.0032, name) for name in (by, "prose_loss"))
+    low, high = ({n: column(rows, "full", rate, n) for n in (by, "prose_loss")} for rate in (0.00056, 0.001))
+    changes = []
+    for seed, at in x.items():  # all of them lie between these two rates
+        xs, ys = zip(*sorted((side[by][seed], side["prose_loss"][seed] - base) for side in (low, high)))
+        assert xs[0] <= at <= xs[1]
+        changes.append(y[seed] - base - np.exp(np.interp(at, xs, np.log(ys))))
+    interval = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    trained = results.select(forgetting.load_map(), scale=1.0)
+    found = at_equal(results.select(trained, arm=ROOT, learning_rate=0.0032), results.select(trained, arm="full"), by)
+    assert len(changes) == 5 and found.difference[1:3] == pytest.approx(interval, abs=1e-3)
+    assert found.verdict() == "less, by more than the margin"

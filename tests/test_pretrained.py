@@ -93,6 +93,13 @@ def test_the_files_of_the_weights_are_those_of_the_model(folder):
         load_model(folder)
 
 
+def test_weights_that_may_not_be_read_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model.safetensors cannot be read: .*; look at who may read it"):
+        load_model(folder)
+
+
 def test_an_index_says_which_files_are_the_weights(folder):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
