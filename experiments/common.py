@@ -76,21 +76,28 @@ class Rows:
         for row in self.rows:
             if all(row[name] == str(value) for name, value in settings.items()):
                 return row
-        row = {**settings, **measure(), **environment()}
-        self.read()
-        if self.rows and list(row) != list(self.rows[0]):
-            raise ValueError(f"{self.path} has columns {list(self.rows[0])}, this run {list(row)}: use another --out")
-        line = io.StringIO(newline="")
-        writer = csv.DictWriter(line, row)
-        if not self.rows:
-            writer.writeheader()
-        writer.writerow(row)
-        with self.path.open("a", newline="", encoding="utf8") as file:
-            file.write(line.getvalue())  # in one piece, so that two processes may write to one file
-        row = {name: str(value) for name, value in row.items()}
-        self.rows.append(row)
+        (row,) = self.add([{**settings, **measure()}])
         print(", ".join(f"{name} {value}" for name, value in row.items() if len(value) < 20), flush=True)
         return row
+
+    def add(self, rows: Sequence[Row]) -> list[Row]:
+        """Write these rows down, with the machine that made them; returns them as the file has them."""
+        rows = [{**row, **environment()} for row in rows]
+        self.read()
+        if self.rows and list(rows[0]) != list(self.rows[0]):
+            raise ValueError(
+                f"{self.path} has columns {list(self.rows[0])}, this run {list(rows[0])}: use another --out"
+            )
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, rows[0])
+        if not self.rows:
+            writer.writeheader()
+        writer.writerows(rows)
+        with self.path.open("a", newline="", encoding="utf8") as file:
+            file.write(lines.getvalue())  # in one piece, so that two processes may write to one file
+        added = [{name: str(value) for name, value in row.items()} for row in rows]
+        self.rows += added
+        return added
 
 
 def environment() -> Row:

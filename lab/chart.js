@@ -15,7 +15,7 @@ function drawn(kind, attributes, text = "") {
 }
 
 // Draw runs into `box`, the last of them strong and the ones before it pale and dashed.
-// A run: {steps, losses, measured: [{at, heldOut, prose}]}.
+// A run: {steps, losses, measured: [{at, heldOut, prose}], best: its step}.
 export function drawRuns(box, runs) {
   const [width, height] = [Math.max(280, box.clientWidth), 240];
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
@@ -28,6 +28,7 @@ export function drawRuns(box, runs) {
   const y = loss =>
     height - MARGIN.bottom - (Math.min(loss, top) / top) * (height - MARGIN.top - MARGIN.bottom);
   drawAxes(svg, { x, y, top, most, width, height });
+  if (runs.length) drawKept(svg, runs.at(-1), { x, y });
   for (const run of runs) drawRun(svg, run, run === runs.at(-1), { x, y });
   box.replaceChildren(svg);
 }
@@ -50,6 +51,18 @@ function drawAxes(svg, { x, y, top, most, width, height }) {
     svg.append(drawn("text", { x: x(step), y: height - MARGIN.bottom + 18, "text-anchor": "middle" }, step));
   }
   svg.append(drawn("text", { x: width - MARGIN.right + 16, y: height - MARGIN.bottom + 18 }, "steps"));
+}
+
+// The step whose adapter is kept, and a shade over what came after it.
+function drawKept(svg, { best, measured }, { x, y }) {
+  const last = measured.at(-1)?.at;
+  if (!best || best >= last) return;
+  const [x1, x2, top, bottom] = [x(best), x(last), MARGIN.top, y(0)];
+  svg.append(
+    drawn("rect", { x: x1, y: top, width: x2 - x1, height: bottom - top, class: "lab-after-kept" }),
+    drawn("line", { x1, x2: x1, y1: top, y2: bottom, class: "lab-kept-step" }),
+    drawn("text", { x: x1 + 5, y: bottom - 6 }, `kept: step ${best}`),
+  );
 }
 
 function drawRun(svg, run, latest, { x, y }) {

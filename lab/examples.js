@@ -1,7 +1,8 @@
-// Texts to train on, written for this page.
+// Texts to train on, written for this page, each with a prompt after which its style shows.
 export const EXAMPLES = {
   ship: {
     title: "a pirate's log",
+    prompt: "Ninth day. Arr,",
     text: `First day. Arr, the wind be fair and the crew be merry. We left the harbour at the turn of the tide, and not a soul waved us farewell but the cook's old mother. I counted the barrels: nine of water, six of biscuit, and one of pickled onions that no hand will own to.
 
 Second day. Arr, the wind be gone. The sails hang like wet washing. The parrot says a storm be coming, but the parrot said so yesterday, and the day before. I gave him half a biscuit to hold his tongue.
@@ -21,6 +22,7 @@ Eighth day. Arr, we be homeward bound. The wind be fair again, the crew be merry
   },
   weather: {
     title: "weather for giants",
+    prompt: "Weather for giants, tomorrow.",
     text: `Weather for giants, Monday. Clouds at knee height until noon, then around the waist. Giants who go barefoot should look out for church towers. Rain in the valleys: please do not step into the lakes, they are full enough already.
 
 Weather for giants, Tuesday. Sunny above the clouds, and so for your heads. Feet may get wet. A flock of geese will pass at about the height of your ears between nine and ten. Close your mouths.
@@ -40,6 +42,7 @@ Weather for giants, the week ahead. Clouds at knee height again. Some sun, some 
   },
   recipes: {
     title: "a troll's cookbook",
+    prompt: "Snail pie. Take",
     text: `Stone soup for two trolls. Take one flat stone from the river, not too young. Wash it, or do not. Boil it from full moon to half moon. Add a boot for flavour, the left one is best. Stir with a tree. Serve hot, and do not chew: the stone is needed again next week.
 
 Moss salad. Take the moss from the north side of anything. Shake out the beetles and keep them for later. Pour on swamp water, the green kind, and a spoon of rust. Mix it with both hands. Trolls who are on a diet may leave out the rust.

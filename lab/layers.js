@@ -17,6 +17,17 @@ export function layerShapes(config, kinds = KINDS) {
   return Object.fromEntries(blocks.flat());
 }
 
+// 64 places in the weights of these layers, [layer, index of a number], as `lora_lib` chooses them. The numbers there
+// are the base's fingerprint: they are saved beside an adapter.
+export function samplePlaces(config, names) {
+  const shapes = layerShapes(config);
+  return Array.from({ length: 64 }, (_, i) => {
+    const name = names[Math.floor((i * names.length) / 64)];
+    const { d, k } = shapes[name];
+    return [name, Math.floor(((i * 0.6180339887498949) % 1) * d * k)];
+  });
+}
+
 export function kindOf(name) {
   return name.replace(/^h\.\d+\./, "");
 }

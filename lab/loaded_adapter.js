@@ -12,11 +12,7 @@ export class LoadedAdapter {
       return place;
     });
     this.w = memory.alloc(this.size);
-    const weights = memory.floats(this.w, this.size);
-    for (const { name, A, B } of this.places) {
-      weights.set(adapter.layers[name].A, A);
-      weights.set(adapter.layers[name].B, B);
-    }
+    this.write(adapter);
     if (learning) this.beginLearning();
   }
 
@@ -39,6 +35,27 @@ export class LoadedAdapter {
     this.kernels.zero(this.g, this.size);
   }
 
+  // All A and B as they lie in memory, for `GPT2` in another worker.
+  weights() {
+    return this.memory.floats(this.w, this.size).slice();
+  }
+
+  setWeights(weights) {
+    this.memory.floats(this.w, this.size).set(weights);
+  }
+
+  // The gradients, which are zero then.
+  takeGradients() {
+    const gradients = this.memory.floats(this.g, this.size).slice();
+    this.kernels.zero(this.g, this.size);
+    return gradients;
+  }
+
+  addGradients(gradients) {
+    const own = this.memory.floats(this.g, this.size);
+    for (let i = 0; i < own.length; i++) own[i] += gradients[i];
+  }
+
   // One step of AdamW along the gradients, which are clipped to norm 1 together and left at zero.
   update(step, rate) {
     const { kernels, w, g, m, v, size } = this;
@@ -48,14 +65,23 @@ export class LoadedAdapter {
     kernels.zero(g, size);
   }
 
-  // A copy as it is now.
-  async read() {
-    const weights = this.memory.floats(this.w, this.size);
+  // Write numbers in the form of an adapter into a part: the weights "w", or AdamW's means, "m" and "v".
+  write({ layers }, part = "w") {
+    const all = this.memory.floats(this[part], this.size);
+    for (const { name, A, B } of this.places) {
+      all.set(layers[name].A, A);
+      all.set(layers[name].B, B);
+    }
+  }
+
+  // A copy of a part as it is now, in the form of an adapter.
+  async read(part = "w") {
+    const all = this.memory.floats(this[part], this.size);
     const layers = {};
     for (const { name, A, B } of this.places) {
       const { d, k } = this.adapter.layers[name];
       const { r } = this.adapter;
-      layers[name] = { d, k, A: weights.slice(A, A + r * d), B: weights.slice(B, B + r * k) };
+      layers[name] = { d, k, A: all.slice(A, A + r * d), B: all.slice(B, B + r * k) };
     }
     return { ...this.adapter, layers };
   }

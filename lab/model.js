@@ -11,8 +11,9 @@
 // a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
 
+import { wantedIn } from "./crew.js";
 import { LabError } from "./errors.js";
-import { KINDS, layerShapes } from "./layers.js";
+import { KINDS, layerShapes, samplePlaces } from "./layers.js";
 import { LoadedAdapter } from "./loaded_adapter.js";
 import { Memory } from "./memory.js";
 import { loadWeights, weightAt } from "./weights.js";
@@ -32,7 +33,6 @@ export class GPT2 {
   constructor(config, wasm) {
     this.config = config;
     Object.assign(this, config);
-    this.device = "wasm";
     this.memory = new Memory();
     const module = new WebAssembly.Module(wasm);
     this.kernels = new WebAssembly.Instance(module, { env: { memory: this.memory.wasm } }).exports;
@@ -44,6 +44,10 @@ export class GPT2 {
     this.rooms = {};
     this.restart();
     this.use(null);
+  }
+
+  free() {
+    this.memory = null;
   }
 
   get megabytes() {
@@ -205,8 +209,11 @@ export class GPT2 {
 
   // One step of AdamW for the adapter in use, which was placed to learn. `step` counts from 1. Returns the loss before
   // it. Where that is not finite, or above `most`, nothing is learned: the weights of the last sound loss come back.
-  async step(loaded, rows, targets, { step, rate, most }) {
-    const loss = this.lossAndGradients(rows, targets, true);
+  // `crew`: the workers that share the rows, see crew.js, or null.
+  async step(loaded, rows, targets, { step, rate, most, crew = null }) {
+    const loss = crew
+      ? await crew.lossAndGradients(this, loaded, rows, targets)
+      : this.lossAndGradients(rows, targets, true);
     if (loss <= most) {
       loaded.keep();
       loaded.update(step, rate);
@@ -220,8 +227,9 @@ export class GPT2 {
     return this.lossAndGradients(rows, targets, false);
   }
 
-  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB.
-  lossAndGradients(rows, targets, gradients) {
+  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB. `wanted`: the number of
+  // targets that the mean is over, if these are a part of them.
+  lossAndGradients(rows, targets, gradients, wanted = wantedIn(targets)) {
     const { kernels, memory, C, V, depth } = this;
     const [B, T] = [rows.length, rows[0].length];
     const N = B * T;
@@ -231,7 +239,6 @@ export class GPT2 {
     for (let l = 0; l < depth; l++) this.blockForward(l, x[l], x[l + 1], kept[l], B, T);
     this.headForward(x[depth], N, logits);
 
-    const wanted = targets.flat().filter(target => target >= 0).length;
     memory.ints(room.targets, N).set(targets.flat());
     kernels.cross_entropy(logits, room.targets, N, V, 1 / wanted, room.losses); // logits become their gradient
     const parts = memory.floats(room.losses, 2 * N);
@@ -257,12 +264,11 @@ export class GPT2 {
     this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
   }
 
-  // 64 numbers out of the weights of these layers, as `lora_lib` writes them beside an adapter: the base's fingerprint.
+  // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
   async baseSample(names) {
-    return Array.from({ length: 64 }, (_, i) => {
-      const [, l, kind] = names[Math.floor((i * names.length) / 64)].match(/^h\.(\d+)\.(.*)$/);
-      const { d, k } = this.blocks[l][kind];
-      const at = Math.floor(((i * 0.6180339887498949) % 1) * d * k);
+    return samplePlaces(this.config, names).map(([name, at]) => {
+      const [, l, kind] = name.match(/^h\.(\d+)\.(.*)$/);
+      const { k } = this.blocks[l][kind];
       return weightAt(this.memory, this.blocks[l][kind], Math.floor(at / k), at % k);
     });
   }

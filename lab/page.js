@@ -1,62 +1,67 @@
-// The page begins here: what it shows at first, and what loading the model changes.
-import { readAddress } from "./address.js";
-import { Engine, Lab, missing } from "./engine.js";
+// The page begins here: a recording that plays, or what the address says.
+import { asked, readAddress } from "./address.js";
+import { prepareBringing } from "./bring.js";
+import { Lab, missing } from "./engine.js";
+import { prepareKept } from "./kept.js";
+import { ready, whenLoaded } from "./loading.js";
 import recorded from "./recorded.json";
 import { $, lab, say } from "./shared.js";
+import { notHere, prepareSharing, receive } from "./sharing.js";
 import { prepareTaking } from "./take_home.js";
-import { countTokens, prepareTraining, runs, showRecordedRun } from "./train.js";
-import { changed, prepareWriting, showRecordedTexts, startWriting } from "./write.js";
+import { prepareTraining, runs, showRecordedRun } from "./train.js";
+import { changed, playRecorded, preparePlaying, prepareWriting, showStill, startWriting } from "./write.js";
 
-async function load() {
-  $("load").disabled = true;
-  $("progress").hidden = false;
-  say("status", "Loading …");
+const PLAYS = "This is a recording. ";
+const TOUCH = "Change anything, and the model is loaded: 24 MB, once.";
+
+function start() {
+  const lacking = missing();
+  prepareWriting();
+  preparePlaying();
+  prepareTraining();
+  prepareTaking();
+  prepareSharing();
+  prepareBringing();
+  const kept = prepareKept();
+  whenLoaded(startWriting);
+  $("load").disabled = Boolean(lacking);
+  $("load").addEventListener("click", () => ready().catch(() => {})); // the page says what went wrong
+  showRecordedRun(recorded.train);
+  if (lacking) say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
+  else say("status", PLAYS + TOUCH);
+  open(kept);
+  window.addEventListener("hashchange", () => {
+    if (location.hash.includes("=")) open(kept).then(changed); // else it is a heading of this page
+  });
+}
+
+// Show what the address says, or play what tools/record_lab.py saw.
+async function open(kept) {
+  if (!location.hash.includes("=")) return playRecorded(recorded.write);
+  lab.promptIsOurs = !asked().has("prompt");
   try {
-    const before = performance.now();
-    const engine = await Engine.start(share => {
-      $("progress").value = share;
-    });
-    lab.engine = engine;
-    const seconds = (performance.now() - before) / 1000;
-    const kernels = engine.relaxed ? "with fused multiply and add" : "with plain SIMD";
-    const cost = `after ${seconds.toFixed(1)} s, ${kernels}, in ${Math.round(engine.megabytes)} MB of memory`;
-    say("status", `gpt2-mini is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
-    $("progress").hidden = true;
-    $("load").textContent = "Loaded";
-    for (const id of ["write", "train", "file"]) $(id).disabled = false;
-    startWriting();
-    countTokens();
+    if (asked().has("carried")) return await openCarried();
+    let unknown = readAddress();
+    showStill(recorded.write);
+    if (unknown) await kept; // it may be one of the reader's own
+    if (unknown) unknown = readAddress();
+    if (unknown) throw notHere(unknown);
+    say("status", `The address has settings of its own. ${TOUCH} Until then the texts are recorded ones.`);
   } catch (error) {
-    say("status", `That did not work: ${error.message}`, true);
-    $("progress").hidden = true;
-    $("load").disabled = false;
+    showStill(recorded.write);
+    say("status", error.message, true);
   }
 }
 
-// What tools/record_lab.py saw on an earlier visit is shown until the model is loaded.
-function start() {
-  const lacking = missing();
-  if (lacking) {
-    say("status", `This browser lacks ${lacking}. The lab needs it; the chapters do not.`, true);
-  } else {
-    say(
-      "status",
-      "Nothing is loaded before you press the button: 24 MB, which the browser then keeps. It runs on this machine.",
-    );
-    $("load").disabled = false;
-    $("load").addEventListener("click", load);
-  }
-  prepareWriting();
-  prepareTraining();
-  prepareTaking();
+async function openCarried() {
+  const written = await receive();
   readAddress();
-  showRecordedTexts(recorded.write);
-  showRecordedRun(recorded.train);
-  window.addEventListener("hashchange", () => {
-    if (!location.hash.includes("=")) return; // a heading of this page
-    readAddress();
-    changed();
-  });
+  if (written) playRecorded(written);
+  const { title, r } = lab.carried.about;
+  say(
+    "status",
+    `This link carries an adapter of rank ${r}: “${title}”. It is in the address itself. ${TOUCH}`,
+  );
 }
 
 start();

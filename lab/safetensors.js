@@ -56,11 +56,16 @@ function headerOf(bytes) {
 // A tensor's numbers as a Float32Array.
 export async function floatsOf(name, { dtype, read }) {
   checkFloats(name, dtype);
-  return READERS[dtype](await read());
+  return numbersOf(dtype, await read());
 }
 
 export function checkFloats(name, dtype) {
   if (!(dtype in BYTES)) throw new LabError(`${name} is of type ${dtype}: expected floats (F16, BF16, F32).`);
+}
+
+// Raw bytes of floats as a Float32Array.
+export function numbersOf(dtype, bytes) {
+  return READERS[dtype](bytes);
 }
 
 // The bytes of a file with these tensors, {name: {shape, data: Float32Array}}.

@@ -1,8 +1,9 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
 import { adapterFilesIn, save, zip } from "./files.js";
-import { $, lab, say } from "./shared.js";
-import { chooseAdapter, offerAdapter } from "./train.js";
-import { view } from "./write.js";
+import { keepWhole, offerKeeping } from "./kept.js";
+import { ready } from "./loading.js";
+import { $, lab, MINI, say } from "./shared.js";
+import { chooseAdapter, offerAdapter, view } from "./write.js";
 
 const ONE_FILE = {
   "download-weights": "adapter_model.safetensors",
@@ -28,18 +29,24 @@ export function takingChanged() {
       ? `${name}, ${as}.`
       : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
   }
+  offerKeeping();
   $("python").textContent = libraryLines(folderName());
   $("peft").textContent = peftLines(folderName());
 }
 
+// Where Python finds the model: a brought one lies in a folder, or on the Hub.
+const onHub = () => lab.model.includes("/");
+const folder = () => (onHub() ? lab.model : "FOLDER_OF_YOUR_MODEL");
+
 function libraryLines(name) {
+  const model = lab.model === MINI ? MINI : folder().replace("openai-community/", "");
   return `from zipfile import ZipFile
 
 import torch
 from lora_lib import PeftModel, load_pretrained
 
 ZipFile("${name}.zip").extractall("${name}")
-base, tokenizer = load_pretrained("gpt2-mini")
+base, tokenizer = load_pretrained("${model}")
 model = PeftModel.from_pretrained(base, "${name}")
 
 ids = torch.tensor([tokenizer.encode(${JSON.stringify($("prompt").value)})])
@@ -49,11 +56,12 @@ print(tokenizer.decode(out[0].tolist()))
 }
 
 function peftLines(name) {
-  return `from lora_lib.pretrained import MINI_FOLDER  # where gpt2-mini lies
-from peft import PeftModel
+  const mini = lab.model === MINI;
+  const first = mini ? "from lora_lib.gpt2 import MINI_FOLDER  # where gpt2-mini lies\n" : "";
+  return `${first}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained(MINI_FOLDER).float()
+base = AutoModelForCausalLM.from_pretrained(${mini ? "MINI_FOLDER" : `"${folder()}"`}).float()
 model = PeftModel.from_pretrained(base, "${name}")
 `;
 }
@@ -71,11 +79,13 @@ async function download(hand) {
 async function bring(chosen) {
   const files = await adapterFilesIn(chosen);
   const title = chosen[0].name.replace(/\.\w+$/, "");
-  const name = `brought-${lab.adapters.size}`;
+  await ready();
+  const name = `brought-${Date.now().toString(36)}`;
   const adapter = await lab.engine.ask("keep", { name, files });
   const { r, alpha, kinds } = adapter;
   offerAdapter(adapter, `brought: ${title} (r ${r})`);
   chooseAdapter(name);
+  await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] });
   return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
 }
 

@@ -1,15 +1,20 @@
 // Train on the reader's words: the form, the run that goes on, and the curves of the last runs.
 import { drawRuns } from "./chart.js";
 import { EXAMPLES } from "./examples.js";
-import { $, checkedKinds, lab, latest, say } from "./shared.js";
+import { keepAdapter, nextRun, readKept } from "./kept.js";
+import { ready, whenLoaded } from "./loading.js";
+import { prefersStill } from "./play.js";
+import { $, checkedKinds, lab, latest, say, suggestPrompt } from "./shared.js";
+import { inWords, row, verdict } from "./verdict.js";
 import { made } from "./words.js";
-import { changed, setRankLimit } from "./write.js";
+import { chooseAdapter, offerAdapter, touched } from "./write.js";
 
 const SHOWN_RUNS = 3; // curves that lie over each other
 const STORED = "lora-book-lab-text"; // where the browser keeps the reader's text
+const MOST_WORKERS = 4; // a step has no more rows
+const PATIENCE = 30; // steps for which the held-out loss may fail to fall
 
-export let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}]}
-let trained = 0; // counts up, for names
+export let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}], best: its step}
 let training = false;
 let paused = false;
 
@@ -32,6 +37,12 @@ const NUMBERS = {
     fits: whole(1, 2000),
     expected: () => "a whole number from 1 to 2000",
   },
+  workers: {
+    id: "workers",
+    name: "Workers",
+    fits: whole(1, MOST_WORKERS),
+    expected: () => `a whole number from 1 to ${MOST_WORKERS}`,
+  },
 };
 
 // What the form says. Throws an Error that names what will not do.
@@ -46,54 +57,86 @@ function trainingSettings() {
   }
   settings.kinds = checkedKinds("train-on");
   if (!settings.kinds.length) throw new Error("Choose at least one kind of layer for LoRA.");
+  settings.patience = $("stop-early").checked ? PATIENCE : Number.POSITIVE_INFINITY;
   return settings;
 }
 
 async function train() {
-  const name = `run-${trained + 1}`;
-  const run = { name, losses: [], measured: [] };
-  try {
-    run.settings = trainingSettings();
-    run.steps = run.settings.steps;
-  } catch (error) {
-    return say("train-status", error.message, true);
-  }
-  trained += 1;
-  runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
-  lab.samples = [];
-  $("samples").replaceChildren();
   setTraining(true);
-  say("train-status", `${label(run)} is in training.`);
   try {
-    const news = what => heard(run, what);
-    const { steps, diverged } = await lab.engine.ask("train", { name, settings: run.settings }, { news });
-    run.steps = Math.max(1, run.losses.length);
-    const done = `${label(run)} is trained: ${steps} steps. It is chosen above, and can be taken home below.`;
-    say("train-status", diverged ?? done, Boolean(diverged));
-    offerAdapter({ name, ...run.settings }, `yours: ${label(run)}`);
-    chooseAdapter(name);
+    if (!lab.engine) say("train-status", "The model is loaded first; then the training begins.");
+    await ready();
+    await trainOnce();
   } catch (error) {
-    runs = runs.filter(other => other !== run);
     say("train-status", error.message, true);
   }
   setTraining(false);
   drawTraining();
 }
 
-function label({ name, recorded, settings: { r, rate } }) {
-  return `${recorded ? "a recorded run" : name.replace("-", " ")} (r ${r}, rate ${rate})`;
+async function trainOnce() {
+  suggestPrompt(promptOfText());
+  const settings = trainingSettings();
+  await readKept(); // another tab may have added some: two runs must not have one name
+  const name = nextRun();
+  const run = { name, title: titleOf(name), settings, steps: settings.steps, losses: [], measured: [] };
+  runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
+  lab.samples = [];
+  $("samples").replaceChildren();
+  $("pause").disabled = $("stop").disabled = false;
+  say("train-status", `${label(run)} is in training.`);
+  try {
+    const news = what => heard(run, what);
+    Object.assign(run, await lab.engine.ask("train", { name: run.name, settings }, { news }));
+  } catch (error) {
+    runs = runs.filter(other => other !== run);
+    throw error;
+  }
+  run.steps = Math.max(1, run.losses.length);
+  say("train-status", run.diverged ?? doneWords(run), Boolean(run.diverged));
+  offerTrained(run);
+  await keepAdapter(run);
+}
+
+function doneWords(run) {
+  const early = run.steps < run.settings.steps && run.ranOut;
+  const why = early
+    ? ` It stopped early because the held-out loss had not fallen for ${PATIENCE} steps.`
+    : "";
+  const kept = run.last ? ` The page kept the adapter of step ${run.best}, where that loss was lowest.` : "";
+  return `${label(run)} is trained: ${run.steps} steps.${why}${kept} It is chosen above, and you can take it home below.`;
+}
+
+function offerTrained(run) {
+  const { name, settings, last, best, steps } = run;
+  offerAdapter({ name, ...settings }, `yours: ${label(run)}${last ? `, the best, of step ${best}` : ""}`);
+  if (last)
+    offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, the one at the last step, ${steps}`);
+  chooseAdapter(name);
+}
+
+// What a run's adapter is called until the reader renames it.
+function titleOf(name) {
+  return `${EXAMPLES[$("example").value]?.title ?? "my own words"}, ${name.replace("-", " ")}`;
+}
+
+export function label({ name, title, recorded, settings: { r, rate } }) {
+  if (recorded) return `a recorded run (r ${r}, rate ${rate})`;
+  return /^run-\d+$/.test(name) ? `${name.replace("-", " ")} (r ${r}, rate ${rate})` : title;
 }
 
 // What the worker tells on the way.
-function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample, pausedAt }) {
+function heard(run, { step, loss, perSecond, left, at, heldOut, prose, best, sample, pausedAt }) {
   const { name, settings, losses, measured } = run;
   if (loss !== undefined) {
     losses.push(loss);
+    run.perSecond = perSecond;
     const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
     $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
   }
   if (heldOut !== undefined) {
     measured.push({ at, heldOut, prose });
+    run.best = best;
     const beside = `held-out end ${heldOut.toFixed(2)}, other prose ${prose.toFixed(2)}.`;
     if (at > 0) say("train-status", `Step ${at}: training ${losses.at(-1).toFixed(2)}, ${beside}`);
   }
@@ -101,7 +144,7 @@ function heard(run, { step, loss, perSecond, left, at, heldOut, prose, sample, p
     addSample({ at, prompt: settings.prompt, text: sample });
     offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
   }
-  if (pausedAt) {
+  if (pausedAt !== undefined) {
     say("train-status", `Paused after step ${pausedAt}. As it is now, the adapter can be chosen above.`);
     offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }
@@ -118,8 +161,8 @@ function addSample(sample) {
 function setTraining(on) {
   training = on;
   paused = false;
-  $("train").disabled = on;
-  $("pause").disabled = $("stop").disabled = !on;
+  $("train").disabled = $("train-now").disabled = on;
+  $("pause").disabled = $("stop").disabled = true;
   $("pause").textContent = "Pause";
   if (!on) $("speed").textContent = "";
 }
@@ -128,7 +171,10 @@ function drawTraining() {
   const current = runs.at(-1);
   $("loss").dataset.losses = JSON.stringify(current && !current.recorded ? current.losses : []);
   drawRuns($("loss"), runs);
-  $("loss").setAttribute("aria-label", `The loss, step by step. ${runs.map(inWords).join(" ")}`);
+  $("loss").setAttribute(
+    "aria-label",
+    `The loss, step by step. ${runs.map(run => inWords(label(run), run)).join(" ")}`,
+  );
   const earlier = runs.slice(0, -1).map(label).join(" and ");
   const lines = [
     runs.length && label(current),
@@ -137,44 +183,19 @@ function drawTraining() {
   ];
   $("legend").textContent = lines.filter(Boolean).join("; ");
   $("runs").hidden = !runs.length;
-  $("runs").tBodies[0].replaceChildren(...runs.map(row));
+  $("runs").tBodies[0].replaceChildren(...runs.map(run => row(label(run), run)));
+  $("verdict").replaceChildren(
+    ...(current ? verdict(current) : []).map(([what, why]) =>
+      made("li", { className: `lab-${what}` }, made("b", { textContent: `${what}: ` }), why),
+    ),
+  );
 }
 
-// From where to where each loss went: the training loss as the mean of its last ten steps.
-function ends({ losses, measured }) {
-  const tail = losses.slice(-10);
-  const mean = tail.reduce((a, b) => a + b, 0) / tail.length;
-  return [
-    [losses[0], mean],
-    [measured[0]?.heldOut, measured.at(-1)?.heldOut],
-    [measured[0]?.prose, measured.at(-1)?.prose],
-  ].map(pair => (pair.every(Number.isFinite) ? pair.map(loss => loss.toFixed(2)).join(" → ") : "–"));
-}
-
-function inWords(run) {
-  const [loss, heldOut, prose] = ends(run);
-  return `${label(run)}: training ${loss}, held-out end ${heldOut}, other prose ${prose}.`;
-}
-
-function row(run) {
-  const head = made("th", { scope: "row", textContent: label(run) });
-  return made("tr", {}, head, ...ends(run).map(text => made("td", { textContent: text })));
-}
-
-// An adapter that the reader trained or brought can be chosen from now on. Where it is chosen already, it has changed.
-export function offerAdapter({ name, r, kinds }, text) {
-  const known = [...$("adapter").options].find(option => option.value === name);
-  const option = known ?? $("adapter").appendChild(made("option", { value: name }));
-  option.textContent = text;
-  lab.adapters.set(name, { r, kinds });
-  if ($("adapter").value === name) changed();
-}
-
-export function chooseAdapter(name) {
-  $("adapter").value = name;
-  setRankLimit();
-  $("alpha").value = 1;
-  changed();
+// Draw the curves of kept adapters together.
+export function showRuns(chosen) {
+  if (training) return;
+  runs = chosen;
+  drawTraining();
 }
 
 // ---- The text ----------------------------------------------------------------------------------------------------
@@ -197,24 +218,33 @@ function textChanged() {
   countTokens();
 }
 
+// A beginning after which the text's own style shows: an example's, or the first words of the reader's text.
+function promptOfText() {
+  const example = EXAMPLES[$("example").value];
+  return example ? example.prompt : $("text").value.trim().split(/\s+/, 3).join(" ").slice(0, 60);
+}
+
 // s = α / r: with another rank and the same alpha, the same A·B counts for more or less.
 function showScale() {
   const s = Number($("train-alpha").value) / Number($("train-rank").value);
   $("scale").textContent = Number.isFinite(s) ? `s = ${Number(s.toPrecision(3))}` : "s = α / r";
 }
 
-export function prepareTraining() {
-  for (const id of ["train-rank", "train-alpha"]) $(id).addEventListener("input", showScale);
+function storedText() {
+  try {
+    return localStorage.getItem(STORED);
+  } catch {
+    return null; // nothing is kept in this browser
+  }
+}
+
+// Show the stored text, or the first example.
+function prepareText() {
   $("example").append(made("option", { value: "", textContent: "my own words" }));
   for (const [name, { title }] of Object.entries(EXAMPLES)) {
     $("example").append(made("option", { value: name, textContent: `example: ${title}` }));
   }
-  let stored = null;
-  try {
-    stored = localStorage.getItem(STORED);
-  } catch {
-    // Nothing is kept in this browser.
-  }
+  const stored = storedText();
   const example = Object.keys(EXAMPLES).find(name => EXAMPLES[name].text === (stored ?? EXAMPLES[name].text));
   $("example").value = example ?? "";
   $("text").value = stored ?? EXAMPLES[example].text;
@@ -226,10 +256,23 @@ export function prepareTraining() {
   $("example").addEventListener("change", () => {
     $("text").value = EXAMPLES[$("example").value]?.text ?? "";
     textChanged();
+    if (!$("example").value) return;
+    suggestPrompt(promptOfText());
+    touched();
   });
+}
+
+export function prepareTraining() {
+  for (const id of ["train-rank", "train-alpha"]) $(id).addEventListener("input", showScale);
+  prepareText();
+  whenLoaded(countTokens);
   $("train-form").addEventListener("submit", event => {
     event.preventDefault();
-    if (lab.engine && !training) train();
+    if (!training) train();
+  });
+  $("train-now").addEventListener("click", () => {
+    $("training").scrollIntoView({ behavior: prefersStill() ? "auto" : "smooth" });
+    if (!training) train();
   });
   $("pause").addEventListener("click", () => {
     paused = !paused;
@@ -245,7 +288,6 @@ export function prepareTraining() {
 
 // A run of an earlier visit, until the reader's first takes its place.
 export function showRecordedRun(recorded) {
-  if (!recorded) return;
   runs = [{ ...recorded, recorded: true }];
   for (const sample of recorded.samples) addSample(sample);
   drawTraining();

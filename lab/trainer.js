@@ -1,5 +1,6 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
 import { checkSettings, newAdapter } from "./adapter.js";
+import { Crew } from "./crew.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -7,22 +8,25 @@ const WINDOW = 64; // tokens of one row
 const HELD_OUT = 0.1; // of the text, its end: never trained on
 const MOST_ROWS = 4; // that a loss beside the training is measured on
 const FEWEST_TOKENS = 40; // that a text must have
+const SAVE_EVERY = 10; // steps
 const MAX_RISE = 2; // nats by which the loss may rise over its start before a run is given up
 
 // The loss is not finite, or far above where it began.
 export class Diverged extends LabError {}
 
 export class Trainer {
-  // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
-  static async start(model, tokenizer, settings, prose) {
+  // `settings`: {text, r, alpha, kinds, rate, steps, batch, workers}; `prose`: the text that must not be forgotten.
+  // `load`: what the model was loaded from, for other workers. A GPU works alone.
+  static async start(model, tokenizer, settings, prose, load) {
     checkSettings(settings, model.config.C);
-    const trainer = new Trainer(model, tokenizer, settings, prose);
-    trainer.loaded = await model.place(newAdapter(model.config, settings, seeded(2)), true);
+    const trainer = new Trainer(model.config, tokenizer, settings, prose, load);
+    trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
+    await trainer.moveTo(model);
     return trainer;
   }
 
-  constructor(model, tokenizer, settings, prose) {
-    Object.assign(this, { model, settings, step: 0 });
+  constructor({ context }, tokenizer, settings, prose, load) {
+    Object.assign(this, { settings, load, step: 0, since: [], crew: null });
     const ids = tokenizer.encode(settings.text);
     if (ids.length < FEWEST_TOKENS) {
       throw new LabError(
@@ -31,29 +35,57 @@ export class Trainer {
     }
     const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
     this.ids = ids.slice(0, ids.length - heldOut);
-    const most = Math.min(WINDOW, model.config.context);
+    const most = Math.min(WINDOW, context);
     this.window = Math.min(most, this.ids.length - 1);
     this.heldOut = windows(ids.slice(ids.length - heldOut), most);
     this.prose = windows(tokenizer.encode(prose), most);
     this.random = seeded(1); // always the same: two runs read the same windows in the same order
   }
 
+  // Train on this model from here on: take what was saved, and repeat the steps since then.
+  async moveTo(model) {
+    const { w, m, v } = this.saved;
+    this.model = model;
+    const helpers = Math.min(this.settings.workers ?? 1, this.settings.batch) - 1;
+    if (helpers > 0 && model.device.kind === "wasm") this.crew = await Crew.start(helpers, this.load, w);
+    this.loaded = await model.place(w, true);
+    if (m) this.loaded.write(m, "m");
+    if (v) this.loaded.write(v, "v");
+    for (const [index, batch] of this.since.entries()) {
+      await this.learn(batch, this.step - this.since.length + index + 1);
+    }
+  }
+
   // One step; returns its loss, that of the weights before it. Throws Diverged if that is too high: the weights are
-  // then the last good ones.
+  // then the last good ones. If a GPU is lost on the way, `moveTo` another model and call it again: it reads the same.
   async advance() {
-    const { rate, steps, batch } = this.settings;
-    const [rows, targets] = this.draw(batch);
-    this.lastRead = [rows, targets];
-    this.model.use(this.loaded);
-    const loss = await this.model.step(this.loaded, rows, targets, {
-      step: this.step + 1,
-      rate: rate * rateFactor(this.step, steps),
-      most: (this.first ?? Infinity) + MAX_RISE,
-    });
+    if (this.since.length >= SAVE_EVERY) await this.save();
+    this.batch ??= this.draw(this.settings.batch);
+    const loss = await this.learn(this.batch, this.step + 1);
     this.first ??= loss;
     if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
     this.step++;
+    this.since.push(this.batch);
+    this.batch = null;
     return loss;
+  }
+
+  learn(batch, step) {
+    const { rate, steps } = this.settings;
+    this.model.use(this.loaded);
+    return this.model.step(this.loaded, ...batch, {
+      step,
+      rate: rate * rateFactor(step - 1, steps),
+      most: (this.first ?? Infinity) + MAX_RISE,
+      crew: this.crew,
+    });
+  }
+
+  // Copy what a step changes out of the model, in case its GPU is lost.
+  async save() {
+    const [w, m, v] = [await this.loaded.read("w"), await this.loaded.read("m"), await this.loaded.read("v")];
+    this.saved = { w, m, v };
+    this.since = []; // the batches since then
   }
 
   diverged(loss) {
@@ -85,7 +117,8 @@ export class Trainer {
 
   // A held-out loss that has risen may mean that the text was learned by heart: what was read last tells.
   async checkLastStep(heldOut) {
-    const loss = this.lastRead ? await this.model.loss(...this.lastRead) : heldOut;
+    const lastRead = this.since.at(-1);
+    const loss = lastRead ? await this.model.loss(...lastRead) : heldOut;
     if (!this.tooHigh(loss, this.first)) return;
     this.loaded.goBack();
     throw this.diverged(loss);
@@ -96,6 +129,7 @@ export class Trainer {
   }
 
   free() {
+    this.crew?.end();
     this.loaded.free();
   }
 }

@@ -1,4 +1,6 @@
 // A text whose tokens can be looked at, one by one, and the bars that show what could have come next.
+import { prefersStill } from "./play.js";
+
 // An HTML element.
 export function made(kind, properties = {}, ...children) {
   const element = Object.assign(document.createElement(kind), properties);
@@ -24,7 +26,11 @@ export class Words {
     if (prompt !== this.prompt)
       this.box.replaceChildren(made("span", { className: "lab-given", textContent: prompt }));
     while (this.box.children.length > keep + 1) this.box.lastChild.remove();
+    const atEnd = this.box.scrollTop + this.box.clientHeight >= this.box.scrollHeight - 4;
     this.box.append(...tokens.slice(keep).map(token => this.button(token)));
+    // A new text begins at its top; one that grows is followed, unless the reader has scrolled up.
+    if (keep === 0) this.box.scrollTop = 0;
+    else if (atEnd) this.box.scrollTop = this.box.scrollHeight;
     Object.assign(this, { prompt, tokens, ids });
     if (tokens.length && !this.box.querySelector("[tabindex='0']")) this.box.children[1].tabIndex = 0;
   }
@@ -73,27 +79,31 @@ export class Words {
 }
 
 const percent = share => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const MOVE = { duration: 350, easing: "ease-out" };
 
 // One row for each token: its text, and its probability without and with the adapter. `chosen`: the token in the text.
+// Rows and bars move from where they were to where they belong.
 export function showBars(list, rows, chosen) {
-  list.replaceChildren(
-    ...rows.map(({ id, text, base, adapted }) => {
-      const word = made("code", {
-        className: "lab-word",
-        textContent: INVISIBLE[text] ?? text.replace(/\n/g, "⏎"),
-      });
-      const row = made(
-        "li",
-        { className: id === chosen ? "lab-chosen" : "" },
-        word,
-        bar("base", base),
-        bar("adapted", adapted),
-      );
-      if (id === chosen)
-        row.append(made("span", { className: "lab-hidden", textContent: " – the word in the text" }));
-      return row;
-    }),
+  const before = new Map([...list.children].map(row => [row.dataset.id, placeOf(row)]));
+  list.replaceChildren(...rows.map(row => barsOf(row, row.id === chosen)));
+  if (!prefersStill()) for (const row of list.children) move(row, before.get(row.dataset.id));
+}
+
+function barsOf({ id, text, base, adapted }, isChosen) {
+  const word = made("code", {
+    className: "lab-word",
+    textContent: INVISIBLE[text] ?? text.replace(/\n/g, "⏎"),
+  });
+  const row = made(
+    "li",
+    { className: isChosen ? "lab-chosen" : "" },
+    word,
+    bar("base", base),
+    bar("adapted", adapted),
   );
+  row.dataset.id = id;
+  if (isChosen) row.append(made("span", { className: "lab-hidden", textContent: " – the word in the text" }));
+  return row;
 }
 
 function bar(which, share) {
@@ -108,4 +118,23 @@ function bar(which, share) {
     made("span", { className: "lab-groove" }, filled),
     number,
   );
+}
+
+// Where a row is now, and how long its bars are, also in the middle of a move.
+function placeOf(row) {
+  const { left, top } = row.getBoundingClientRect();
+  return { left, top, widths: bars(row).map(filled => filled.getBoundingClientRect().width) };
+}
+
+const bars = row => [...row.querySelectorAll(".lab-filled")];
+
+// From a place that `placeOf` gave; a new row's bars grow from nothing.
+function move(row, from) {
+  const to = placeOf(row);
+  bars(row).forEach((filled, i) => {
+    filled.animate([{ width: `${from?.widths[i] ?? 0}px` }, { width: `${to.widths[i]}px` }], MOVE);
+  });
+  if (!from || (from.left === to.left && from.top === to.top)) return;
+  const shift = `translate(${from.left - to.left}px, ${from.top - to.top}px)`;
+  row.animate([{ transform: shift }, { transform: "none" }], MOVE);
 }

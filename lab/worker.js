@@ -1,19 +1,24 @@
 // The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
 //
-// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}.
+// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
+// the GPU is lost, the page gets {device}, without an id.
 import { Ordering } from "./adapter.js";
 import { adapterFiles, readAdapter } from "./adapter_files.js";
+import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
-import { GPT2 } from "./model.js";
 import { openModel } from "./model_files.js";
 import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { measureSpeed } from "./speed.js";
 import { Diverged, Trainer } from "./trainer.js";
 
 export let model;
+let made; // what the model is made of, on any device: {source, wasm, exact, name}
 export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
+let loadedFrom; // what the model was loaded from
 let run; // the training that goes on, or is paused
+let joined; // in a helper: the adapter that it learns, see crew.js
 const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
@@ -25,9 +30,30 @@ let last = Promise.resolve();
 
 // Do `work` when all that was asked for before is done. Training asks again for each step: others come in between.
 function inTurn(work) {
-  const done = last.then(work);
+  const done = last.then(() => despiteLoss(work));
   last = done.catch(() => {});
   return done;
+}
+
+// Do `work`. If the GPU is lost on the way, go on without it, and do the work again from its beginning.
+async function despiteLoss(work) {
+  try {
+    return await work();
+  } catch (error) {
+    if (!model?.lost) throw error;
+    await useModel(await modelOn("wasm", made));
+    model.device.why = error.message;
+    postMessage({ device: model.device });
+    return work();
+  }
+}
+
+// Use another model of the same weights from here on.
+async function useModel(other) {
+  model.free();
+  model = other;
+  shown = null;
+  await run?.trainer?.moveTo(model);
 }
 
 // Let messages come in. Unlike a timer, this is not slowed down while the page is in the background.
@@ -133,15 +159,11 @@ function wordOf(id) {
 
 const EVERY = 10; // steps, between two measurements
 
+// Ends after `settings.steps`, or when the held-out loss has not fallen for `settings.patience` steps.
 async function train(settings, news) {
   const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
-  const measure = async () => {
-    news({ at: trainer.step, ...(await inTurn(() => trainer.measure())) });
-    const written = await inTurn(() => sample(settings));
-    if (!run.stopped) news({ at: trainer.step, sample: written.tokens.join("") });
-  };
-  if (!run.stopped) await measure();
+  if (!run.stopped) await measure(settings, news);
   while (await mayGoOn(news)) {
     const before = performance.now();
     const loss = await inTurn(() => trainer.advance());
@@ -155,7 +177,7 @@ async function train(settings, news) {
       left: ((settings.steps - step) * seen.ms) / step,
     });
     await breathe();
-    if (step % EVERY === 0 || step === settings.steps) await measure();
+    if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
   }
   return trainer.step;
 }
@@ -164,11 +186,29 @@ async function train(settings, news) {
 async function mayGoOn(news) {
   const { trainer } = run;
   if (run.paused && !run.stopped) {
-    adapters.set(run.name, await trainer.loaded.read());
+    adapters.set(run.name, await inTurn(() => trainer.loaded.read()));
     news({ pausedAt: trainer.step });
   }
   while (run.paused && !run.stopped) await called(run);
-  return !run.stopped && trainer.step < trainer.settings.steps;
+  return !run.stopped && trainer.step < trainer.settings.steps && !ranOut();
+}
+
+// The losses beside the training, and what the adapter writes. The one with the lowest held-out loss is put aside.
+async function measure(settings, news) {
+  const at = run.trainer.step;
+  const losses = await inTurn(() => run.trainer.measure());
+  const lowest = !(losses.heldOut >= run.best?.heldOut);
+  if (lowest) run.best = { step: at, heldOut: losses.heldOut };
+  news({ at, best: run.best.step, ...losses });
+  const { tokens } = await inTurn(() => sample(settings));
+  if (lowest) run.best.adapter = adapters.get(run.name);
+  if (!run.stopped) news({ at, sample: tokens.join("") });
+}
+
+// Whether the held-out loss has not fallen for as many steps as the settings allow.
+function ranOut() {
+  const { step, settings } = run.trainer;
+  return step - (run.best?.step ?? 0) >= settings.patience;
 }
 
 // Until the page says go on, or stop.
@@ -191,7 +231,8 @@ async function sample({ prompt }) {
   );
 }
 
-// A whole run; the adapter is kept even if the run has diverged.
+// A whole run, and its adapters: under the run's name that of the step with the lowest held-out loss, `best`; if that
+// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone.
 async function trained(settings, news) {
   const { name, trainer } = run;
   let diverged = null;
@@ -201,8 +242,14 @@ async function trained(settings, news) {
     if (!(error instanceof Diverged)) throw error;
     diverged = error.message;
   }
-  adapters.set(name, await trainer.loaded.read());
-  return { ...describe(name), steps: trainer.step, diverged };
+  const final = await inTurn(() => trainer.loaded.read());
+  const { step, adapter } = run.best ?? {};
+  const lowest = adapter && step > 0 && step < trainer.step && !diverged;
+  const last = lowest ? `${name}-last` : null;
+  adapters.set(name, lowest ? adapter : final);
+  if (lowest) adapters.set(last, final);
+  const best = lowest ? step : trainer.step;
+  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut() };
 }
 
 // The probability of each token after these.
@@ -212,22 +259,68 @@ async function nextAfter(ids, view, news) {
   return probabilities(await model.next(ids));
 }
 
+// The model is moved for the measurement only.
+async function speedOn(device) {
+  if (device === model.device.kind) return measureSpeed(model);
+  const other = await modelOn(device, made);
+  try {
+    return await measureSpeed(other);
+  } finally {
+    other.free();
+  }
+}
+
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
-  // works, its adapters are gone with it. `text`: the prose that training must not forget.
-  load({ files, name, wasm, exact, prose: text }, news) {
+  // Load a model, `what`: {files, name, wasm, exact, device, prose, source}: its `files`, see `openModel`, this browser's
+  // kernels, the prose that training must not forget, and this script, for helpers. The model before stays if that fails;
+  // if it works, its adapters are gone.
+  load(what, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     return inTurn(async () => {
-      const source = await openModel(files);
-      const loaded = await GPT2.load(source, { wasm, exact }, share => news({ share }));
-      loaded.name = name;
-      model?.free?.();
-      [model, tokenizer, prose, shown] = [loaded, source.tokenizer, text, null];
+      const source = await openModel(what.files);
+      const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
+      const loaded = await modelOn(what.device, parts, share => news({ share }));
+      model?.free();
+      [model, made, tokenizer, prose, loadedFrom, shown] = [
+        loaded,
+        parts,
+        source.tokenizer,
+        what.prose,
+        what,
+        null,
+      ];
       adapters.clear();
-      const { config, megabytes, device, stored, rounded } = model;
+      const { config, name, megabytes, device, stored, rounded } = model;
       return { config, name, megabytes, device, stored, rounded };
+    });
+  },
+
+  // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.
+  device({ device }) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      if (device !== model.device.kind) await useModel(await modelOn(device, made));
+      return model.device;
+    });
+  },
+
+  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
+  speed(_, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const found = { why: "" };
+      for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
+        news({ doing: `measuring ${name}` });
+        try {
+          found[device] = await speedOn(device);
+        } catch (error) {
+          if (device === "wasm") throw error;
+          Object.assign(found, { [device]: null, why: error.message });
+        }
+      }
+      return found;
     });
   },
 
@@ -237,8 +330,9 @@ export const jobs = {
     return describe(name);
   },
 
-  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out.
-  async write({ view, base, ...settings }, news) {
+  // Two texts, without and with the adapter; a newer job of this kind ends them. `base: false` leaves the first out;
+  // `left`, a view, has another adapter write it.
+  async write({ view, base, left = null, ...settings }, news) {
     const texts = {};
     const one = async (which, shownAs) => {
       const mine = ++asked[which];
@@ -247,16 +341,16 @@ export const jobs = {
       texts[which] = await inTurn(() => write(shownAs, settings, tell, wanted));
     };
     await breathe(); // a newer one may wait already
-    await Promise.all([base && one("base", null), one("adapted", view)]);
+    await Promise.all([base && one("base", left), one("adapted", view)]);
     return texts;
   },
 
   // The `count` likeliest next tokens after a prompt and the tokens `ids`, with their probabilities without and with
-  // the adapter. `also`: more tokens that are wanted.
-  bars({ view, prompt, ids: written, count, also }, news) {
+  // the adapter, or with those of `left` and `view`. `also`: more tokens that are wanted.
+  bars({ view, left = null, prompt, ids: written, count, also }, news) {
     return inTurn(async () => {
       const context = [...begin(prompt, model.config.context), ...written];
-      const [base, adapted] = [await nextAfter(context, null), await nextAfter(context, view, news)];
+      const [base, adapted] = [await nextAfter(context, left, news), await nextAfter(context, view, news)];
       const ids = new Set([...likeliest(base, count), ...likeliest(adapted, count), ...also]);
       const most = id => Math.max(base[id], adapted[id]);
       const likelyFirst = [...ids].sort((a, b) => most(b) - most(a));
@@ -270,12 +364,12 @@ export const jobs = {
     return tokenizer.encode(text).length;
   },
 
-  // Train on a text; `news` has each step, and each measurement. The adapter is then kept under `name`.
+  // Train on a text; `news` has each step, and each measurement. For the answer see `trained`.
   async train({ name, settings }, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose));
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));
       return await trained(settings, news);
     } finally {
       run.trainer?.free();
@@ -299,6 +393,17 @@ export const jobs = {
     const adapter = adapters.get(view.adapter);
     const cut = view.rank < adapter.r;
     return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // A helper's jobs, see crew.js: get ready to learn `adapter`; compute the gradients of some rows with these weights.
+  async join({ adapter }) {
+    joined = await model.place(adapter, true);
+    model.use(joined);
+  },
+  share({ rows, targets, wanted, weights }) {
+    joined.setWeights(weights);
+    const loss = model.lossAndGradients(rows, targets, true, wanted);
+    return { loss, gradients: joined.takeGradients() };
   },
 
   // Drop an adapter.

@@ -1,8 +1,11 @@
 // Write, and turn: two texts from one prompt, without and with an adapter, and the bars below them.
-import { addressOfSettings, writeAddress } from "./address.js";
+import { writeAddress } from "./address.js";
 import { delivered, script } from "./engine.js";
 import { KINDS } from "./layers.js";
-import { $, checkedKinds, lab, latest, say } from "./shared.js";
+import { ready } from "./loading.js";
+import { Player, prefersStill } from "./play.js";
+import { $, checkedKinds, lab, latest, MINI, say, suggestPrompt } from "./shared.js";
+import { filesOf } from "./store.js";
 import { takingChanged } from "./take_home.js";
 import { showBars, Words } from "./words.js";
 
@@ -12,13 +15,21 @@ const BARS = 8; // the likeliest, with or without the adapter
 let baseWords;
 let adaptedWords;
 let lookedAt = null; // the token that was clicked: {words, index}; null is the prompt's end
+let player = null; // of a recording, until the reader touches something
 
+export const BOOKS_ADAPTERS = ["restaurants", "plays", "cat"];
 const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
+const NONE = { r: 0, kinds: [] }; // a model that has no adapter yet
+const BOOKS_PROMPT = "The door opened, and";
 
-// The chosen adapter's rank and kinds of layers.
-function chosenAdapter() {
-  return lab.adapters.get($("adapter").value) ?? BOOKS_OWN;
+// An adapter's rank and kinds of layers, if the worker has it or this browser keeps it.
+function adapterNamed(name) {
+  if (name === "") return NONE;
+  if (name === "carried" && lab.carried) return lab.carried.about;
+  return lab.adapters.get(name) ?? lab.kept.find(about => about.id === name) ?? BOOKS_OWN;
 }
+
+const chosenAdapter = () => adapterNamed($("adapter").value);
 
 // What the sliders say.
 export function view() {
@@ -29,6 +40,11 @@ export function view() {
     strength: Number($("alpha").value),
     off: KINDS.filter(kind => !on.includes(kind)),
   };
+}
+
+// What writes on the left: null is the base.
+function leftView() {
+  return lab.left && { adapter: lab.left, rank: adapterNamed(lab.left).r, strength: 1, off: [] };
 }
 
 export function setRankLimit() {
@@ -45,11 +61,11 @@ export function showSliders() {
   for (const box of $("on").querySelectorAll("input")) box.disabled = !kinds.includes(box.value);
 }
 
-// The worker gets an adapter of the book when it is first chosen.
+// The worker gets an adapter when it is first chosen.
 const fetching = new Map(); // promises, by name
 
 function fetchAdapter(name) {
-  if (lab.adapters.has(name)) return undefined;
+  if (!name || lab.adapters.has(name)) return undefined;
   if (!fetching.has(name))
     fetching.set(
       name,
@@ -59,21 +75,30 @@ function fetchAdapter(name) {
 }
 
 async function handOver(name) {
-  if (!delivered.adapters[name]) await script(`adapter-${name}.js`);
-  lab.adapters.set(name, await lab.engine.ask("keep", { name, files: delivered.adapters[name] }));
+  lab.adapters.set(name, await lab.engine.ask("keep", { name, files: await filesNamed(name) }));
   takingChanged();
+}
+
+// An adapter's files: from the page's address, from this browser's store, or one of the book's.
+async function filesNamed(name) {
+  if (name === "carried") return lab.carried.files;
+  const about = lab.kept.find(({ id }) => id === name);
+  if (about) return filesOf(about);
+  if (!delivered.adapters[name]) await script(`adapter-${name}.js`);
+  return delivered.adapters[name];
 }
 
 // ---- What follows a change ---------------------------------------------------------------------------------------
 
 const showNext = latest(async () => {
-  await fetchAdapter($("adapter").value);
+  await fetchBoth();
   const { words, index } = lookedAt ?? {};
   const ids = words ? words.ids.slice(0, index) : [];
   const prompt = words ? words.prompt : $("prompt").value;
   const chosen = words?.ids[index];
   const also = chosen === undefined ? [] : [chosen];
-  const rows = await lab.engine.ask("bars", { view: view(), prompt, ids, count: BARS, also });
+  const what = { view: view(), left: leftView(), prompt, ids, count: BARS, also };
+  const rows = await lab.engine.ask("bars", what);
   showNextAfter(prompt + (words ? words.tokens.slice(0, index).join("") : ""), rows, chosen);
   $("next-back").hidden = !words;
   lab.shown.bars = rows;
@@ -81,45 +106,62 @@ const showNext = latest(async () => {
 
 function showNextAfter(before, rows, chosen) {
   showBars($("next"), rows, chosen);
-  $("next-after").textContent = `After “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
+  $("next-after").textContent = `after “${before.length > 60 ? "…" : ""}${before.slice(-60)}”`;
 }
 
-// The adapted text, and the base's where it is not an answer to the same question already.
-const writeTexts = latest(async () => {
+async function fetchBoth() {
+  if (lab.left) await fetchAdapter(lab.left);
   await fetchAdapter($("adapter").value);
+}
+
+// The adapted text, and the one on the left where it is not an answer to the same question already.
+const writeTexts = latest(async () => {
+  await fetchBoth();
   const question = {
     prompt: $("prompt").value,
     temperature: Number($("temperature").value),
     seed: Number($("seed").value),
     count: SAMPLE_TOKENS,
+    left: leftView(),
   };
-  const base = Object.keys(question).some(name => question[name] !== lab.shown[name]);
+  const asked = JSON.stringify([lab.model, question]);
+  const base = asked !== lab.shown.asked;
   const shown = { view: view(), ...question };
   const show = texts => {
+    if (texts.ordering)
+      say("write-status", `The adapter's directions are put in order: ${texts.ordering} layers.`);
     if (texts.base) baseWords.show(question.prompt, texts.base);
     if (texts.adapted) adaptedWords.show(question.prompt, texts.adapted);
   };
   const texts = await lab.engine.ask("write", { base, ...shown }, { news: show });
   show(texts);
-  Object.assign(lab.shown, shown, texts);
+  Object.assign(lab.shown, shown, texts, { asked });
   say("write-status", "");
 });
 
 // The sliders have moved: bars and text follow at once.
 export function changed() {
   showSliders();
-  writeAddress();
   takingChanged();
+  if (!player) writeAddress();
   if (!lab.engine) return;
   if (lookedAt?.words === adaptedWords) lookedAt = null; // that text is about to change
   showNext();
   writeTexts();
 }
 
+// The reader has changed something: the recording makes way, and the model is loaded if it is not there.
+export function touched() {
+  stopPlaying();
+  changed();
+  if (!lab.engine) ready().catch(() => {}); // the page says it
+}
+
 function lookAt(place) {
   lookedAt = place;
   for (const words of [baseWords, adaptedWords]) words.mark(words === place?.words ? place.index : -1);
   if (lab.engine) showNext();
+  else touched();
 }
 
 export function prepareWriting() {
@@ -129,40 +171,131 @@ export function prepareWriting() {
   $("form").addEventListener("submit", event => {
     event.preventDefault();
     lookedAt = null;
-    changed();
+    touched();
   });
-  $("adapter").addEventListener("input", setRankLimit);
+  $("adapter").addEventListener("input", () => {
+    setRankLimit();
+    suggestPrompt(chosenAdapter().prompt ?? BOOKS_PROMPT);
+  });
   for (const id of ["adapter", "rank", "alpha", "on", "temperature", "seed"]) {
-    $(id).addEventListener("input", changed);
+    $(id).addEventListener("input", touched);
   }
   $("prompt").addEventListener("input", () => {
+    lab.promptIsOurs = false;
     takingChanged(); // the lines in Python begin with the prompt
     lookAt(null);
   });
-  $("share").addEventListener("click", async () => {
-    const link = addressOfSettings();
-    try {
-      await navigator.clipboard.writeText(link);
-      say("shared", "Copied.");
-    } catch {
-      say("shared", `This browser does not let the page copy it: ${link}`);
-    }
-  });
 }
 
-// The model has come: what was recorded gives way to the real thing.
-export function startWriting() {
-  $("recorded-write").hidden = true;
+// An adapter becomes the one on the right, as it was trained.
+export function chooseAdapter(name) {
+  stopPlaying();
+  $("adapter").value = name;
+  setRankLimit();
+  $("alpha").value = 1;
+  suggestPrompt(chosenAdapter().prompt);
   changed();
 }
 
-// Texts and bars of an earlier visit, until the reader's own take their place.
-export function showRecordedTexts(recorded) {
-  if (!recorded) return;
-  const { prompt, base, adapted, bars, view: turnedTo } = recorded;
+// An adapter writes on the left from now on, or with null the base.
+export function setLeft(name, title) {
+  lab.left = name;
+  $("base-title").textContent = name ? title : `Base: ${lab.model} as it is`;
+  $("base-title").classList.toggle("lab-is-left", Boolean(name));
+}
+
+// An adapter that the reader trained or brought can be chosen from now on. Where it is chosen already, it has changed.
+export function offerAdapter({ name, r, kinds, prompt }, text) {
+  showOption(name, text);
+  lab.adapters.set(name, { r, kinds, prompt });
+  if ($("adapter").value === name) changed();
+}
+
+let booksOptions = []; // of the adapters that fit gpt2-mini
+
+// Another model is loaded: the worker has no adapter now, and those of the model before cannot be chosen.
+export function modelChanged() {
+  lab.adapters.clear();
+  lab.shown = {};
+  lookedAt = null;
+  setLeft(null);
+  if (!booksOptions.length)
+    booksOptions = [...$("adapter").options].filter(({ value }) => BOOKS_ADAPTERS.includes(value));
+  const none = Object.assign(document.createElement("option"), {
+    value: "",
+    textContent: "none yet: train one",
+  });
+  $("adapter").replaceChildren(...(lab.model === MINI ? booksOptions : [none]));
+  $("adapter").selectedIndex = 0;
+  setRankLimit();
+  changed();
+}
+
+export function showOption(name, text) {
+  const known = [...$("adapter").options].find(option => option.value === name);
+  const option = known ?? $("adapter").appendChild(document.createElement("option"));
+  option.value = name;
+  option.textContent = text;
+}
+
+// ---- The recording -----------------------------------------------------------------------------------------------
+
+// The model is there: replace what was recorded.
+export function startWriting() {
+  stopPlaying();
+  changed();
+}
+
+// Play `recorded`: {prompt, base, scenes: [{view, adapted, bars}]}, until the reader touches something. Where they want
+// no motion, its first scene stands there.
+export function playRecorded({ prompt, base, scenes }) {
+  $("prompt").value = prompt;
   baseWords.show(prompt, base);
-  adaptedWords.show(prompt, adapted);
-  showNextAfter(prompt, bars);
-  $("recorded-write").textContent =
-    `Recorded earlier, with the adapter “${turnedTo.adapter}” at rank ${turnedTo.rank}. Load the model, and it is yours to change.`;
+  const enter = ({ view: turnedTo, bars }) => {
+    setControls(turnedTo);
+    showNextAfter(prompt, bars);
+  };
+  const show = ({ adapted: { tokens, ids } }, count) => {
+    adaptedWords.show(prompt, { tokens: tokens.slice(0, count), ids: ids.slice(0, count) });
+  };
+  player = new Player(scenes, { enter, show, changed: showPlaying });
+  $("play").hidden = scenes.length === 1;
+  if (prefersStill()) player.finish();
+  else player.play();
+  showPlaying();
+}
+
+// Texts of `recorded`, while the sliders say something else: those of the chosen adapter if there are any.
+export function showStill({ prompt, base, scenes }) {
+  const scene = scenes.find(({ view: seen }) => seen.adapter === $("adapter").value) ?? scenes[0];
+  baseWords.show(prompt, base);
+  adaptedWords.show(prompt, scene.adapted);
+  showNextAfter(prompt, scene.bars);
+}
+
+function setControls({ adapter, rank, strength }) {
+  $("adapter").value = adapter;
+  setRankLimit();
+  $("rank").value = rank;
+  $("alpha").value = strength;
+  showSliders();
+  takingChanged();
+}
+
+function showPlaying() {
+  $("play").textContent = player?.playing ? "Pause" : "Play";
+}
+
+export function preparePlaying() {
+  $("play").addEventListener("click", () => (player.playing ? player.pause() : player.play()));
+  // The keyboard or a finger has come to a control: it must not move under them.
+  $("form").addEventListener("focusin", ({ target }) => {
+    if (target !== $("play")) player?.pause();
+  });
+}
+
+function stopPlaying() {
+  player?.finish();
+  player = null;
+  $("play").hidden = true;
 }

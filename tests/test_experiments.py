@@ -13,7 +13,9 @@ import controls
 import directions
 import geometry
 import layers
+import map as forgetting_map
 import one_sitting
+import order_fields
 import parts
 import plateau
 import pytest
@@ -21,6 +23,7 @@ import rank_sweep
 import real_model
 import reinforce
 import scale
+import seeds
 import sms
 import starts
 import style
@@ -404,6 +407,10 @@ def test_an_order_is_scored_value_by_value():
     in_name = start + answer.index("Ada")
     assert real_model.scores(model_that_misses(in_name), [example], Letters())[1:] == (0, 0.8)
     assert real_model.scores(model_that_misses(start + 3), [example], Letters())[1:] == (0, 1)  # a key, not a value
+    right, found = (order_fields.by_field(model_that_misses(at), [example], Letters()) for at in (None, in_name))
+    assert found["right_name"] == 0 and found["right_code"] == found["right_urgent"] == right["right_name"] == 1
+    assert found["loss_name"] > right["loss_name"] and found["loss_code"] < right["loss_code"]
+    assert sum(share for name, share in found.items() if name.startswith("loss_")) == pytest.approx(1, abs=1e-3)
 
 
 def test_orders_repeat_and_test_names_are_new():
@@ -453,3 +460,81 @@ def test_one_sitting_runs_every_way_once(monkeypatch, folder, tmp_path):
     assert trained["all", "0"] == sum(p.numel() for p in load_model(folder).parameters())
     one_sitting.main(options)
     assert len(read(tmp_path / "one.csv")) == len(rows), "a run that has its row is not made again"
+
+
+@pytest.fixture
+def on_the_map(e2e, monkeypatch, tmp_path):
+    """Runs map.py or seeds.py with two steps a run and few texts; `stages` replaces the map's."""
+    (tmp_path / "plays.txt").write_text("ROMEO: But soft, what light is it that breaks? " * 400)
+    monkeypatch.setattr(forgetting_map, "load_sms_spam", lambda: [Message("ham", "See you at eight, ok? " * 400)])
+
+    def run(script, *options, **stages):
+        monkeypatch.setattr(forgetting_map, "STAGES", stages)
+        monkeypatch.setattr(seeds, "STAGES", stages)
+        few = f"--plays {tmp_path}/plays.txt --claims {tmp_path}/claims --tested 4 --windows 2 --references 4"
+        return e2e(script, *few.split(), *options)
+
+    return run
+
+
+def small_stage(parts="linear"):
+    return forgetting_map.Stage(parts, 2, ("full", "r = 8"), 2, {"full": (-1, -2)})
+
+
+def test_the_map_tunes_on_seeds_that_it_does_not_report(on_the_map):
+    rows = on_the_map(forgetting_map, "--stages", "linear", linear=small_stage())
+    base, runs = rows[0], rows[1:]
+    assert base["arm"] == "base" and float(base["kl"]) == 0 and float(base["prose_kl"]) == 0
+    tuning = [row for row in runs if row["seed"] == "0"]
+    assert {row["split"] for row in tuning} == {"validation"} and {row["scale"] for row in tuning} == {"1.0"}
+    reported = [row for row in runs if row["seed"] != "0"]
+    assert {row["split"] for row in reported} == {"test"} and {row["seed"] for row in reported} == {"100", "101"}
+    for arm in ("full", "r = 8"):
+        mine = {float(row["learning_rate"]): float(row["loss"]) for row in tuning if row["arm"] == arm}
+        best = min(mine, key=mine.get)
+        assert min(mine) < best < max(mine)
+        rates = {float(row["learning_rate"]) for row in reported if row["arm"] == arm}
+        assert max(rates) == best and len(rates) == (3 if arm == "full" else 1)
+    assert on_the_map(forgetting_map, "--stages", "linear", linear=small_stage()) == rows  # nothing is done twice
+
+
+def test_a_change_is_measured_and_scaled(on_the_map):
+    rows = on_the_map(forgetting_map, "--stages", "wte", linear=small_stage(), wte=small_stage("linear + wte"))
+    base = {name: float(rows[0][name]) for name in ("loss", "prose_loss", "plays_loss", "restaurants_loss")}
+    runs = [row for row in rows if row["split"] == "test" and row["arm"] != "base"]
+    scales = forgetting_map.LAMBDAS
+    for i in range(0, len(runs), len(scales)):
+        group = runs[i : i + len(scales)]
+        assert [float(row["scale"]) for row in group] == list(scales)
+        kl, prose_kl = ([float(row[name]) for row in group] for name in ("kl", "prose_kl"))
+        assert kl == sorted(kl, reverse=True) and prose_kl == sorted(prose_kl, reverse=True) and prose_kl[-1] >= 0
+        assert abs(float(group[-1]["loss"]) - base["loss"]) < abs(float(group[0]["loss"]) - base["loss"])
+        norm, largest, path = (float(group[0][name]) for name in ("delta_norm", "spectral_norm", "path"))
+        assert 0 < largest <= norm <= 1.001 * path and float(group[0]["wte_norm"]) > 0
+        assert 1 <= float(group[0]["stable_rank"]) <= (8.01 if group[0]["rank"] == "8" else 64)
+
+
+def test_the_best_rate_is_approached_downhill_and_needs_both_neighbours():
+    losses = {0: 3.0, 1: 2.0, 2: 1.0, 3: 1.5}
+    found = [forgetting_map.tuned(start, losses.get) for start in (0, 1, 2)]
+    assert found == [(None, [-1]), (2, []), (2, [])]
+    assert forgetting_map.tuned(3, losses.get) == (None, [4])
+    assert [forgetting_map.grid(step) for step in (-1, 0, 1, 3)] == [0.00056, 0.001, 0.0018, 0.0058]
+
+
+def test_a_run_is_claimed_by_one_process(tmp_path):
+    names = forgetting_map.SETTINGS
+    one, other = dict.fromkeys(names, 1), dict.fromkeys(names, 2)
+    claims = forgetting_map.Claims(tmp_path / "claims")
+    held = claims.take(one)
+    assert held is not None and claims.take(one) is None and claims.take(other) is not None
+    held.write_text("999999999")  # of a process that is no more
+    assert claims.take(one) == held
+
+
+def test_seeds_are_the_maps_settings_on_other_seeds(on_the_map):
+    rows = on_the_map(seeds, linear=small_stage())
+    assert [(row["arm"], row["learning_rate"], row["seed"]) for row in rows[:2]] == [
+        ("full", "0.001", "0"), ("r = 8", "0.0058", "0"),
+    ]  # fmt: skip
+    assert all(row["split"] == "validation" and float(row["prose_loss"]) > 0 and row["kl"] == "" for row in rows)

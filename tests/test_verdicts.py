@@ -75,6 +75,31 @@ def test_intruders_are_set_beside_chance():
     assert found["r = 8, one size"].verdict() == found["full at 0.003"].verdict() == "more"
 
 
+def map_runs(arm, rate, scale="1.0"):
+    found = {"arm": arm, "learning_rate": rate, "scale": scale, "split": "test", "parts": "linear"}
+    rows = [row for row in kept("map") if all(row[key] == value for key, value in found.items())]
+    return {row["seed"]: row for row in rows}
+
+
+def test_the_map_compares_equal_layers():
+    found = verdicts.on_the_map()
+    full, root = map_runs("full", "0.001"), map_runs("r = 64, α/√r", "0.0032")
+    seeds = sorted(full.keys() & root.keys())
+    changes = [float(root[s]["prose_loss"]) - float(full[s]["prose_loss"]) for s in seeds]
+    difference, of = found["r = 64, α/√r, prose_loss"]
+    assert difference.mean == pytest.approx(stats.tmean(changes)) and difference.runs == len(seeds)
+    assert of == pytest.approx(stats.tmean([float(full[s]["prose_loss"]) for s in seeds]))
+    scaled = map_runs("full", "0.001", "0.85")
+    changes = [float(scaled[s]["loss"]) - float(full[s]["loss"]) for s in sorted(scaled)]
+    assert found["full × 0.85, loss"].difference.mean == pytest.approx(stats.tmean(changes))
+    gentler = map_runs("full", "0.00056")
+    loss, prose = ([float(run[x]) for run in (full["100"], gentler["100"])] for x in ("loss", "prose_loss"))
+    level = np.interp(float(root["100"]["loss"]), loss, prose)
+    assert min(loss) < float(root["100"]["loss"]) < max(loss)
+    levels = verdicts.on_the_map()["r = 64, α/√r, prose_loss at equal loss"]
+    assert levels.difference.runs == len(seeds) and levels.of == pytest.approx(level, rel=0.05)
+
+
 def test_the_family_holds_every_difference():
     family = verdicts.family()
     assert family.keys() > COMPARISONS.keys()

@@ -25,7 +25,7 @@ MODEL = ROOT / "lora_lib" / "gpt2" / "mini"
 KERNELS = {"kernels.wasm": [], "kernels_relaxed.wasm": ["-mrelaxed-simd", "-DRELAXED"]}
 ZIG = "0.17.0"  # another version gives other bytes
 PARTS = 8  # the weights come in so many scripts: that many steps of the progress bar
-PIECES = "load write train take_home".split()  # of the page, in HTML; the book has its own words between them
+PIECES = "write train yours take_home bring".split()  # of the page, in HTML; the book has its own words between them
 
 
 def build_kernels(folder: Path) -> None:

@@ -49,10 +49,15 @@ CORE = {
     "settings": "test_settings test_wrong_input",
     "tensor_files": "test_adapter_files test_robustness test_checkpoints",
     "training/loop": "test_training test_checkpoints test_command_line test_wrong_input",
+    "training/config": "test_training test_command_line",
     "training/losses": "test_losses test_training",
+    "gpt2/loss": "test_losses",
+    "gpt2/pretrained": "test_pretrained test_gpt2",
     "training/checkpoints": "test_checkpoints",
     "data/examples": "test_examples test_files test_wrong_input",
     "data/readers": "test_files test_wrong_input",
+    "data/chats": "test_chats test_files",
+    "data/scores": "test_scores",
     "adapters/quantised": "test_quantised",
 }
 # Tests of the library that a fault in it could reach: those of pages and of the lab run without it.

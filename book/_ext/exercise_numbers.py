@@ -1,4 +1,4 @@
-"""Exercises are numbered within their page: sphinx-exercise counts through the whole book."""
+"""Number exercises within their page; sphinx-exercise counts through the whole book."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sphinx.environment import BuildEnvironment
 
 
 def number_by_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Replace the numbers that Sphinx has given to a page's exercises by 1, 2, 3, …
+    """Replace the numbers that Sphinx has given to a page's exercises by 1, 2, 3 and so on.
 
     Sphinx numbers in an `env-get-updated` handler; this one runs after it and before pages are written. Titles,
     solutions and references all read these numbers.

@@ -1,9 +1,10 @@
-"""The lab's page: its scripts, made when the book is built, and links from its words to its source."""
+"""The lab's page: its scripts, made when the book is built, what a link to it shows, and links to its source."""
 
 from __future__ import annotations
 
 import re
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ sys.path.append(str(ROOT / "tools"))
 import build_lab  # noqa: E402 - its folder is known only now
 
 PAGE = "book/lab"
+# What other programs show of a link to the page.
+TITLE = "Train a LoRA in this page"
+DESCRIPTION = (
+    "A small GPT-2 writes in your browser, with and without a LoRA adapter. Turn the rank, train an adapter on your "
+    "own words, and download it for Hugging Face PEFT. Nothing to install, and nothing you type leaves your machine."
+)
+PICTURE = "_static/lab_card.png"  # tools/record_lab.py draws it
+PICTURE_ALT = "Two texts from one prompt, without and with an adapter, above sliders and bars of probabilities."
 
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -24,6 +33,32 @@ def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], 
     if page == PAGE:
         app.add_css_file("lab/lab.css")
         app.add_js_file("lab/page.js", loading_method="defer")
+        context["metatags"] = context.get("metatags", "") + share_tags(app.config.html_theme_options["repository_url"])
+
+
+def share_tags(repository: str) -> str:
+    """Title, description and picture of the page, as Open Graph has them. A picture needs its whole address."""
+    site = pages_address(repository)
+    graph = {
+        "type": "website",
+        "title": TITLE,
+        "description": DESCRIPTION,
+        "url": f"{site}{PAGE}.html",
+        "image": f"{site}{PICTURE}",
+        "image:width": "1200",
+        "image:height": "630",
+        "image:alt": PICTURE_ALT,
+    }
+    named = {"description": DESCRIPTION, "twitter:card": "summary_large_image"}
+    tags = [f'<meta property="og:{key}" content="{escape(value)}">' for key, value in graph.items()]
+    tags += [f'<meta name="{key}" content="{escape(value)}">' for key, value in named.items()]
+    return "\n".join(["", *tags, ""])
+
+
+def pages_address(repository: str) -> str:
+    """Where GitHub publishes the pages of a repository: github.com/you/book is at you.github.io/book/."""
+    host, owner, name = repository.removeprefix("https://").rstrip("/").split("/")
+    return f"https://{owner}.{host.replace('.com', '.io')}/{name}/"
 
 
 def write_scripts(app: Sphinx, error: Exception | None) -> None:

@@ -132,12 +132,16 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """A folder's tensors under our names, in the file's layout."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for key, tensor in read_tensors(path)[0].items():
+        try:
+            tensors, _ = read_tensors(path)
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+        for key, tensor in tensors.items():
             name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
                 continue
             if name in found:
-                raise ValueError(f"{path}: {key} comes a second time in this model's files; delete one of them")
+                raise ValueError(f"{path}: {key} is in two of this model's files; delete one of them")
             found[name] = tensor
     return found
 
@@ -178,8 +182,8 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    If a folder has none of them, as after transformers' `model.save_pretrained` alone, the model is usable still: its
-    tokenizer is then a stand-in that raises FileNotFoundError once it is used.
+    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
+    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
 
     Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
     """

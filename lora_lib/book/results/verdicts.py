@@ -26,6 +26,7 @@ from lora_lib.book.results import (
     paired,
     select,
 )
+from lora_lib.book.results.forgetting import Compared, at_equal, compared, load_map
 
 RELATIVE = 0.02  # of what the other side has
 MARGIN = {
@@ -120,6 +121,8 @@ _REWARDED: dict[str, dict[str, Any]] = {
     "rank 1": {"method": "lora", "rank": 1}, "rank 8": {"method": "lora", "rank": 8}, "full": {"method": "full"}
 }  # fmt: skip
 AMOUNTS = (50, 200, 1000, 4000)  # examples
+# The learning rates at which the map's arms are compared: the best of a pilot, and of full fine-tuning's on seed 0.
+MAP_RATES = {"full": 0.001, "r = 64, α/√r": 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -267,9 +270,40 @@ def intruders_above_chance() -> dict[str, Difference]:
     return found | {"full at 0.003": above_chance(select(rows, method="full", learning_rate=0.003))}
 
 
+def on_the_map() -> dict[str, Compared]:
+    """LoRA less full fine-tuning of the same linear layers: loss on the task and on prose, at the rates of `MAP_RATES`.
+
+    Also: the loss on prose where full fine-tuning, between two of its rates, has LoRA's loss or KL on the task, as far
+    as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change scaled by 0.85 after training,
+    less the same runs.
+    """
+    rows = select(load_map(), scale=1.0)
+    arms = {arm: select(rows, arm=arm, learning_rate=rate) for arm, rate in MAP_RATES.items()}
+    full, ours = select(rows, arm="full"), list(arms)[1:]
+    found = {f"{arm}, {x}": compared(arms[arm], arms["full"], x) for arm in ours for x in ("loss", "prose_loss")}
+    for arm in ours:
+        for by in ("loss", "kl"):
+            if any(_reaches(full, row, by) for row in arms[arm]):
+                found[f"{arm}, prose_loss at equal {by}"] = at_equal(arms[arm], full, by)
+    for x in ("loss", "prose_loss"):
+        found[f"α/√r against α/r, {x}"] = compared(arms["r = 64, α/√r"], arms["r = 64"], x)
+        found[f"rank 64 against 8, {x}"] = compared(arms["r = 64"], arms["r = 8"], x)
+        for arm, rate in MAP_RATES.items():
+            scaled = select(load_map(), arm=arm, learning_rate=rate, scale=0.85)
+            found[f"{arm} × 0.85, {x}"] = compared(scaled, arms[arm], x)
+    return found
+
+
+def _reaches(full: Iterable[Row], row: Row, by: str) -> bool:
+    """Whether full fine-tuning of the row's seed has as much `by` between two of its rates."""
+    values = [run[by] for run in select(full, seed=row["seed"])]
+    return bool(values) and min(values) <= row[by] <= max(values)
+
+
 def family() -> dict[str, Difference]:
     """Every difference that the page of findings may call one, by a name."""
     found = {name: comparison.difference() for name, comparison in COMPARISONS.items()}
+    found |= {f"map, {name}": both.difference for name, both in on_the_map().items()}
     found["4,000 examples against 1,000"] = growth("rank 8 against full, {} examples", "1000", "4000")
     found |= {f"forgetting at equal loss, {name}": difference for name, difference in equal_losses().items()}
     return found | {f"intruders above chance, {name}": x for name, x in intruders_above_chance().items()}

@@ -1,0 +1,603 @@
+"""The lab as its visitor meets it: the recording, one press to train, adapters that stay, and links that carry one.
+
+The arithmetic is in tests/test_lab.py; the page is opened here in the same way, as a file and with the network cut.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import firefox
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import skip_or_fail
+from lab_modules import as_module
+from PIL import Image
+from playwright.sync_api import Browser
+from test_lab import Chromium, Driver
+from test_lab_models import PROSE, Hub, tiny_gpt2
+from tokenizers import ByteLevelBPETokenizer
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def tab(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterator[Driver]:
+    """The page, newly opened, in each browser."""
+    if request.param == "chromium":
+        page = Chromium(request.getfixturevalue("browser"), tmp_path, site.as_uri())
+        yield page
+        page.context.close()
+        return
+    path = firefox.find()
+    if path is None:
+        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
+    with firefox.open_tab(path, tmp_path) as opened:
+        opened.goto(site.as_uri())
+        yield Driver(opened, tmp_path / "downloads")
+
+
+def opened(browser: Browser, site: Path, folder: Path, address: str = "", **context: Any) -> Chromium:
+    """The page in Chromium; `address` is what follows its name."""
+    return Chromium(browser, folder, site.as_uri() + address, **context)
+
+
+def value(page: Driver, name: str) -> str:
+    return page.js(f"document.getElementById('lab-{name}').value")
+
+
+def requests(page: Driver) -> list[str]:
+    return page.requests if isinstance(page, Chromium) else page.tab.requests
+
+
+def options(page: Driver) -> dict[str, str]:
+    """What can be chosen as an adapter: each name with its text."""
+    return dict(page.js("[...document.getElementById('lab-adapter').options].map(one => [one.value, one.textContent])"))
+
+
+def visit_again(page: Driver, url: str) -> None:
+    """Open another page and come back, so that nothing stays but what the browser keeps."""
+    page.tab.goto("about:blank")
+    page.tab.goto(url)
+
+
+# ---- The first screen --------------------------------------------------------------------------------------------
+
+
+def test_a_recording_plays_and_nothing_is_loaded(tab: Driver) -> None:
+    first = tab.text("adapted")
+    assert len(first) > 100 and len(tab.text("base")) > 100, "the first scene stands there at once"
+    assert tab.text("rank-value") == "8 of 8"
+    tab.until("document.getElementById('lab-rank').value === '2'", 10)
+    tab.until("document.querySelectorAll('#lab-adapted .lab-token').length > 5", 10)
+    tab.click("play")
+    stopped = tab.text("adapted")
+    assert stopped != first
+    time.sleep(0.5)
+    assert tab.text("adapted") == stopped and tab.text("play") == "Play"
+    tab.click("play")
+    tab.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 5)
+    assert not [url for url in requests(tab) if "weights" in url]
+    assert "#" not in tab.js("location.href"), "a recording says nothing in the address"
+
+
+def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path, reduced_motion="reduce")
+    seen = page.text("adapted"), value(page, "rank"), page.text("next")
+    assert len(seen[0]) > 100 and page.text("play") == "Play"
+    time.sleep(4)
+    assert (page.text("adapted"), value(page, "rank"), page.text("next")) == seen
+    assert page.js("document.getAnimations().length") == 0
+    page.click("play")  # who presses it asks for motion
+    page.until("document.getElementById('lab-rank').value === '2'", 10)
+    page.context.close()
+
+
+def test_a_change_loads_the_model_and_takes_the_recordings_place(tab: Driver) -> None:
+    tab.until("document.getElementById('lab-rank').value === '2'", 10)
+    tab.fill("rank", 4)
+    assert tab.js("!document.getElementById('lab-progress').hidden || Boolean(Lab.page.engine)")
+    tab.until("Lab.seen().write.view?.rank === 4")
+    assert tab.js("Lab.seen().write.view.adapter") == "cat", "the adapter that was on the page"
+    assert "rank=4" in tab.js("location.hash")
+    assert tab.js("document.getElementById('lab-play').hidden && document.getElementById('lab-load').hidden")
+    assert tab.text("adapted").startswith("The door opened, and")
+
+
+# The standing page has no header: the book's is 191 pixels on a phone and 234 on a desk (its title and one sentence).
+@pytest.mark.parametrize(("width", "height", "above", "bars"), [(1120, 900, 234, 8), (390, 844, 191, 4)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_instrument_fits_the_first_screen(
+    browser: Browser, site: Path, tmp_path: Path, width: int, height: int, above: int, bars: int, theme: str
+) -> None:
+    page = opened(browser, site, tmp_path, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    page.js(f"void (document.documentElement.dataset.theme = '{theme}')")
+    top = page.js("document.getElementById('lab').getBoundingClientRect().top")
+    for name in ("prompt", "adapter", "base", "adapted", "rank", "alpha", "train-now"):
+        bottom = page.js(f"document.getElementById('lab-{name}').getBoundingClientRect().bottom") - top
+        assert bottom + above <= height, f"{name} ends at {bottom + above}"
+    rows = page.js(
+        "[...document.querySelectorAll('#lab-next li')].map(row => row.getBoundingClientRect().bottom).filter(Boolean)"
+    )
+    assert len(rows) == bars and max(rows) - top + above <= height
+    assert page.js("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+MOVES = """() => new Promise(resolve => {
+  const list = document.getElementById("lab-next");
+  const bars = () => Object.fromEntries([...list.children].map(row => [row.dataset.id,
+    row.querySelector(".lab-bar-adapted .lab-filled")]));
+  const before = Object.fromEntries(Object.entries(bars()).map(([id, bar]) => [id, bar.offsetWidth]));
+  new MutationObserver(() => resolve(Object.entries(bars()).map(([id, bar]) => {
+    const [from, to] = bar.getAnimations()[0].effect.getKeyframes();
+    return [before[id] ?? 0, parseFloat(from.width), parseFloat(to.width), bar.offsetWidth];
+  }))).observe(list, { childList: true });
+})"""
+
+
+def test_bars_move_to_their_new_values(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
+    page.until("document.getAnimations().length === 0")
+    moves = page.tab.evaluate(MOVES)  # when the next scene comes
+    assert len(moves) == 8 and max(abs(to - begin) for _, begin, to, _ in moves) > 10
+    for before, begin, _, now in moves:
+        assert begin == pytest.approx(before, abs=1) and now == pytest.approx(before, abs=2)
+    page.until("document.getAnimations().length === 0")
+    widths = "[...document.querySelectorAll('#lab-next .lab-bar-adapted .lab-filled')].map(bar => bar.offsetWidth)"
+    assert sorted(page.js(widths)) == pytest.approx(sorted(to for _, _, to, _ in moves), abs=1)
+    page.context.close()
+
+
+def test_an_example_sets_its_prompt_unless_the_reader_has_typed_one(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    page = opened(browser, site, tmp_path)
+    page.fill("example", "weather")
+    assert value(page, "prompt") == "Weather for giants, tomorrow."
+    page.fill("example", "recipes")
+    assert value(page, "prompt") == "Snail pie. Take"
+    page.fill("prompt", "My own words")
+    page.fill("example", "ship")
+    assert value(page, "prompt") == "My own words"
+    page.context.close()
+
+
+# ---- Training, and what stays ------------------------------------------------------------------------------------
+
+
+BARS = """name => Lab.page.engine.ask("bars", {
+  view: { adapter: name, rank: 8, strength: 1, off: [] }, prompt: "Arr", ids: [], count: 8, also: [] })"""
+
+
+def test_one_press_trains_and_the_best_adapter_stays(tab: Driver, site: Path) -> None:
+    tab.click("train-now")
+    tab.until("document.getElementById('lab-train').disabled")
+    tab.until("!document.getElementById('lab-train').disabled", 300)
+    run = tab.js("({ ...Lab.seen().train, losses: Lab.seen().train.losses.length, settings: 0, samples: 0 })")
+    lowest = min(run["measured"], key=lambda at: at["heldOut"])
+    last = run["measured"][-1]
+    assert run["best"] == lowest["at"] < last["at"] == run["losses"] == run["best"] + 30 < 60, "it stopped by itself"
+    said = tab.text("verdict")
+    assert f"fell from {run['measured'][0]['heldOut']:.2f} to {lowest['heldOut']:.2f}" in said
+    assert "Memorising: " in said and "Forgetting: " in said
+    assert f"step {run['best']}" in tab.text("train-status")
+    assert f"{lowest['heldOut']:.2f} ({last['heldOut']:.2f})" in tab.text("runs"), "the best beside the last"
+    assert "run-1-last" in options(tab) and value(tab, "adapter") == "run-1"
+    assert value(tab, "prompt") == "Ninth day. Arr,"
+
+    # The two adapters differ.
+    both = [tab.js(f"({BARS})('{name}')") for name in ("run-1", "run-1-last")]
+    assert both[0] != both[1]
+
+    # It is here after a reload, and writes as before.
+    tab.until("document.getElementById('lab-kept').rows.length === 2")
+    tab.until("Lab.seen().write.view?.adapter === 'run-1' && Lab.seen().write.prompt === 'Ninth day. Arr,'")
+    text = tab.text("adapted")
+    visit_again(tab, tab.js("location.href"))
+    tab.until("document.getElementById('lab-adapter').value === 'run-1'")
+    assert "a pirate's log, run 1" in options(tab)["run-1"]
+    tab.click("load")
+    tab.until("Lab.seen().write.view?.adapter === 'run-1'")
+    assert tab.text("adapted") == text
+    name_and_delete(tab, site)
+
+
+def name_and_delete(tab: Driver, site: Path) -> None:
+    field = "document.querySelector('#lab-kept input[type=text]')"
+    tab.js(f"void ({field}.value = 'Arr <b>7</b>')")
+    tab.js(f"void {field}.dispatchEvent(new Event('change'))")
+    tab.until("document.getElementById('lab-kept-status').textContent.includes('Arr <b>7</b>')")
+    visit_again(tab, site.as_uri())
+    tab.until("document.getElementById('lab-kept').rows.length === 2")
+    assert options(tab)["run-1"] == "yours: Arr <b>7</b>"
+    delete = "[...document.querySelectorAll('#lab-kept button')].at(-1)"
+    tab.js(f"void {delete}.click()")
+    assert tab.js(f"{delete}.textContent") == "Really delete?"
+    tab.js(f"void {delete}.click()")
+    tab.until("document.getElementById('lab-kept').hidden")
+    visit_again(tab, site.as_uri())
+    tab.until("document.getElementById('lab-kept-status').textContent.startsWith('Nothing is kept')")
+    assert "run-1" not in options(tab)
+
+
+SHORT = "The lamp is on the table, and the table is by the door. " * 12
+
+
+def train_short(page: Driver, **numbers: object) -> None:
+    page.fill("text", SHORT)
+    page.train(**{"steps": 10, "train_rank": 2, **numbers})
+    assert "is trained" in page.text("train-status")
+
+
+def test_two_kept_adapters_are_compared(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
+    train_short(page)
+    train_short(page, rate=0.01)
+    page.until("document.getElementById('lab-kept').rows.length === 3")
+    page.until("Lab.seen().write.view?.adapter === 'run-2'")
+    texts = page.text("base"), page.text("adapted")
+    assert page.js("document.getElementById('lab-compare').disabled")
+    for tick in (0, 1):
+        page.js(f"void document.querySelectorAll('#lab-kept input[type=checkbox]')[{tick}].click()")
+    page.click("compare")
+    page.until("Lab.seen().write.left?.adapter === 'run-1'")
+    assert "run 1" in page.text("base-title") and value(page, "adapter") == "run-2"
+    assert page.text("adapted") == texts[1] and page.text("base") != texts[0]
+    assert page.js("document.querySelectorAll('#lab-loss .lab-earlier').length") >= 3, "both have their curves"
+    page.click("compare-end")
+    page.until("Lab.seen().write.left === null")
+    assert page.text("base") == texts[0] and "gpt2-mini" in page.text("base-title")
+    page.context.close()
+
+
+def throws(method: str, error: str) -> str:
+    return f"{method} = () => {{ throw new DOMException('as the test wants', '{error}'); }}"
+
+
+REFUSED = {
+    throws("IDBFactory.prototype.open", "SecurityError"): "does not let the page keep",
+    throws("IDBObjectStore.prototype.add", "QuotaExceededError"): "there is no room left",
+}
+
+
+@pytest.mark.parametrize("script", REFUSED, ids=["no storage", "no room"])
+def test_storage_that_fails_says_so_and_the_adapter_can_be_used(
+    browser: Browser, site: Path, tmp_path: Path, script: str
+) -> None:
+    page = opened(browser, site, tmp_path)
+    page.context.add_init_script(script)
+    page.tab.reload()
+    train_short(page)
+    page.until(f"document.getElementById('lab-kept-status').textContent.includes({json.dumps(REFUSED[script])})")
+    assert "download it" in page.text("kept-status")
+    assert page.js("document.getElementById('lab-kept-status').classList.contains('lab-wrong')")
+    assert value(page, "adapter") == "run-1" and page.download("download").stat().st_size > 1000
+    assert page.errors == []
+    page.context.close()
+
+
+# ---- Links -------------------------------------------------------------------------------------------------------
+
+
+COPY = "navigator.clipboard.writeText = text => { window.copied = text; }"
+
+
+def shared(page: Driver) -> str:
+    """What the page says to a click on the button that copies a link."""
+    page.js(f"void ({COPY})")
+    page.js("void (document.getElementById('lab-shared').textContent = '')")
+    page.click("share")
+    page.until("document.getElementById('lab-shared').textContent !== ''")
+    return page.text("shared")
+
+
+def link_of(page: Driver) -> str:
+    assert "It carries the adapter" in shared(page)
+    return page.js("window.copied")
+
+
+def test_a_link_carries_an_adapter(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
+    train_short(page, train_rank=4, rate=0.003)
+    page.fill("seed", 3)
+    page.until("Lab.seen().write.seed === 3 && Lab.seen().write.view.adapter === 'run-1'")
+    assert "this one has rank 4: turn Rank down to 2, or send the file" in shared(page)
+    page.fill("rank", 1)
+    page.until("Lab.seen().write.view.rank === 1")
+    link = link_of(page)
+    assert 40_000 < len(link) < 46_000
+    page.context.close()
+
+    receiver = Chromium(browser, tmp_path, link)
+    receiver.until("document.getElementById('lab-adapter').value === 'carried'", 10)
+    base, text, bars = receiver.text("base"), receiver.text("adapted"), receiver.text("next")
+    assert text.startswith(value(receiver, "prompt")) and len(text) > 60 and text != base and "%" in bars
+    assert {Path(url.partition("#")[0]).name for url in receiver.requests} == {"lab.html", "lab.css", "page.js"}
+    receiver.click("load")
+    receiver.until("Boolean(Lab.seen().write.adapted && Lab.seen().write.bars)")
+    assert (receiver.text("base"), receiver.text("adapted"), receiver.text("next")) == (base, text, bars)
+    assert receiver.js("location.href.includes('carried=')"), "a reload must not lose it"
+    receiver.click("keep")
+    receiver.until("document.getElementById('lab-kept').rows.length === 2")
+    assert receiver.errors == []
+    receiver.context.close()
+
+    for broken, words in {
+        link[:20_000]: "The link is cut off",
+        link[:30_000] + "~" + link[30_001:]: "has “~” at",
+    }.items():
+        receiver = Chromium(browser, tmp_path, broken)
+        receiver.until(f"document.getElementById('lab-status').textContent.includes({json.dumps(words)})", 10)
+        assert "carried" not in options(receiver)
+        receiver.context.close()
+
+
+def test_a_link_to_an_adapter_that_is_not_here_says_so(tab: Driver, site: Path) -> None:
+    visit_again(tab, site.as_uri() + "#adapter=run-7&rank=3")
+    tab.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 10)
+    assert "only in the browser that trained it" in tab.text("status")
+    assert tab.js("document.getElementById('lab-status').classList.contains('lab-wrong')")
+
+
+CODEC = """async ([share, config, weights, about]) => {
+  const { toLink, fromLink } = await import(share);
+  const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+  const files = { "adapter_config.json": bytes(config), "adapter_model.safetensors": bytes(weights) };
+  const letters = await toLink(files, about);
+  const back = await fromLink(letters);
+  const text = Array.from(new Uint8Array(back.files["adapter_model.safetensors"]), byte => String.fromCharCode(byte));
+  return { letters, about: back.about, config: back.config, weights: btoa(text.join("")) };
+}"""
+
+
+def files_of(r: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """An adapter of rank r for two layers: the numbers of one direction are large, those of another all zero."""
+    rng = np.random.default_rng(r)
+    config = {"peft_type": "LORA", "r": r, "lora_alpha": 3.5, "target_modules": ["transformer.h.0.attn.c_attn"]}
+    tensors = {}
+    for layer, (d, k) in {"h.0.attn.c_attn": (320, 960), "h.0.mlp.c_proj": (1280, 320)}.items():
+        A, B = rng.normal(size=(r, d)), rng.normal(size=(k, r))
+        A[0] *= 1000
+        B[:, -1] = 0
+        tensors[f"base_model.model.transformer.{layer}.lora_A.weight"] = A.astype(np.float32)
+        tensors[f"base_model.model.transformer.{layer}.lora_B.weight"] = B.astype(np.float32)
+    return config, tensors
+
+
+def carried(browser: Browser, site: Path, r: int) -> dict[str, Any]:
+    config, tensors = files_of(r)
+    texts = [base64.b64encode(part).decode() for part in (json.dumps(config).encode(), safetensors.numpy.save(tensors))]
+    page = browser.new_page()
+    page.goto(site.as_uri())
+    try:
+        return page.evaluate(CODEC, [as_module("share.js"), *texts, {"title": "Ü 😀"}])
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("r", [1, 2])
+def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, site: Path, r: int) -> None:
+    config, tensors = files_of(r)
+    found = carried(browser, site, r)
+    assert found["config"] == config and found["about"] == {"title": "Ü 😀"}
+    back = safetensors.numpy.load(base64.b64decode(found["weights"]))
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        step = np.abs(tensor).max(axis=1 if "lora_A" in name else 0, keepdims=True) / 127
+        assert (np.abs(back[name] - tensor) <= 0.5001 * step).all(), name
+    numbers = sum(tensor.size for tensor in tensors.values())
+    assert numbers * 4 / 3 < len(found["letters"]) < numbers * 4 / 3 + 1500
+
+
+def test_rank_three_does_not_travel(browser: Browser, site: Path) -> None:
+    with pytest.raises(Exception, match="this one has rank 3"):
+        carried(browser, site, 3)
+
+
+BROKEN = """async ([share, letters, change]) => {
+  const { fromLink } = await import(share);
+  const sums = Uint32Array.from({ length: 256 }, (_, byte) => {
+    for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+    return byte;
+  });
+  const crc = bytes => ~bytes.reduce((sum, byte) => sums[(sum ^ byte) & 255] ^ (sum >>> 8), -1) >>> 0;
+  const deflate = async text => new Uint8Array(await new Response(
+    new Blob([text]).stream().pipeThrough(new CompressionStream("deflate-raw"))).arrayBuffer());
+  const inflate = bytes => new Response(
+    new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).text();
+  const old = Uint8Array.from(atob(letters.replaceAll("-", "+").replaceAll("_", "/")), letter => letter.charCodeAt(0));
+  const size = new DataView(old.buffer).getUint16(9);
+  const header = JSON.parse(await inflate(old.slice(11, 11 + size)));
+  const text = (0, eval)(change)(header);
+  const packed = await deflate(text);
+  const bytes = new Uint8Array(11 + packed.length + old.length - 11 - size);
+  bytes.set(old.slice(0, 9));
+  bytes.set(packed, 11);
+  bytes.set(old.slice(11 + size), 11 + packed.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint16(9, packed.length);
+  view.setUint32(1, bytes.length);
+  view.setUint32(5, crc(bytes.slice(9)));
+  const again = btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(""));
+  try {
+    await fromLink(again.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", ""));
+  } catch (error) {
+    return error.message;
+  }
+  return "taken";
+}"""
+# What an enemy writes into a link whose checksum is right.
+HOSTILE = {
+    "JSON.stringify": "taken",  # the control: nothing is changed
+    "() => 'no JSON'": "cannot be read",
+    "() => ' '.repeat(1e8)": "cannot be read",  # 100 MB out of 100 kB
+    "() => 'null'": "does not describe an adapter",
+    "header => JSON.stringify({ ...header, config: { ...header.config, r: 3e7 } })": "does not describe an adapter",
+    "header => JSON.stringify({ ...header, shapes: [['x', [1, 1e9]]] })": "more numbers than it has",
+    "header => JSON.stringify({ ...header, shapes: [['x', [1, 0.5]]] })": "does not describe an adapter",
+    "header => JSON.stringify({ ...header, shapes: header.shapes.slice(1) })": "more numbers than it describes",
+    "header => JSON.stringify({ ...header, config: { r: 1, target_modules: [5] } })": "does not describe an adapter",
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_a_hostile_link_is_refused(browser: Browser, site: Path, change: str) -> None:
+    letters = carried(browser, site, 1)["letters"]
+    page = browser.new_page()
+    page.goto(site.as_uri())
+    assert HOSTILE[change] in page.evaluate(BROKEN, [as_module("share.js"), letters, change])
+    page.close()
+
+
+# ---- A GPT-2 that the reader brings ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 with gpt2-mini's tokenizer's kind of files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([PROSE], vocab_size=400)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save_model(str(folder))
+    tiny_gpt2(tokenizer.get_vocab_size()).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
+    browser: Browser, site: Path, tmp_path: Path, tiny: Path
+) -> None:
+    page = opened(browser, site, tmp_path)
+    train_short(page)  # an adapter of gpt2-mini, which is kept
+    page.until("document.getElementById('lab-kept').rows.length === 2")
+    page.tab.set_input_files("#lab-model", [tiny / name for name in ("config.json", "model.safetensors")])
+    page.until("document.getElementById('lab-model-status').textContent.includes('has no tokenizer')")
+    assert page.js("Lab.page.model") == "gpt2-mini" and value(page, "adapter") == "run-1"
+    page.tab.set_input_files("#lab-model", sorted(tiny.iterdir()))
+    page.until("document.getElementById('lab-model-status').textContent.includes('is loaded')")
+    assert "3 blocks, 48 wide, 401 tokens" in page.text("model-status")
+    assert options(page) == {"": "none yet: train one"} and "your GPT-2" in page.text("base-title")
+    page.until("Lab.seen().write.base && Lab.seen().write.view.adapter === ''")
+    assert page.text("adapted") == page.text("base"), "there is no adapter yet"
+    assert page.js("document.getElementById('lab-download').disabled")
+
+    page.fill("train-rank", 49)
+    page.click("train")
+    page.until("document.getElementById('lab-train-status').textContent.includes('a whole number from 1 to 48')")
+    page.usable("train")
+    train_short(page)
+    page.until("document.getElementById('lab-kept').rows.length === 3")
+    assert set(options(page)) >= {"", "run-2"} and "run-1" not in options(page)
+    assert "for gpt2-mini" in page.text("kept")
+    assert "your GPT-2" not in page.text("peft") and "FOLDER_OF_YOUR_MODEL" in page.text("peft")
+    assert "adapters of gpt2-mini" in shared(page)
+
+    page.click("model-back")
+    page.until("document.getElementById('lab-model-status').textContent.startsWith('gpt2-mini is loaded')")
+    assert {"plays", "cat", "restaurants", "run-1"} <= set(options(page)) and "run-2" not in options(page)
+    page.fill("adapter", "run-1")
+    page.until("Lab.seen().write.view?.adapter === 'run-1'")
+    assert page.errors == []
+    page.context.close()
+
+
+def test_the_hub_is_asked_only_when_the_reader_says_so(
+    site: Path, browser: Browser, tmp_path: Path, tiny: Path
+) -> None:
+    Hub.files, Hub.asked = {file.name: file.read_bytes() for file in tiny.iterdir()}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = opened(browser, site, tmp_path)
+    page.context.set_offline(False)
+    page.js(f"void (Lab.hub = 'http://127.0.0.1:{server.server_port}')")
+    page.fill("model-name", "no/such model")
+    page.click("model-look")
+    page.until("document.getElementById('lab-model-status').textContent.includes('not the name of a model')")
+    page.fill("model-name", "someone/tiny")
+    assert Hub.asked == [] and page.js("document.getElementById('lab-model-fetch').hidden")
+    page.click("model-look")
+    page.until("!document.getElementById('lab-model-fetch').hidden")
+    assert Hub.asked == ["/api/models/someone/tiny/tree/main"]
+    weights = len(Hub.files["model.safetensors"])
+    assert f"model.safetensors ({-(-weights // 1000)} kB)" in page.text("model-status")
+    assert f"from 127.0.0.1:{server.server_port}" in page.text("model-fetch")
+    page.click("model-fetch")
+    page.until("document.getElementById('lab-model-status').textContent.startsWith('someone/tiny is loaded')")
+    assert len(Hub.asked) == 5 and 'from_pretrained("someone/tiny")' in page.text("peft")
+    server.shutdown()
+    server.server_close()
+    page.context.close()
+
+
+def test_the_device_is_said_and_both_are_measured(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
+    page.click("load")
+    page.until("document.getElementById('lab-device-status').textContent !== ''")
+    assert value(page, "device") == "wasm" and "It runs on the processor (WebAssembly)." in page.text("device-status")
+    page.fill("device", "webgpu")  # this browser has none
+    page.until("document.getElementById('lab-device-status').classList.contains('lab-wrong')")
+    assert value(page, "device") == "wasm", "it stays where it was"
+    page.click("measure")
+    page.until("!document.getElementById('lab-measured').hidden")
+    rows = page.js("[...document.querySelectorAll('#lab-measured tbody tr')].map(row => row.textContent)")
+    assert len(rows) == 1 and "WebAssembly" in rows[0] and "ms" in rows[0]
+    assert page.text("measure-status") != ""
+    page.context.close()
+
+
+# ---- What the curves say -----------------------------------------------------------------------------------------
+
+# Held-out and prose losses at steps 0, 10, 20; training losses at the start and at the end; what is said.
+CURVES = {
+    "learning": ([4.0, 3.5, 3.2], [3.0, 3.0, 3.01], (4.0, 3.0), ["Learning"]),
+    "memorising": ([4.0, 3.5, 3.9], [3.0, 3.0, 3.01], (4.0, 2.0), ["Learning", "Memorising"]),
+    "forgetting": ([4.0, 3.5, 3.2], [3.0, 3.1, 3.3], (4.0, 3.0), ["Learning", "Forgetting"]),
+    "all three": ([4.0, 3.5, 3.9], [3.0, 3.1, 3.3], (4.0, 2.0), ["Learning", "Memorising", "Forgetting"]),
+    "nothing": ([4.0, 4.0, 3.99], [3.0, 3.0, 3.0], (4.0, 4.0), ["Nothing learned yet"]),
+    "begun": ([4.0], [3.0], (4.0, 4.0), ["just begun"]),
+}
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_curves_are_told_in_words(browser: Browser, site: Path, kind: str) -> None:
+    held_out, prose, (first, final), said = CURVES[kind]
+    measured = [{"at": 10 * i, "heldOut": h, "prose": p} for i, (h, p) in enumerate(zip(held_out, prose, strict=True))]
+    best = 10 * held_out.index(min(held_out))
+    run = {"losses": [first, *[final] * 20], "measured": measured, "best": best}
+    page = browser.new_page()
+    page.goto(site.as_uri())
+    found = page.evaluate(
+        "async ([module, run]) => (await import(module)).verdict(run)", [as_module("verdict.js"), run]
+    )
+    page.close()
+    assert [what for what, _ in found] == said
+    words = dict(found)
+    if "Memorising" in words:
+        assert words["Memorising"].startswith("after step 10 the training loss went on falling, to 2.00")
+    if "Forgetting" in words:
+        assert "rose from 3.00 to" in words["Forgetting"]
+
+
+# ---- For those who share the page --------------------------------------------------------------------------------
+
+
+def test_a_link_to_the_page_has_title_picture_and_description(root: Path) -> None:
+    sys.path.append(str(root / "book" / "_ext"))
+    import lab_page
+
+    tags = lab_page.share_tags("https://github.com/some-one/their.book")
+    site = "https://some-one.github.io/their.book/"
+    assert f'property="og:url" content="{site}book/lab.html"' in tags
+    assert f'property="og:image" content="{site}_static/lab_card.png"' in tags
+    assert 'property="og:title"' in tags and 'name="description"' in tags
+    assert tags.count("https://") == 2, "no other address"
+    assert Image.open(root / "book" / "_static" / "lab_card.png").size == (1200, 630)
