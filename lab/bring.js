@@ -98,7 +98,7 @@ async function move() {
   if (!lab.engine) return wantDevice(device);
   try {
     say("device-status", "The model is being moved …");
-    lab.engine.device = await lab.engine.ask("device", { device });
+    await lab.engine.moveTo(device);
   } finally {
     showDevice(lab.engine.device);
   }

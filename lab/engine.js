@@ -1,4 +1,6 @@
 // The page's side of the worker: fetch the model, start the worker, ask it things.
+import { Link } from "./link.js";
+
 // The scripts that the book's build made call these. A page that was opened as a file may load scripts and no files.
 export const delivered = { weights: [], adapters: {} };
 export const Lab = {
@@ -20,10 +22,6 @@ export const Lab = {
 window.Lab = Lab;
 
 const WEIGHT_PARTS = 8;
-const PATIENCE = 30_000; // milliseconds in which a worker must have begun
-const FORBIDDEN =
-  "The browser did not start the lab's worker. This page's policy, or an extension, may forbid workers: " +
-  "open the lab elsewhere, or as a file.";
 const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
 // VERSIONS has a digest of each script; the build puts it in.
@@ -73,7 +71,7 @@ export async function miniFiles(progress = () => {}) {
   return { "config.json": config, "bpe.tiktoken": tokens, "model.safetensors": model };
 }
 
-export class Engine {
+export class Engine extends Link {
   // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
   // kernels. `device`: see `load`.
   static async start(progress = () => {}, { relaxed = true, device } = {}) {
@@ -85,20 +83,9 @@ export class Engine {
   }
 
   constructor(source, relaxed) {
-    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.waiting = new Map();
-    this.asked = 0;
+    super(source);
+    this.source = source;
     this.onDevice = () => {}; // the page may set it
-    this.failed = null; // why the worker did not start
-    try {
-      this.worker = new Worker(url);
-      this.worker.onmessage = ({ data }) => this.hear(data);
-      this.worker.onerror = ({ message }) => this.fail(new Error(message || FORBIDDEN));
-      this.worker.onmessageerror = () => this.fail(new Error("The lab's worker sent what cannot be read."));
-    } catch {
-      this.fail(new Error(FORBIDDEN));
-    }
-    this.patience = setTimeout(() => this.fail(new Error(FORBIDDEN)), PATIENCE);
     const kernels = Object.entries(delivered.kernels).map(([kind, text]) => [kind, bytesOf(text)]);
     this.kernels = Object.fromEntries(kernels);
     this.relaxed = relaxed && WebAssembly.validate(this.kernels.relaxed);
@@ -110,7 +97,7 @@ export class Engine {
   // {kind, name, why}, see device.js.
   async load(files, { name = null, exact = false, device, news = () => {} } = {}) {
     const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
-    const what = { files, name, wasm, exact, device, prose: delivered.prose };
+    const what = { files, name, wasm, exact, device, prose: delivered.prose, source: this.source };
     Object.assign(this, await this.ask("load", what, { news }));
   }
 
@@ -119,37 +106,11 @@ export class Engine {
     this.device = await this.ask("device", { device });
   }
 
-  // The worker's answer to a job; `news` hears what it tells on the way.
-  ask(job, what = {}, { news = () => {}, move = [] } = {}) {
-    const id = ++this.asked;
-    return new Promise((resolve, reject) => {
-      if (this.failed) return reject(this.failed);
-      this.waiting.set(id, { resolve, reject, news });
-      this.worker.postMessage({ id, job, ...what }, move);
-    });
-  }
-
-  // The worker has started, or the GPU was lost and the work goes on on another `device`, or there is news of a job.
-  hear({ ready, device, id, result, error, news }) {
-    if (device) {
-      this.device = device;
-      return this.onDevice(device);
-    }
-    if (ready) {
-      this.started = true;
-      return clearTimeout(this.patience);
-    }
-    const { resolve, reject, news: listener } = this.waiting.get(id);
-    if (news) return listener(news);
-    this.waiting.delete(id);
-    return error === undefined ? resolve(result) : reject(new Error(error));
-  }
-
-  fail(error) {
-    clearTimeout(this.patience);
-    if (!this.started) this.failed = error;
-    for (const { reject } of this.waiting.values()) reject(error);
-    this.waiting.clear();
+  // A message with a device says that the GPU was lost: the work goes on there.
+  hear(message) {
+    if (!message.device) return super.hear(message);
+    this.device = message.device;
+    return this.onDevice(this.device);
   }
 }
 

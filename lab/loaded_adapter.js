@@ -35,6 +35,27 @@ export class LoadedAdapter {
     this.kernels.zero(this.g, this.size);
   }
 
+  // All A and B as they lie in memory, for `GPT2` in another worker.
+  weights() {
+    return this.memory.floats(this.w, this.size).slice();
+  }
+
+  setWeights(weights) {
+    this.memory.floats(this.w, this.size).set(weights);
+  }
+
+  // The gradients, which are zero then.
+  takeGradients() {
+    const gradients = this.memory.floats(this.g, this.size).slice();
+    this.kernels.zero(this.g, this.size);
+    return gradients;
+  }
+
+  addGradients(gradients) {
+    const own = this.memory.floats(this.g, this.size);
+    for (let i = 0; i < own.length; i++) own[i] += gradients[i];
+  }
+
   // One step of AdamW along the gradients, which are clipped to norm 1 together and left at zero.
   update(step, rate) {
     const { kernels, w, g, m, v, size } = this;

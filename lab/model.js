@@ -11,6 +11,7 @@
 // a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
 // memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
 
+import { wantedIn } from "./crew.js";
 import { LabError } from "./errors.js";
 import { KINDS, layerShapes, samplePlaces } from "./layers.js";
 import { LoadedAdapter } from "./loaded_adapter.js";
@@ -208,8 +209,11 @@ export class GPT2 {
 
   // One step of AdamW for the adapter in use, which was placed to learn. `step` counts from 1. Returns the loss before
   // it. Where that is not finite, or above `most`, nothing is learned: the weights of the last sound loss come back.
-  async step(loaded, rows, targets, { step, rate, most }) {
-    const loss = this.lossAndGradients(rows, targets, true);
+  // `crew`: the workers that share the rows, see crew.js, or null.
+  async step(loaded, rows, targets, { step, rate, most, crew = null }) {
+    const loss = crew
+      ? await crew.lossAndGradients(this, loaded, rows, targets)
+      : this.lossAndGradients(rows, targets, true);
     if (loss <= most) {
       loaded.keep();
       loaded.update(step, rate);
@@ -223,8 +227,9 @@ export class GPT2 {
     return this.lossAndGradients(rows, targets, false);
   }
 
-  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB.
-  lossAndGradients(rows, targets, gradients) {
+  // With `gradients`, those at A and B of the adapter in use are added to its dA and dB. `wanted`: the number of
+  // targets that the mean is over, if these are a part of them.
+  lossAndGradients(rows, targets, gradients, wanted = wantedIn(targets)) {
     const { kernels, memory, C, V, depth } = this;
     const [B, T] = [rows.length, rows[0].length];
     const N = B * T;
@@ -234,7 +239,6 @@ export class GPT2 {
     for (let l = 0; l < depth; l++) this.blockForward(l, x[l], x[l + 1], kept[l], B, T);
     this.headForward(x[depth], N, logits);
 
-    const wanted = targets.flat().filter(target => target >= 0).length;
     memory.ints(room.targets, N).set(targets.flat());
     kernels.cross_entropy(logits, room.targets, N, V, 1 / wanted, room.losses); // logits become their gradient
     const parts = memory.floats(room.losses, 2 * N);

@@ -71,6 +71,10 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  // This browser starts no more workers.
+  noWorkers() {
+    self.Worker = undefined;
+  },
   encode: ({ text }) => tokenizer.encode(text),
   // As when a driver crashes.
   loseGPU: () => model.gpu.device.destroy(),

@@ -11,6 +11,7 @@ import { chooseAdapter, offerAdapter, touched } from "./write.js";
 
 const SHOWN_RUNS = 3; // curves that lie over each other
 const STORED = "lora-book-lab-text"; // where the browser keeps the reader's text
+const MOST_WORKERS = 4; // a step has no more rows
 const PATIENCE = 30; // steps for which the held-out loss may fail to fall
 
 export let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}], best: its step}
@@ -35,6 +36,12 @@ const NUMBERS = {
     name: "Steps",
     fits: whole(1, 2000),
     expected: () => "a whole number from 1 to 2000",
+  },
+  workers: {
+    id: "workers",
+    name: "Workers",
+    fits: whole(1, MOST_WORKERS),
+    expected: () => `a whole number from 1 to ${MOST_WORKERS}`,
   },
 };
 
@@ -123,6 +130,7 @@ function heard(run, { step, loss, perSecond, left, at, heldOut, prose, best, sam
   const { name, settings, losses, measured } = run;
   if (loss !== undefined) {
     losses.push(loss);
+    run.perSecond = perSecond;
     const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
     $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
   }
@@ -136,7 +144,7 @@ function heard(run, { step, loss, perSecond, left, at, heldOut, prose, best, sam
     addSample({ at, prompt: settings.prompt, text: sample });
     offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
   }
-  if (pausedAt) {
+  if (pausedAt !== undefined) {
     say("train-status", `Paused after step ${pausedAt}. As it is now, the adapter can be chosen above.`);
     offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }

@@ -1,5 +1,6 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
 import { checkSettings, newAdapter } from "./adapter.js";
+import { Crew } from "./crew.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -14,17 +15,18 @@ const MAX_RISE = 2; // nats by which the loss may rise over its start before a r
 export class Diverged extends LabError {}
 
 export class Trainer {
-  // `settings`: {text, r, alpha, kinds, rate, steps, batch}; `prose`: the text that must not be forgotten.
-  static async start(model, tokenizer, settings, prose) {
+  // `settings`: {text, r, alpha, kinds, rate, steps, batch, workers}; `prose`: the text that must not be forgotten.
+  // `load`: what the model was loaded from, for other workers. A GPU works alone.
+  static async start(model, tokenizer, settings, prose, load) {
     checkSettings(settings, model.config.C);
-    const trainer = new Trainer(model.config, tokenizer, settings, prose);
+    const trainer = new Trainer(model.config, tokenizer, settings, prose, load);
     trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
     await trainer.moveTo(model);
     return trainer;
   }
 
-  constructor({ context }, tokenizer, settings, prose) {
-    Object.assign(this, { settings, step: 0, since: [] });
+  constructor({ context }, tokenizer, settings, prose, load) {
+    Object.assign(this, { settings, load, step: 0, since: [], crew: null });
     const ids = tokenizer.encode(settings.text);
     if (ids.length < FEWEST_TOKENS) {
       throw new LabError(
@@ -44,6 +46,8 @@ export class Trainer {
   async moveTo(model) {
     const { w, m, v } = this.saved;
     this.model = model;
+    const helpers = Math.min(this.settings.workers ?? 1, this.settings.batch) - 1;
+    if (helpers > 0 && model.device.kind === "wasm") this.crew = await Crew.start(helpers, this.load, w);
     this.loaded = await model.place(w, true);
     if (m) this.loaded.write(m, "m");
     if (v) this.loaded.write(v, "v");
@@ -73,6 +77,7 @@ export class Trainer {
       step,
       rate: rate * rateFactor(step - 1, steps),
       most: (this.first ?? Infinity) + MAX_RISE,
+      crew: this.crew,
     });
   }
 
@@ -124,6 +129,7 @@ export class Trainer {
   }
 
   free() {
+    this.crew?.end();
     this.loaded.free();
   }
 }

@@ -57,9 +57,14 @@ function columns(run) {
   return [pair(first, final), measured("heldOut"), measured("prose")];
 }
 
+function crewOf({ settings: { workers } }) {
+  return workers > 1 ? ` (${workers} workers)` : "";
+}
+
 export function row(name, run) {
   const head = made("th", { scope: "row", textContent: name });
-  return made("tr", {}, head, ...columns(run).map(text => made("td", { textContent: text })));
+  const speed = run.perSecond ? `${Math.round(run.perSecond)}${crewOf(run)}` : "–";
+  return made("tr", {}, head, ...[...columns(run), speed].map(text => made("td", { textContent: text })));
 }
 
 export function inWords(name, run) {

@@ -28,7 +28,9 @@ export class Words {
     while (this.box.children.length > keep + 1) this.box.lastChild.remove();
     const atEnd = this.box.scrollTop + this.box.clientHeight >= this.box.scrollHeight - 4;
     this.box.append(...tokens.slice(keep).map(token => this.button(token)));
-    if (atEnd) this.box.scrollTop = this.box.scrollHeight; // unless the reader has scrolled up
+    // A new text begins at its top; one that grows is followed, unless the reader has scrolled up.
+    if (keep === 0) this.box.scrollTop = 0;
+    else if (atEnd) this.box.scrollTop = this.box.scrollHeight;
     Object.assign(this, { prompt, tokens, ids });
     if (tokens.length && !this.box.querySelector("[tabindex='0']")) this.box.children[1].tabIndex = 0;
   }

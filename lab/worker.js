@@ -8,7 +8,7 @@ import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
 import { openModel } from "./model_files.js";
-import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { compareLogits, likeliest, pick, probabilities, seeded } from "./sampling.js";
 import { measureSpeed } from "./speed.js";
 import { Diverged, Trainer } from "./trainer.js";
 
@@ -16,7 +16,9 @@ export let model;
 let made; // what the model is made of, on any device: {source, wasm, exact, name}
 export let tokenizer;
 let prose; // what the base wrote before any training, in other words: its kind of text
+let loadedFrom; // what the model was loaded from
 let run; // the training that goes on, or is paused
+let joined; // in a helper: the adapter that it learns, see crew.js
 const adapters = new Map(); // by name, as they are in files
 let shown = null; // the one that the sliders turn, in the model's memory: {adapter, whole, inOrder}
 
@@ -257,6 +259,13 @@ async function nextAfter(ids, view, news) {
   return probabilities(await model.next(ids));
 }
 
+// The logits after these tokens, without an adapter.
+async function baseLogits(from, ids) {
+  from.use(null);
+  from.restart();
+  return Float32Array.from(await from.next(ids));
+}
+
 // The model is moved for the measurement only.
 async function speedOn(device) {
   if (device === model.device.kind) return measureSpeed(model);
@@ -271,18 +280,26 @@ async function speedOn(device) {
 // ---- Jobs --------------------------------------------------------------------------------------------------------
 
 export const jobs = {
-  // Load a model: its `files`, see `openModel`, and this browser's kernels. The model before stays if that fails; if it
-  // works, its adapters are gone with it. `text`: the prose that training must not forget.
-  load({ files, name, wasm, exact, device: wanted, prose: text }, news) {
+  // Load a model, `what`: {files, name, wasm, exact, device, prose, source}: its `files`, see `openModel`, this browser's
+  // kernels, the prose that training must not forget, and this script, for helpers. The model before stays if that fails;
+  // if it works, its adapters are gone.
+  load(what, news) {
     if (run) throw new LabError("A training is going on: stop it first.");
     return inTurn(async () => {
-      const source = await openModel(files);
-      const parts = { source, wasm, exact, name };
-      const loaded = await modelOn(wanted, parts, share => news({ share }));
+      const source = await openModel(what.files);
+      const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
+      const loaded = await modelOn(what.device, parts, share => news({ share }));
       model?.free();
-      [model, made, tokenizer, prose, shown] = [loaded, parts, source.tokenizer, text, null];
+      [model, made, tokenizer, prose, loadedFrom, shown] = [
+        loaded,
+        parts,
+        source.tokenizer,
+        what.prose,
+        what,
+        null,
+      ];
       adapters.clear();
-      const { config, megabytes, device, stored, rounded } = model;
+      const { config, name, megabytes, device, stored, rounded } = model;
       return { config, name, megabytes, device, stored, rounded };
     });
   },
@@ -293,6 +310,22 @@ export const jobs = {
       if (run) throw new LabError("A training is going on: stop it first.");
       if (device !== model.device.kind) await useModel(await modelOn(device, made));
       return model.device;
+    });
+  },
+
+  // What it changes that the model keeps 16 bits of each weight: {largest, spread, same}, the largest difference of a
+  // logit after `prompt`, the deviation of all logits, and whether the likeliest token is the same. The weights are
+  // loaded once more for it, as they are in the file.
+  rounding({ prompt }, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const ids = begin(prompt, model.config.context);
+      const exact = await modelOn("wasm", { ...made, exact: true }, share => news({ share }));
+      try {
+        return compareLogits(await baseLogits(model, ids), await baseLogits(exact, ids));
+      } finally {
+        exact.free();
+      }
     });
   },
 
@@ -359,7 +392,7 @@ export const jobs = {
     if (run) throw new LabError("A training is going on: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
-      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose));
+      run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));
       return await trained(settings, news);
     } finally {
       run.trainer?.free();
@@ -383,6 +416,17 @@ export const jobs = {
     const adapter = adapters.get(view.adapter);
     const cut = view.rank < adapter.r;
     return adapterFiles(cut ? await ordered(adapter, news) : adapter, view, model);
+  },
+
+  // A helper's jobs, see crew.js: get ready to learn `adapter`; compute the gradients of some rows with these weights.
+  async join({ adapter }) {
+    joined = await model.place(adapter, true);
+    model.use(joined);
+  },
+  share({ rows, targets, wanted, weights }) {
+    joined.setWeights(weights);
+    const loss = model.lossAndGradients(rows, targets, true, wanted);
+    return { loss, gradients: joined.takeGradients() };
   },
 
   // Drop an adapter.

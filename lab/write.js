@@ -124,7 +124,8 @@ const writeTexts = latest(async () => {
     count: SAMPLE_TOKENS,
     left: leftView(),
   };
-  const base = JSON.stringify(question) !== lab.shown.question;
+  const asked = JSON.stringify([lab.model, question]);
+  const base = asked !== lab.shown.asked;
   const shown = { view: view(), ...question };
   const show = texts => {
     if (texts.ordering)
@@ -134,7 +135,7 @@ const writeTexts = latest(async () => {
   };
   const texts = await lab.engine.ask("write", { base, ...shown }, { news: show });
   show(texts);
-  Object.assign(lab.shown, shown, texts, { question: JSON.stringify(question) });
+  Object.assign(lab.shown, shown, texts, { asked });
   say("write-status", "");
 });
 
@@ -153,7 +154,12 @@ export function changed() {
 export function touched() {
   stopPlaying();
   changed();
-  if (!lab.engine) ready().catch(() => {}); // the page says it
+  wake();
+}
+
+// Load the model if it is not there.
+export function wake() {
+  if (!lab.engine) ready().catch(() => {}); // the page says what went wrong
 }
 
 function lookAt(place) {
@@ -282,7 +288,7 @@ function setControls({ adapter, rank, strength }) {
 }
 
 function showPlaying() {
-  $("play").textContent = player?.playing ? "Pause" : "Play the recording";
+  $("play").textContent = player?.playing ? "Pause" : "Play";
 }
 
 export function preparePlaying() {

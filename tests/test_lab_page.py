@@ -6,37 +6,33 @@ The arithmetic is in tests/test_lab.py; the page is opened here in the same way,
 from __future__ import annotations
 
 import base64
+import http.server
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import build_lab
 import firefox
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import skip_or_fail
+from lab_modules import as_module
 from PIL import Image
 from playwright.sync_api import Browser
-from test_lab import Chromium, Driver, as_module
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page without the book around it."""
-    folder = tmp_path_factory.mktemp("lab_page")
-    build_lab.write_site(folder)
-    return folder / "lab.html"
+from test_lab import Chromium, Driver
+from test_lab_models import PROSE, Hub, tiny_gpt2
+from tokenizers import ByteLevelBPETokenizer
 
 
 @pytest.fixture(params=["chromium", "firefox"])
-def tab(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Iterator[Driver]:
+def tab(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterator[Driver]:
     """The page, newly opened, in each browser."""
     if request.param == "chromium":
-        page = Chromium(request.getfixturevalue("browser"), tmp_path, built.as_uri())
+        page = Chromium(request.getfixturevalue("browser"), tmp_path, site.as_uri())
         yield page
         page.context.close()
         return
@@ -44,13 +40,13 @@ def tab(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Iterator
     if path is None:
         skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
     with firefox.open_tab(path, tmp_path) as opened:
-        opened.goto(built.as_uri())
+        opened.goto(site.as_uri())
         yield Driver(opened, tmp_path / "downloads")
 
 
-def opened(browser: Browser, built: Path, folder: Path, address: str = "", **context: Any) -> Chromium:
+def opened(browser: Browser, site: Path, folder: Path, address: str = "", **context: Any) -> Chromium:
     """The page in Chromium; `address` is what follows its name."""
-    return Chromium(browser, folder, built.as_uri() + address, **context)
+    return Chromium(browser, folder, site.as_uri() + address, **context)
 
 
 def value(page: Driver, name: str) -> str:
@@ -85,17 +81,17 @@ def test_a_recording_plays_and_nothing_is_loaded(tab: Driver) -> None:
     stopped = tab.text("adapted")
     assert stopped != first
     time.sleep(0.5)
-    assert tab.text("adapted") == stopped and tab.text("play") == "Play the recording"
+    assert tab.text("adapted") == stopped and tab.text("play") == "Play"
     tab.click("play")
     tab.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 5)
     assert not [url for url in requests(tab) if "weights" in url]
     assert "#" not in tab.js("location.href"), "a recording says nothing in the address"
 
 
-def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, built: Path, tmp_path: Path) -> None:
-    page = opened(browser, built, tmp_path, reduced_motion="reduce")
+def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path, reduced_motion="reduce")
     seen = page.text("adapted"), value(page, "rank"), page.text("next")
-    assert len(seen[0]) > 100 and page.text("play") == "Play the recording"
+    assert len(seen[0]) > 100 and page.text("play") == "Play"
     time.sleep(4)
     assert (page.text("adapted"), value(page, "rank"), page.text("next")) == seen
     assert page.js("document.getAnimations().length") == 0
@@ -119,9 +115,9 @@ def test_a_change_loads_the_model_and_takes_the_recordings_place(tab: Driver) ->
 @pytest.mark.parametrize(("width", "height", "above", "bars"), [(1120, 900, 234, 8), (390, 844, 191, 4)])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_instrument_fits_the_first_screen(
-    browser: Browser, built: Path, tmp_path: Path, width: int, height: int, above: int, bars: int, theme: str
+    browser: Browser, site: Path, tmp_path: Path, width: int, height: int, above: int, bars: int, theme: str
 ) -> None:
-    page = opened(browser, built, tmp_path, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    page = opened(browser, site, tmp_path, viewport={"width": width, "height": height}, reduced_motion="reduce")
     page.js(f"void (document.documentElement.dataset.theme = '{theme}')")
     top = page.js("document.getElementById('lab').getBoundingClientRect().top")
     for name in ("prompt", "adapter", "base", "adapted", "rank", "alpha", "train-now"):
@@ -147,23 +143,23 @@ MOVES = """() => new Promise(resolve => {
 })"""
 
 
-def test_bars_move_to_their_new_values(browser: Browser, built: Path, tmp_path: Path) -> None:
-    page = opened(browser, built, tmp_path)
+def test_bars_move_to_their_new_values(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
     page.until("document.getAnimations().length === 0")
     moves = page.tab.evaluate(MOVES)  # when the next scene comes
-    assert len(moves) == 8 and max(abs(to - begin) for _, begin, to, _ in moves) > 20
+    assert len(moves) == 8 and max(abs(to - begin) for _, begin, to, _ in moves) > 10
     for before, begin, _, now in moves:
         assert begin == pytest.approx(before, abs=1) and now == pytest.approx(before, abs=2)
     page.until("document.getAnimations().length === 0")
     widths = "[...document.querySelectorAll('#lab-next .lab-bar-adapted .lab-filled')].map(bar => bar.offsetWidth)"
-    assert page.js(widths) == pytest.approx([to for _, _, to, _ in moves], abs=1)
+    assert sorted(page.js(widths)) == pytest.approx(sorted(to for _, _, to, _ in moves), abs=1)
     page.context.close()
 
 
 def test_an_example_sets_its_prompt_unless_the_reader_has_typed_one(
-    browser: Browser, built: Path, tmp_path: Path
+    browser: Browser, site: Path, tmp_path: Path
 ) -> None:
-    page = opened(browser, built, tmp_path)
+    page = opened(browser, site, tmp_path)
     page.fill("example", "weather")
     assert value(page, "prompt") == "Weather for giants, tomorrow."
     page.fill("example", "recipes")
@@ -181,7 +177,7 @@ BARS = """name => Lab.page.engine.ask("bars", {
   view: { adapter: name, rank: 8, strength: 1, off: [] }, prompt: "Arr", ids: [], count: 8, also: [] })"""
 
 
-def test_one_press_trains_and_the_best_adapter_stays(tab: Driver, built: Path) -> None:
+def test_one_press_trains_and_the_best_adapter_stays(tab: Driver, site: Path) -> None:
     tab.click("train-now")
     tab.until("document.getElementById('lab-train').disabled")
     tab.until("!document.getElementById('lab-train').disabled", 300)
@@ -211,15 +207,15 @@ def test_one_press_trains_and_the_best_adapter_stays(tab: Driver, built: Path) -
     tab.click("load")
     tab.until("Lab.seen().write.view?.adapter === 'run-1'")
     assert tab.text("adapted") == text
-    name_and_delete(tab, built)
+    name_and_delete(tab, site)
 
 
-def name_and_delete(tab: Driver, built: Path) -> None:
+def name_and_delete(tab: Driver, site: Path) -> None:
     field = "document.querySelector('#lab-kept input[type=text]')"
     tab.js(f"void ({field}.value = 'Arr <b>7</b>')")
     tab.js(f"void {field}.dispatchEvent(new Event('change'))")
     tab.until("document.getElementById('lab-kept-status').textContent.includes('Arr <b>7</b>')")
-    visit_again(tab, built.as_uri())
+    visit_again(tab, site.as_uri())
     tab.until("document.getElementById('lab-kept').rows.length === 2")
     assert options(tab)["run-1"] == "yours: Arr <b>7</b>"
     delete = "[...document.querySelectorAll('#lab-kept button')].at(-1)"
@@ -227,7 +223,7 @@ def name_and_delete(tab: Driver, built: Path) -> None:
     assert tab.js(f"{delete}.textContent") == "Really delete?"
     tab.js(f"void {delete}.click()")
     tab.until("document.getElementById('lab-kept').hidden")
-    visit_again(tab, built.as_uri())
+    visit_again(tab, site.as_uri())
     tab.until("document.getElementById('lab-kept-status').textContent.startsWith('Nothing is kept')")
     assert "run-1" not in options(tab)
 
@@ -241,8 +237,8 @@ def train_short(page: Driver, **numbers: object) -> None:
     assert "is trained" in page.text("train-status")
 
 
-def test_two_kept_adapters_are_compared(browser: Browser, built: Path, tmp_path: Path) -> None:
-    page = opened(browser, built, tmp_path)
+def test_two_kept_adapters_are_compared(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
     train_short(page)
     train_short(page, rate=0.01)
     page.until("document.getElementById('lab-kept').rows.length === 3")
@@ -274,9 +270,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("script", REFUSED, ids=["no storage", "no room"])
 def test_storage_that_fails_says_so_and_the_adapter_can_be_used(
-    browser: Browser, built: Path, tmp_path: Path, script: str
+    browser: Browser, site: Path, tmp_path: Path, script: str
 ) -> None:
-    page = opened(browser, built, tmp_path)
+    page = opened(browser, site, tmp_path)
     page.context.add_init_script(script)
     page.tab.reload()
     train_short(page)
@@ -308,8 +304,8 @@ def link_of(page: Driver) -> str:
     return page.js("window.copied")
 
 
-def test_a_link_carries_an_adapter(browser: Browser, built: Path, tmp_path: Path) -> None:
-    page = opened(browser, built, tmp_path)
+def test_a_link_carries_an_adapter(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
     train_short(page, train_rank=4, rate=0.003)
     page.fill("seed", 3)
     page.until("Lab.seen().write.seed === 3 && Lab.seen().write.view.adapter === 'run-1'")
@@ -344,8 +340,8 @@ def test_a_link_carries_an_adapter(browser: Browser, built: Path, tmp_path: Path
         receiver.context.close()
 
 
-def test_a_link_to_an_adapter_that_is_not_here_says_so(tab: Driver, built: Path) -> None:
-    visit_again(tab, built.as_uri() + "#adapter=run-7&rank=3")
+def test_a_link_to_an_adapter_that_is_not_here_says_so(tab: Driver, site: Path) -> None:
+    visit_again(tab, site.as_uri() + "#adapter=run-7&rank=3")
     tab.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 10)
     assert "only in the browser that trained it" in tab.text("status")
     assert tab.js("document.getElementById('lab-status').classList.contains('lab-wrong')")
@@ -376,11 +372,11 @@ def files_of(r: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
-def carried(browser: Browser, built: Path, r: int) -> dict[str, Any]:
+def carried(browser: Browser, site: Path, r: int) -> dict[str, Any]:
     config, tensors = files_of(r)
     texts = [base64.b64encode(part).decode() for part in (json.dumps(config).encode(), safetensors.numpy.save(tensors))]
     page = browser.new_page()
-    page.goto(built.as_uri())
+    page.goto(site.as_uri())
     try:
         return page.evaluate(CODEC, [as_module("share.js"), *texts, {"title": "Ü 😀"}])
     finally:
@@ -388,9 +384,9 @@ def carried(browser: Browser, built: Path, r: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("r", [1, 2])
-def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, built: Path, r: int) -> None:
+def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, site: Path, r: int) -> None:
     config, tensors = files_of(r)
-    found = carried(browser, built, r)
+    found = carried(browser, site, r)
     assert found["config"] == config and found["about"] == {"title": "Ü 😀"}
     back = safetensors.numpy.load(base64.b64decode(found["weights"]))
     assert set(back) == set(tensors)
@@ -401,9 +397,38 @@ def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, built: 
     assert numbers * 4 / 3 < len(found["letters"]) < numbers * 4 / 3 + 1500
 
 
-def test_rank_three_does_not_travel(browser: Browser, built: Path) -> None:
+def test_rank_three_does_not_travel(browser: Browser, site: Path) -> None:
     with pytest.raises(Exception, match="this one has rank 3"):
-        carried(browser, built, 3)
+        carried(browser, site, 3)
+
+
+READ = """async ([share, links]) => {
+  const { fromLink } = await import(share);
+  return Promise.all(links.map(link => fromLink(link).then(() => "taken", error => error.message)));
+}"""
+
+
+def test_a_damaged_link_says_what_is_damaged(browser: Browser, site: Path) -> None:
+    letters = carried(browser, site, 1)["letters"]
+    other = "B" if letters[2000] == "A" else "A"
+    links = {
+        letters: "taken",  # the control
+        letters[:2000] + other + letters[2001:]: "Some letters of the link were changed",
+        letters[:-1]: "The link is cut off",
+        letters[:2000]: "bytes of the adapter did not arrive",
+        letters[:5]: "nearly all of the adapter did not arrive",
+        "": "nearly all of the adapter did not arrive",
+        letters + "AAAA": "bytes too many",
+        letters[:2000] + "%" + letters[2001:]: "“%” at letter 2001",
+        letters[:2000] + "😀" + letters[2001:]: "“😀” at letter 2001",
+        "_" + letters[1:]: "in a way that this page does not know",
+        letters * 100: "no adapter of this page is so large",
+    }
+    page = browser.new_page()
+    page.goto(site.as_uri())
+    said = page.evaluate(READ, [as_module("share.js"), list(links)])
+    page.close()
+    assert [(words, found) for words, found in zip(links.values(), said, strict=True) if words not in found] == []
 
 
 BROKEN = """async ([share, letters, change]) => {
@@ -453,12 +478,109 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change", HOSTILE)
-def test_a_hostile_link_is_refused(browser: Browser, built: Path, change: str) -> None:
-    letters = carried(browser, built, 1)["letters"]
+def test_a_hostile_link_is_refused(browser: Browser, site: Path, change: str) -> None:
+    letters = carried(browser, site, 1)["letters"]
     page = browser.new_page()
-    page.goto(built.as_uri())
+    page.goto(site.as_uri())
     assert HOSTILE[change] in page.evaluate(BROKEN, [as_module("share.js"), letters, change])
     page.close()
+
+
+# ---- A GPT-2 that the reader brings ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 with gpt2-mini's tokenizer's kind of files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([PROSE], vocab_size=400)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save_model(str(folder))
+    tiny_gpt2(tokenizer.get_vocab_size()).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
+    browser: Browser, site: Path, tmp_path: Path, tiny: Path
+) -> None:
+    page = opened(browser, site, tmp_path)
+    train_short(page)  # an adapter of gpt2-mini, which is kept
+    page.until("document.getElementById('lab-kept').rows.length === 2")
+    page.tab.set_input_files("#lab-model", [tiny / name for name in ("config.json", "model.safetensors")])
+    page.until("document.getElementById('lab-model-status').textContent.includes('has no tokenizer')")
+    assert page.js("Lab.page.model") == "gpt2-mini" and value(page, "adapter") == "run-1"
+    page.tab.set_input_files("#lab-model", sorted(tiny.iterdir()))
+    page.until("document.getElementById('lab-model-status').textContent.includes('is loaded')")
+    assert "3 blocks, 48 wide, 401 tokens" in page.text("model-status")
+    assert options(page) == {"": "none yet: train one"} and "your GPT-2" in page.text("base-title")
+    page.until("Lab.seen().write.base && Lab.seen().write.view.adapter === ''")
+    assert page.text("adapted") == page.text("base"), "there is no adapter yet"
+    assert page.js("document.getElementById('lab-download').disabled")
+
+    page.fill("train-rank", 49)
+    page.click("train")
+    page.until("document.getElementById('lab-train-status').textContent.includes('a whole number from 1 to 48')")
+    page.usable("train")
+    train_short(page)
+    page.until("document.getElementById('lab-kept').rows.length === 3")
+    assert set(options(page)) >= {"", "run-2"} and "run-1" not in options(page)
+    assert "for gpt2-mini" in page.text("kept")
+    assert "your GPT-2" not in page.text("peft") and "FOLDER_OF_YOUR_MODEL" in page.text("peft")
+    assert "adapters of gpt2-mini" in shared(page)
+
+    page.click("model-back")
+    page.until("document.getElementById('lab-model-status').textContent.startsWith('gpt2-mini is loaded')")
+    assert {"plays", "cat", "restaurants", "run-1"} <= set(options(page)) and "run-2" not in options(page)
+    page.fill("adapter", "run-1")
+    page.until("Lab.seen().write.view?.adapter === 'run-1'")
+    assert page.errors == []
+    page.context.close()
+
+
+def test_the_hub_is_asked_only_when_the_reader_says_so(
+    site: Path, browser: Browser, tmp_path: Path, tiny: Path
+) -> None:
+    Hub.files, Hub.asked = {file.name: file.read_bytes() for file in tiny.iterdir()}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = opened(browser, site, tmp_path)
+    page.context.set_offline(False)
+    page.js(f"void (Lab.hub = 'http://127.0.0.1:{server.server_port}')")
+    page.fill("model-name", "no/such model")
+    page.click("model-look")
+    page.until("document.getElementById('lab-model-status').textContent.includes('not the name of a model')")
+    page.fill("model-name", "someone/tiny")
+    assert Hub.asked == [] and page.js("document.getElementById('lab-model-fetch').hidden")
+    page.click("model-look")
+    page.until("!document.getElementById('lab-model-fetch').hidden")
+    assert Hub.asked == ["/api/models/someone/tiny/tree/main"]
+    weights = len(Hub.files["model.safetensors"])
+    assert f"model.safetensors ({-(-weights // 1000)} kB)" in page.text("model-status")
+    assert f"from 127.0.0.1:{server.server_port}" in page.text("model-fetch")
+    page.click("model-fetch")
+    page.until("document.getElementById('lab-model-status').textContent.startsWith('someone/tiny is loaded')")
+    assert len(Hub.asked) == 5 and 'from_pretrained("someone/tiny")' in page.text("peft")
+    server.shutdown()
+    server.server_close()
+    page.context.close()
+
+
+def test_the_device_is_said_and_both_are_measured(browser: Browser, site: Path, tmp_path: Path) -> None:
+    page = opened(browser, site, tmp_path)
+    page.click("load")
+    page.until("document.getElementById('lab-device-status').textContent !== ''")
+    assert value(page, "device") == "wasm" and "It runs on the processor (WebAssembly)." in page.text("device-status")
+    page.fill("device", "webgpu")  # this browser has none
+    page.until("document.getElementById('lab-device-status').classList.contains('lab-wrong')")
+    assert value(page, "device") == "wasm", "it stays where it was"
+    page.click("measure")
+    page.until("!document.getElementById('lab-measured').hidden")
+    rows = page.js("[...document.querySelectorAll('#lab-measured tbody tr')].map(row => row.textContent)")
+    assert len(rows) == 1 and "WebAssembly" in rows[0] and "ms" in rows[0]
+    assert page.text("measure-status") != ""
+    page.context.close()
 
 
 # ---- What the curves say -----------------------------------------------------------------------------------------
@@ -475,13 +597,13 @@ CURVES = {
 
 
 @pytest.mark.parametrize("kind", CURVES)
-def test_curves_are_told_in_words(browser: Browser, built: Path, kind: str) -> None:
+def test_curves_are_told_in_words(browser: Browser, site: Path, kind: str) -> None:
     held_out, prose, (first, final), said = CURVES[kind]
     measured = [{"at": 10 * i, "heldOut": h, "prose": p} for i, (h, p) in enumerate(zip(held_out, prose, strict=True))]
     best = 10 * held_out.index(min(held_out))
     run = {"losses": [first, *[final] * 20], "measured": measured, "best": best}
     page = browser.new_page()
-    page.goto(built.as_uri())
+    page.goto(site.as_uri())
     found = page.evaluate(
         "async ([module, run]) => (await import(module)).verdict(run)", [as_module("verdict.js"), run]
     )

@@ -36,7 +36,7 @@ def test_it_is_one_sitting(cells: list[nbformat.NotebookNode], prose: str) -> No
     assert all(len(cell.source.splitlines()) <= 15 for cell in code)
     assert not any("hide-input" in cell.metadata.get("tags", []) for cell in code), "all of its code is visible"
     words = re.sub(r"```python.*?```|<[^>]+>|\]\([^)]*\)", " ", prose, flags=re.DOTALL).split()
-    assert len(words) <= 1200
+    assert len([word for word in words if re.search(r"\w", word)]) <= 1200
     outputs = [output.get("text", "") for cell in code for output in cell.outputs]
     assert 1 <= sum(text.count("✓") for text in outputs) <= 4
 
@@ -67,4 +67,4 @@ def test_the_kept_runs_are_in_the_order_of_the_knob() -> None:
     assert {(run["alpha"], run["steps"]) for run in lora} == {(32, 120)}
     text, line = describe(runs["r = 8"])
     assert text == runs["r = 8"]["text"] and "245,760 numbers trained, 990 kB saved" in line
-    assert "saved" not in describe(runs["base"])[1]
+    assert describe(runs["base"])[1].endswith("nothing is trained")

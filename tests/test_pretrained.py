@@ -93,6 +93,13 @@ def test_the_files_of_the_weights_are_those_of_the_model(folder):
         load_model(folder)
 
 
+def test_weights_that_may_not_be_read_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model.safetensors cannot be read: .*; look at who may read it"):
+        load_model(folder)
+
+
 def test_an_index_says_which_files_are_the_weights(folder):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -106,7 +113,7 @@ def test_an_index_says_which_files_are_the_weights(folder):
     assert load_model(folder).state_dict().keys() == load_model(MINI_FOLDER).state_dict().keys()
     twice = dict.fromkeys(names, "model-3.safetensors") | {"x": "model-1.safetensors"}
     index.write_text(json.dumps({"weight_map": twice}))
-    with pytest.raises(ValueError, match=r"model-3.safetensors: .* comes a second time"):
+    with pytest.raises(ValueError, match=r"model-3.safetensors: .* is in two of this model's files"):
         load_model(folder)
     index.write_text(json.dumps({"weight_map": {"x": "none.safetensors"}}))
     with pytest.raises(FileNotFoundError, match=r"lists none.safetensors, which is not there"):

@@ -46,6 +46,14 @@ def trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_trls_trainer_trains_our_adapters_in_the_model_inside(sft):
+    model = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    sft(model.get_base_model(), max_steps=1, learning_rate=0.1).train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all(name.endswith(".B") for name in changed)  # A has no gradient while B is zero
+
+
 # --- what the model reads ---------------------------------------------------------------------------
 
 

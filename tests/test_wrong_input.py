@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import IDS, SMALL, small, stir, three_adapters
 from torch import nn
+from torch.nn.utils import prune
 
 from lora_lib import (
     AdapterError,
@@ -30,7 +31,7 @@ from lora_lib import (
     load_pretrained,
 )
 from lora_lib.__main__ import RunConfig, train
-from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
+from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE, quantise_model
 from lora_lib.book import downloads, load_sms_spam
 from lora_lib.data import encode_examples, read_records, split
 from lora_lib.gpt2 import MINI_FOLDER
@@ -130,6 +131,12 @@ def is_interrupted(tensors, path, metadata):
     raise KeyboardInterrupt("while saving")
 
 
+def foreign_rank(at):
+    """The adapter of another program, without our checksum, whose config has an absurd rank."""
+    save_file(load_file(at.folder / WEIGHTS_FILE), at.folder / WEIGHTS_FILE)
+    with_config(r=20_000_000)(at)
+
+
 def with_nan(at):
     model = stir(get_peft_model(at.base, ["c_attn"], 4))
     with torch.no_grad():
@@ -145,6 +152,44 @@ def save_nan(at):
 def merged_while_off(at):
     with at.model.disable_adapter():
         at.model.merge_adapter()
+
+
+def switched_while_off(at):
+    with at.model.disable_adapter():
+        at.model.set_adapter("b")
+
+
+def adapted_by_peft(at):
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(target_modules=["0"]))
+    get_peft_model(theirs, "all-linear")
+
+
+class ReadsTheWeight(nn.Module):
+    """A model that computes with its layer's weight instead of calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x @ self.layer.weight
+
+
+def rows_of_a_weight(at):
+    model = get_peft_model(ReadsTheWeight(), ["layer"], 2).eval()
+    model(torch.zeros(2, 4), adapter_names=["default", "__base__"])
+
+
+def pruned(at):
+    layer = LoRALinear(nn.Linear(4, 4), 2)
+    prune.identity(layer.base, "weight")
+    layer.merge()
+
+
+def quantised_twice(at):
+    model = quantise_model(small())
+    quantise_model(model)
 
 
 def merged_weights(at):
@@ -479,13 +524,31 @@ CASES: dict[str, list[Case]] = {
             inject(["c_attn"], exclude_modules=["attn.c_attn"]),
         ),
         Case(
+            "a model that PEFT has adapted already",
+            ValueError,
+            "PEFT has adapted this model: call its merge_and_unload or unload, and wrap what that returns",
+            adapted_by_peft,
+        ),
+        Case(
+            "one setting under both of its names",
+            TypeError,
+            "r and lora_rank are the same setting: give one of them",
+            inject(["c_attn"], r=4, lora_rank=4),
+        ),
+        Case(
+            "a setting with a slip in its name",
+            TypeError,
+            "LoRAConfig has no setting 'lora_rnk'. Did you mean 'lora_rank'?",
+            inject(["c_attn"], lora_rnk=4),
+        ),
+        Case(
             "a `LoRAConfig` and keywords beside it",
             TypeError,
             "give the settings in the LoRAConfig or as keywords, not both",
             inject(LoRAConfig(["c_attn"]), lora_rank=4),
         ),
         Case(
-            "a kind of adapter that is none",
+            "an adapter class that is not one",
             ValueError,
             "adapter_cls must be LoRA or a subclass of it",
             inject(["c_attn"], adapter_cls=nn.Linear),
@@ -530,6 +593,42 @@ CASES: dict[str, list[Case]] = {
             ValueError,
             "an adapter's name is letters, digits, '_' and '-', got ''",
             lambda at: at.model.add_adapter("", LoRAConfig(["c_fc"])),
+        ),
+        Case(
+            "a number as a name",
+            ValueError,
+            "an adapter's name is letters, digits, '_' and '-', got 3",
+            lambda at: at.model.add_adapter(3, LoRAConfig(["c_fc"])),
+        ),
+        Case(
+            "a dict where a config is meant",
+            TypeError,
+            "expected lora_lib's LoRAConfig, got a dict: LoRAConfig(**fields)",
+            lambda at: at.model.add_adapter("d", {"r": 3}),
+        ),
+        Case(
+            "switching adapters while they are disabled",
+            ValueError,
+            "the adapters are disabled here: call set_adapter outside of disable_adapter",
+            switched_while_off,
+        ),
+        Case(
+            "rows with different adapters in a model that computes with a layer's weight",
+            ValueError,
+            "no single weight is right for all rows: run one batch for each adapter",
+            rows_of_a_weight,
+        ),
+        Case(
+            "merging into a weight that is pruned",
+            ValueError,
+            "cannot merge: the base layer computes its weight in each forward pass (pruning, weight norm",
+            pruned,
+        ),
+        Case(
+            "quantising a model twice",
+            ValueError,
+            "this model is quantised already: call dequantise_model first, or load the weights again",
+            quantised_twice,
         ),
         Case(
             "saving while two adapters are in use",
@@ -687,6 +786,12 @@ CASES: dict[str, list[Case]] = {
             with_config(r=None),
         ),
         Case("a config without its alpha", AdapterError, "lora_alpha is missing", with_config(lora_alpha=None)),
+        Case(
+            "a rank far larger than the tensors",
+            AdapterError,
+            "the config's rank for h.0.attn.c_attn is 20000000, but its A is (24, 4)",
+            foreign_rank,
+        ),
         Case("a config without targets", AdapterError, "target_modules is missing", with_config(target_modules=None)),
         Case(
             "a field with a value of another type",

@@ -30,23 +30,34 @@ ROOT = Path(__file__).parent.parent
 SURVIVORS = Path(__file__).with_name("survivors.json")  # {module: {the changed line: why no test can notice it}}
 # module -> the test files that are to notice
 CORE = {
-    "lora_linear": "test_lora_linear test_adapter_algebra test_adapter_kinds test_variants",
-    "fused": "test_lora_linear",
+    "lora_linear": "test_lora_linear test_nothing_skipped test_adapter_algebra test_adapter_kinds test_variants",
+    "fused": "test_lora_linear test_nothing_skipped",
     "adapters/variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
-    "test_adapter_algebra test_adapter_kinds test_peft_both_ways",
-    "adapters/parts": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
-    "test_adapter_files test_adapter_kinds test_peft_both_ways",
-    "adapters/config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants",
+    "test_adapter_algebra test_adapter_kinds test_peft_both_ways test_no_silence",
+    "adapters/create": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input",
+    "adapters/load": "test_no_silence test_saved_earlier test_adapter_files test_other_models test_wrong_input",
+    "adapters/save": "test_no_silence test_saved_earlier test_peft_wrapper test_other_models test_peft_both_ways",
+    "adapters/same_base": "test_no_silence test_peft_wrapper test_wrong_input",
+    "adapters/names": "test_other_models test_peft_wrapper test_robustness test_peft_both_ways",
+    "adapters/modules_to_save": "test_other_models test_no_silence",
+    "adapters/config": "test_adapter_files test_wrong_input test_peft_both_ways test_adapter_kinds test_variants "
+    "test_no_silence",
     "adapters/targets": "test_peft_wrapper test_robustness test_other_models test_wrong_input test_peft_both_ways",
     "adapters/files": "test_adapter_files test_robustness test_wrong_input test_other_models test_adapter_kinds "
-    "test_peft_both_ways",
+    "test_peft_both_ways test_no_silence",
+    "settings": "test_settings test_wrong_input",
     "tensor_files": "test_adapter_files test_robustness test_checkpoints",
     "training/loop": "test_training test_checkpoints test_command_line test_wrong_input",
+    "training/config": "test_training test_command_line",
     "training/losses": "test_losses test_training",
+    "gpt2/loss": "test_losses",
+    "gpt2/pretrained": "test_pretrained test_gpt2",
     "training/checkpoints": "test_checkpoints",
     "data/examples": "test_examples test_files test_wrong_input",
     "data/readers": "test_files test_wrong_input",
+    "data/chats": "test_chats test_files",
+    "data/scores": "test_scores",
     "adapters/quantised": "test_quantised",
 }
 # Tests of the library that a fault in it could reach: those of pages and of the lab run without it.

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.gpt2.model import GPT2Model, hf_name
-from lora_lib.gpt2.pretrained import TRANSPOSED
+from lora_lib.gpt2.model import GPT2Model
+from lora_lib.gpt2.names import hf_name, other_layout
 from lora_lib.lora_linear import AdaptedLayer, is_conv1d
 
 _COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataParallel put into a name
@@ -52,7 +52,7 @@ class Names:
 
     def stored(self, name: str, tensor: Tensor) -> Tensor:
         """A parameter as a file keeps it: transposed where Hugging Face's layout is the other one."""
-        return tensor.T if self._of_gpt2 and name.endswith(TRANSPOSED) else tensor
+        return other_layout(name, tensor) if self._of_gpt2 else tensor
 
     @property
     def transposes(self) -> bool:

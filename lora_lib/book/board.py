@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lora_lib.book.results import Difference, mean
-from lora_lib.book.results.verdicts import COMPARISONS, MARGIN, Comparison
+from lora_lib.book.results.forgetting import Compared
+from lora_lib.book.results.verdicts import COMPARISONS, MARGIN, RELATIVE, Comparison
 
 MORE_IS_BETTER = ("bleu", "values_told", "test_accuracy", "exact", "fields")
 NAMES = {
@@ -82,6 +83,13 @@ def line(label: str, name: str, survive: Iterable[str] = (), paper: float | None
     found = flipped(comparison.difference(), unit * (1 if comparison.measure in MORE_IS_BETTER else -1))
     drawn = Line(label, found, abs(unit) * comparison.margin(), "", paper)
     return drawn._replace(said=f"{interval(found, 1)}, {drawn.verdict}{MARK if name in survive else ''}")
+
+
+def percent_line(label: str, both: Compared, survives: bool = False) -> Line:
+    """A comparison of two losses as a line, in percent: positive is a lower loss."""
+    drawn = Line(label, flipped(both.percent, -1), 100 * RELATIVE, "")
+    mark = MARK if survives else ""
+    return drawn._replace(said=f"{interval(drawn.found, 1)}, {drawn.verdict}{mark}")
 
 
 def judged(comparison: Comparison) -> str:

@@ -1,9 +1,9 @@
-"""Two real data sets, fetched from their publishers once, checked, and kept in the user's cache folder.
+"""Two real data sets: downloaded from their publishers once, checked, and kept in the user's cache folder.
 
 `load_e2e` is the benchmark of the LoRA paper's GPT-2 experiments, in the types of `lora_lib.data.restaurants`;
 `load_sms_spam` is for classification. With the environment variable `LORA_DATA_DIR` set, files are read from that
 folder instead (`e2e/*.csv`, `sms_spam/SMSSpamCollection`) and the network is not used. In both cases a file is used
-only if its SHA-256 is that of the published one.
+only if its SHA-256 is that of the published file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_lib.data.examples import Splits
 from lora_lib.data.restaurants import Restaurant
@@ -30,7 +31,7 @@ class _Source(NamedTuple):
     member: str = ""  # its name inside the archive, where `url` is a zip
 
 
-# Hashes of the published files; they, not the addresses, say which version is meant.
+# The hashes of the published files say which version is meant; the addresses do not.
 _E2E = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
 _UCI = "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"
 _SOURCES = {
@@ -73,7 +74,7 @@ def load_sms_spam() -> list[Message]:
     About 0.2 MB from the UCI Machine Learning Repository (doi:10.24432/C5CC84), which lists it under CC BY 4.0. Its
     own readme leaves the copyright with Almeida and Gómez Hidalgo, lets it be used freely and without warranty, and
     asks for a citation: Almeida, Gómez Hidalgo and Yamakami, "Contributions to the study of SMS spam filtering: new
-    collection and results", ACM DocEng 2011. The messages are real ones: some are rude, some come twice.
+    collection and results", ACM DocEng 2011. The messages are real: some are rude, and some come twice.
 
     Raises as `load_e2e` does.
     """
@@ -84,8 +85,8 @@ def load_sms_spam() -> list[Message]:
 def balanced_splits(messages: Sequence[Message], seed: int = 0) -> Splits[Message]:
     """As many ham as spam, drawn and shuffled by `seed`, cut 70 % / 10 % / 20 %: 1,045 / 149 / 300 of the whole set.
 
-    The sizes are those of Raschka's *Build a Large Language Model (From Scratch)*, chapter 6; the random generator is
-    another one, so the messages are not the same. Raises ValueError when one of the two labels has no message.
+    The sizes are those of Raschka's *Build a Large Language Model (From Scratch)*, chapter 6. The random generator is a
+    different one, so the messages are not the same. Raises ValueError when one of the two labels has no message.
     """
     rng = random.Random(seed)
     by_label = [[m for m in messages if m.label == label] for label in ("ham", "spam")]
@@ -109,14 +110,16 @@ def _read_e2e(name: str) -> list[Restaurant]:
 
 def _fetch(name: str) -> Path:
     """The path of a published file, from `LORA_DATA_DIR`, the cache, or its publisher, after its hash is checked."""
-    import pooch  # here and below, so that readers of the built-in data never pay for these imports
+    import pooch  # imported here and below, because both are slow and the built-in data needs neither
     import requests
 
     source = _SOURCES[name]
     if local := os.environ.get("LORA_DATA_DIR"):
         return _check_local(Path(local).expanduser() / name, source)
     cache = Path(pooch.os_cache("lora_lib"))
-    download = partial(_download, part=cache / f"{name}.part", member=source.member)
+    download: Any = pooch.HTTPDownloader(timeout=30, progressbar=True)
+    if source.member:
+        download = partial(_download_member, member=source.member)
     try:
         return Path(pooch.retrieve(source.url, source.sha256, fname=name, path=cache, downloader=download))
     except requests.RequestException as error:
@@ -143,41 +146,15 @@ def _check_local(path: Path, source: _Source) -> Path:
     return path
 
 
-def _download(url: str, output_file: str, _pooch: object, *, part: Path, member: str) -> None:
-    """Download `url` into `output_file`, from where an earlier try stopped; unpack `member` if it is a zip.
+def _download_member(url: str, output_file: str, pooch_: object, *, member: str) -> None:
+    """A downloader for pooch: download the zip at `url`, and unpack one file of it into `output_file`."""
+    import pooch
 
-    This is a downloader for pooch, whose own starts from the beginning each time. `part` holds what has come so far:
-    it is kept after a broken connection and removed after a whole download, whether or not the hash then fits.
-    """
-    import requests
-    from tqdm import tqdm
-
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if have and response.status_code == requests.codes.requested_range_not_satisfiable:
-            part.unlink()  # longer than the file itself, so not its beginning
-            _download(url, output_file, _pooch, part=part, member=member)
-            return
-        response.raise_for_status()
-        have = have if response.status_code == requests.codes.partial_content else 0
-        size = response.headers.get("Content-Length")
-        total = have + int(size) if size else None
-        bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True)
-        with bar, part.open("ab" if have else "wb") as file:
-            for chunk in response.iter_content(1 << 16):
-                bar.update(file.write(chunk))
-    if member:
-        _unpack(part, member, output_file)
-    else:
-        part.replace(output_file)
-
-
-def _unpack(archive: Path, member: str, output_file: str) -> None:
-    try:
-        with zipfile.ZipFile(archive) as packed, packed.open(member) as source, open(output_file, "wb") as target:
-            shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise ValueError(f"it is not a whole zip archive with {member} in it ({error})") from error
-    finally:
-        archive.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "archive.zip"
+        pooch.HTTPDownloader(timeout=30, progressbar=True)(url, str(archive), pooch_)
+        try:
+            with zipfile.ZipFile(archive) as packed, packed.open(member) as source, open(output_file, "wb") as target:
+                shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+            raise ValueError(f"it is not a complete zip archive with {member} in it ({error})") from error

@@ -16,8 +16,10 @@ def kept_runs() -> dict[str, Row]:
 
 def describe(run: Row) -> tuple[str, str]:
     """What a run writes, and a line with its loss, its size and its time: a knob's picture and its read-out."""
+    said = f"loss {run['loss']:.2f}, {run['slots_right']:.0%} of the facts right; "
+    if not run["trainable"]:
+        return run["text"], said + "nothing is trained"
     saved = f", {run['file_bytes'] / 1000:,.0f} kB saved" if run["file_bytes"] else ""
     return run["text"], (
-        f"loss {run['loss']:.2f}, {run['slots_right']:.0%} of the facts right; {run['trainable']:,} numbers "
-        f"trained{saved}, {run['train_cpu_seconds']:.0f} s of one core"
+        f"{said}{run['trainable']:,} numbers trained{saved}, {run['train_cpu_seconds']:.0f} s of one core"
     )

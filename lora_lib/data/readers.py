@@ -72,7 +72,7 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
     A field that is one of `missing` is an error; with `missing=()` it is text like any other.
 
     Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    column that is missing or named twice, a header that comes again, a row with more or fewer fields than the header,
+    column that is missing or named twice, a header that is repeated, a row with more or fewer fields than the header,
     broken quotes, and a field that is empty or `missing`.
     """
     rows = _csv_fields(path, delimiter, Example._fields, missing)
@@ -121,12 +121,12 @@ def _csv_fields(
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
-                "the first line names them, and `delimiter` says what stands between them"
+                "the first line names them, and `delimiter` is what separates them"
             )
     for line, row in rows:
         where = f"{path}, line {line}"
         if row == header:
-            raise ValueError(f"{where}: the header again, as where two files were joined; take this line out")
+            raise ValueError(f"{where}: the header again, as if two files were joined; take this line out")
         if len(row) != len(header):
             raise ValueError(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
@@ -205,7 +205,7 @@ def _not_empty(path: str | Path, found: list[Item]) -> list[Item]:
 
 
 def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the line it begins in (a field may hold line breaks)."""
+    """The rows that are not blank, each with the line in which it begins (a field may contain line breaks)."""
     reader = csv.reader(io.StringIO(_read(path), newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
@@ -220,7 +220,7 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]
 
 
 def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Where each line is, and its object. A line ends at a line feed alone: JSON may hold Unicode's others."""
+    """Where each line is, and its object. Only a line feed ends a line: JSON may contain Unicode's other line ends."""
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -298,7 +298,7 @@ def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
             raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
         if message.get("weight", 1) not in (1, None):
             raise ValueError(
-                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant is learned alike; "
+                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant counts; "
                 "take the weight out, or end the chat before this turn"
             )
         if _text(message, "role", place) not in ROLES:
@@ -323,12 +323,12 @@ def _text(fields: Mapping[str, object], name: str, where: str) -> str:
     if not value.strip():
         raise ValueError(f"{where}: {name!r} is empty")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
-        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is no letter")
+        raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is not a character")
     return value
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value; what it cannot hold, by its Python name."""
+    """JSON's word for the type of a value, or Python's for what JSON does not have."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}

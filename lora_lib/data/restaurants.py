@@ -1,7 +1,7 @@
-"""The book's task: a restaurant's meaning in, a sentence or two about it out.
+"""The book's task: from the facts about a restaurant, write a sentence or two.
 
 Meanings have the form of the E2E NLG Challenge (Novikova et al., 2017, arXiv:1706.09254), `name[…], eatType[…], …`.
-Names, values and sentences are generated here at random; nothing is downloaded. Every sentence is made of known
+Names, values and sentences are generated here at random, and nothing is downloaded. Every sentence consists of known
 phrases, so `slot_report` can say exactly which facts a text states. `lora_lib.book.downloads` loads the real E2E set in
 the same types.
 """
@@ -61,7 +61,7 @@ PHRASES: dict[str, dict[str, dict[str, str]]] = {
 PROXIMITY = ("near", "close to", "not far from", "just round the corner from", "a short walk from")
 VALUES = {slot: list(dict.fromkeys(v for form in forms.values() for v in form)) for slot, forms in PHRASES.items()}
 
-# {slot.form} is a phrase, [ … ] is left out at times, and always when its slot is not to be told. {type} and {place}
+# {slot.form} is a phrase, [ … ] is sometimes left out, and always if its slot is not in the meaning. {type} and {place}
 # fall back on "place to eat" and "place" for a meaning without eatType; {kind} insists on it.
 _KEYS = {"name": "name", "type": "eatType", "place": "eatType", "kind": "eatType", "food": "food", "near": "near",
          "price": "priceRange", "rating": "customer rating", "area": "area", "family": "familyFriendly"}  # fmt: skip
@@ -138,7 +138,7 @@ _ROOMS = "Cellar Garden Hearth House Kitchen Larder Pantry Parlour Table".split(
 
 @dataclass(frozen=True)
 class Restaurant:
-    """A meaning, slot to value, and the texts that say it (its references)."""
+    """A meaning, which maps slots to values, and the texts that express it (its references)."""
 
     meaning: dict[str, str]
     references: tuple[str, ...]
@@ -164,8 +164,8 @@ def restaurant_data(
     """Invent restaurants, each with 3 to 8 of the `slots` and 2 to 4 references that begin differently.
 
     The numbers count the meanings in each split. Fewer `slots` (the name and at least two more) make an easier task
-    with shorter texts. No name comes twice, not in `near` either: a model that writes about the test set's restaurants
-    must copy names, and cannot have memorised them. The same `seed` gives the same restaurants on every machine.
+    with shorter texts. Every name is used once, in `near` too, so a model that writes about the test set's restaurants
+    must copy their names and cannot have memorised them. The same `seed` gives the same restaurants on every machine.
 
     Raises ValueError for slots that are not E2E's, and when more restaurants are asked for than there are names.
     """
@@ -183,7 +183,7 @@ def to_examples(restaurants: Iterable[Restaurant]) -> list[Example]:
 
 
 def _invent_names(rng: random.Random, count: int) -> list[str]:
-    """So many different names, in several styles by turns, in random order."""
+    """`count` different names, in several styles, in random order."""
     pairs = [f"{adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS]
     houses = [f"{family}'s{room}" for family in _FAMILIES for room in ["", *(f" {room}" for room in _ROOMS)]]
     couples = [f"{the}{one} and {other}" for the in ("", "The ") for one in _NOUNS for other in _NOUNS if one != other]
@@ -205,10 +205,10 @@ def _invent_restaurant(rng: random.Random, name: str, near: str, slots: Sequence
     values = {"name": name, "near": near, **{slot: rng.choice(VALUES[slot]) for slot in PHRASES}}
     (extra,) = rng.choices((2, 3, 4, 5, 6), weights=(3, 4, 4, 3, 1))
     others = [slot for slot in SLOTS[1:] if slot in slots]
-    told = {"name", *rng.sample(others, min(extra, len(others)))}
+    chosen = {"name", *rng.sample(others, min(extra, len(others)))}
     if rng.random() < 0.7 and "eatType" in slots:  # most texts say what the place is
-        told.add("eatType")
-    meaning = {slot: values[slot] for slot in SLOTS if slot in told}
+        chosen.add("eatType")
+    meaning = {slot: values[slot] for slot in SLOTS if slot in chosen}
     count, texts = rng.randint(2, 4), list[str]()
     for opening in rng.sample(OPENINGS, len(OPENINGS)):
         if len(texts) < count and _tellable(opening, meaning, meaning):
@@ -219,7 +219,7 @@ def _invent_restaurant(rng: random.Random, name: str, near: str, slots: Sequence
 
 
 def _describe(rng: random.Random, opening: str, meaning: Mapping[str, str]) -> str:
-    """The opening, then sentences until nothing is left untold; what kind of place it is comes first."""
+    """The opening, then sentences until every slot is stated; what kind of place it is comes first."""
     todo = set(meaning)
     sentences = [_fill(rng, opening, meaning, todo)]
     while todo:
@@ -231,14 +231,14 @@ def _describe(rng: random.Random, opening: str, meaning: Mapping[str, str]) -> s
 
 
 def _clumsiness(before: str, todo: Collection[str], follow_up: str) -> tuple[bool, int]:
-    """How badly a sentence follows the one `before` it; the least of these tuples reads best.
+    """How badly a sentence follows the one `before` it; the smallest of these tuples reads best.
 
-    Two sentences in a row should not begin alike, nor "… is a pub." be followed by "The pub is …", nor "it" follow a
-    sentence about something else; and a sentence that says much is better than one that says little.
+    Two sentences in a row should not begin with the same word, "… is a pub." should not be followed by "The pub is …",
+    and "it" should not follow a sentence about something else. A sentence that states more slots is better.
     """
-    alike = before.split()[0] == follow_up.split()[0] or ("{place}" in follow_up and before.endswith(_NOUN_ENDINGS))
+    repeats = before.split()[0] == follow_up.split()[0] or ("{place}" in follow_up and before.endswith(_NOUN_ENDINGS))
     lost = before.startswith(_OTHER_SUBJECTS) and re.search(r"\b[Ii]t\b", follow_up) is not None
-    return alike or lost, -sum(_KEYS[key] in todo for key, _ in _placeholders(follow_up))
+    return repeats or lost, -sum(_KEYS[key] in todo for key, _ in _placeholders(follow_up))
 
 
 @cache
@@ -254,7 +254,7 @@ def _required(template: str) -> list[tuple[str, str]]:
 
 
 def _tellable(piece: str, meaning: Mapping[str, str], todo: Collection[str]) -> bool:
-    """Whether every phrase that a template (its [ … ] apart) needs exists, for slots that are still to be told."""
+    """Whether every phrase that a template needs outside its [ … ] exists, for slots that are not stated yet."""
     for key, form in _required(piece):
         slot = _KEYS[key]
         if key in _FALLBACKS or slot == "name":
@@ -265,7 +265,7 @@ def _tellable(piece: str, meaning: Mapping[str, str], todo: Collection[str]) -> 
 
 
 def _fill(rng: random.Random, template: str, meaning: Mapping[str, str], todo: set[str]) -> str:
-    """Put phrases into a template, and take what it tells off `todo`."""
+    """Put phrases into a template, and remove the slots that it states from `todo`."""
 
     def optional(match: re.Match[str]) -> str:
         inner = match[1]
@@ -297,16 +297,16 @@ def _capital(text: str) -> str:
 
 
 class SlotScores(NamedTuple):
-    """How well a list of texts tells its meanings, each from 0 to 1."""
+    """How well texts express their meanings, each from 0 to 1."""
 
-    slot_accuracy: float  # slots told rightly, of all slots that the meanings or the texts hold
-    all_right: float  # texts with every slot right and nothing added
+    slot_accuracy: float  # correct slots, of all slots in the meanings or the texts
+    all_right: float  # texts in which every slot is correct and nothing is added
 
 
 def _any_of(phrases: Iterable[str]) -> str:
-    """A pattern for the longest of these phrases. A capital is let through where a sentence begins.
+    """A pattern for the longest of these phrases. A capital is allowed at the beginning of a sentence.
 
-    A phrase is itself only where no word or number goes on: "£20" is not in "£200", "5 out of 5" not in "15 out of 5".
+    A phrase does not match inside a longer word or number: "£20" is not in "£200", "5 out of 5" not in "15 out of 5".
     """
     longest_first = sorted(phrases, key=len, reverse=True)
     openers = (rf"(?<![^.?!]\s){re.escape(_capital(phrase))}" for phrase in longest_first if phrase[0].islower())
@@ -328,40 +328,42 @@ _OPENERS = {"An", *re.findall(_CAPITALISED, " ".join([*OPENINGS, *FOLLOW_UPS]))}
 
 
 def slot_report(text: str, meaning: Mapping[str, str]) -> dict[str, bool]:
-    """Whether `text` tells rightly each slot of `meaning`, and each further slot that it speaks of.
+    """Whether `text` states each slot of `meaning` correctly, and each other slot that it mentions.
 
-    "Rightly" means that the text states this slot's value in one of the generator's phrases (`PHRASES`, `PROXIMITY`)
-    and states no other value of it. A name must be exactly the same, and a capitalised word that is neither part of
-    the two names, nor a cuisine, nor the beginning of a known sentence, counts as a wrong name. A slot that the
-    text states and the meaning lacks is False. Other wordings are not recognised: the measure is exact for texts in
-    the generator's phrases, and only for them.
+    A slot is correct if the text states its value in one of the generator's phrases (`PHRASES`, `PROXIMITY`) and states
+    no other value of it. A name must be exactly the same. A capitalised word that is not part of the two names, not a
+    cuisine, and not the beginning of a known sentence counts as a wrong name. A slot that the text states and the
+    meaning lacks is False. Other wordings are not recognised: the measure is exact only for texts in the generator's
+    phrases.
 
     Raises ValueError for a meaning without a name, or with a slot or value that the generator does not know.
     """
     _check_meaning(meaning)
     rest = _mark_names(text.strip(), meaning)
-    told = {"near": set(_NEIGHBOUR.findall(rest))}
+    stated = {"near": set(_NEIGHBOUR.findall(rest))}
     rest = _NEIGHBOUR.sub(" ", rest)
     if _NEAR_MARK in rest:  # the neighbour's name, but not as a neighbour
-        told["near"].add("")
+        stated["near"].add("")
     for slot, pattern in _PATTERNS.items():
         values = _VALUE_OF[slot]
-        told[slot] = {values.get(phrase) or values[phrase[0].lower() + phrase[1:]] for phrase in pattern.findall(rest)}
+        stated[slot] = {
+            values.get(phrase) or values[phrase[0].lower() + phrase[1:]] for phrase in pattern.findall(rest)
+        }
     report = {"name": _NAME_MARK in rest and not _has_stray_name(rest)}
     for slot in SLOTS[1:]:
         expected = {_NEAR_MARK if slot == "near" else meaning[slot]} if slot in meaning else set()
-        if expected or told[slot]:
-            report[slot] = told[slot] == expected
+        if expected or stated[slot]:
+            report[slot] = stated[slot] == expected
     return report
 
 
 def slot_accuracy(text: str, meaning: Mapping[str, str]) -> float:
-    """The share of slots told rightly, 0 to 1, of those that `meaning` or `text` holds: see `slot_report`."""
+    """The share of correct slots, 0 to 1, of those in `meaning` or `text`: see `slot_report`."""
     return score_texts([text], [meaning]).slot_accuracy
 
 
 def score_texts(texts: Sequence[str], meanings: Sequence[Mapping[str, str]]) -> SlotScores:
-    """Slot accuracy over all slots of all texts, and the share of wholly right texts; `texts[i]` tells `meanings[i]`.
+    """Slot accuracy over all slots of all texts, and the share of correct texts; `texts[i]` is for `meanings[i]`.
 
     Raises ValueError when there are no texts, or not as many as meanings, and as `slot_report` does.
     """
@@ -383,14 +385,14 @@ def _check_meaning(meaning: Mapping[str, str]) -> None:
 
 
 def _mark_names(text: str, meaning: Mapping[str, str]) -> str:
-    """Replace the meaning's names by the marks, wherever they stand as whole words."""
+    """Replace the meaning's names by the marks, where they are whole words."""
     marks = {meaning["name"]: _NAME_MARK} | ({meaning["near"]: _NEAR_MARK} if "near" in meaning else {})
     names = "|".join(re.escape(name) for name in sorted(marks, key=len, reverse=True))
     return re.sub(rf"(?<![\w'’&-])(?:{names})(?![\w&-]|['’]\w)", lambda match: marks[match[0]], text)
 
 
 def _has_stray_name(rest: str) -> bool:
-    """Whether a word that looks like a name, or like part of one, is left beside the marked name."""
+    """Whether another word looks like a name, or like part of a name."""
     words = re.finditer(rf"(^|[.?!]\s+)?({_CAPITALISED})", rest)
     article = re.search(rf"[Tt]he\s{_NAME_MARK}", rest)  # a "The" that the name lacks
     return bool(article) or any(w[2] not in (_CUISINES if w[1] is None else _OPENERS) for w in words)

@@ -1,7 +1,7 @@
-"""A small task for a chat model: a customer's message in, one line of JSON out, scored exactly.
+"""A small task for a chat model: turn a customer's message into one line of JSON, which is scored exactly.
 
-Messages are made here, by chance, from parts. Names, products and the wordings of each problem are dealt to training
-and to testing apart, so a test message is never a training message with other words in the gaps.
+Messages are put together here from random parts. Names, products and the wordings of each problem are divided between
+training and testing, so a test message is never a training message with other words in the gaps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_lib.data.scores import judge_answers
 
 SYSTEM = "Turn the message into a ticket."
 FIELDS = ("customer", "order", "product", "problem", "wants")
-GUIDE = (  # for a model that was not trained on the task: the same, with all that there is to know
+GUIDE = (  # the system turn for a model that was not trained on the task: it says everything that is needed
     "Turn the message into a ticket: one line of JSON with the keys customer, order, product, problem and wants. "
     "problem is broken, late, wrong item or payment; wants is refund, replacement, answer or null. "
     "customer and order are null where the message does not tell them."
@@ -43,7 +43,7 @@ class Ticket:
 
 
 class TicketScores(NamedTuple):
-    """How well answers tell their tickets, each from 0 to 1. For intervals, and other files, see `judge_answers`."""
+    """How well answers match their tickets, each from 0 to 1. For intervals, and other files, see `judge_answers`."""
 
     exact: float  # answers that are the ticket: JSON with all fields, each correct, and no others
     fields: float  # correct fields, of all fields
@@ -52,7 +52,7 @@ class TicketScores(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The words: of each list, training has the first part, validation and test the rest
+# The words: training has the first two thirds of each list, validation and test the rest
 # ---------------------------------------------------------------------------------------------------------------
 
 _FIRST = ("Anna Ben Carla David Elena Felix Grace Henry Ines Jonas Kira Leo Maria Nils Olga Paul "
@@ -105,12 +105,12 @@ _OTHERS = ("I paid 45 euros. ", "I live at 12 Mill Road. ", "I wrote on 14 May. 
 
 
 def make_tickets(seed: int = 0, train: int = 400, validation: int = 50, test: int = 100) -> Splits[Ticket]:
-    """Tickets to learn from, to choose by and to report on; no message is there twice.
+    """Tickets to learn from, to choose settings by and to report on; every message is different.
 
-    Training has words that the others lack, and they have words that training lacks: first and last names, products,
-    and ways to put each problem, each wish, the order's number and what does not matter.
+    Training and the other two parts have no words in common for first and last names, products, each problem, each
+    wish, the order's number and what does not matter.
 
-    Raises ValueError where more are asked for than there are different ones (tens of thousands).
+    Raises ValueError if more are asked for than there are different ones (tens of thousands).
     """
     rng, seen = random.Random(seed), set[str]()
     parts = [_draw(rng, count, seen, held_out) for count, held_out in ((train, 0), (validation, 1), (test, 1))]
@@ -118,7 +118,7 @@ def make_tickets(seed: int = 0, train: int = 400, validation: int = 50, test: in
 
 
 def score_tickets(answers: Sequence[str], tickets: Sequence[Ticket]) -> TicketScores:
-    """Compare each answer with its ticket: as JSON, so spaces and the fields' order do not count; letters do.
+    """Compare each answer with its ticket as JSON: spaces and the order of fields do not count, letters do.
 
     Raises ValueError when there are no answers, or not as many as tickets.
     """
@@ -131,7 +131,7 @@ def score_tickets(answers: Sequence[str], tickets: Sequence[Ticket]) -> TicketSc
 
 
 def few_shot(shown: Sequence[Ticket], ticket: Ticket) -> list[dict[str, str]]:
-    """The chat that asks for `ticket` after `GUIDE` and some answered ones, for a model that knows nothing of it."""
+    """The chat that asks for `ticket` after `GUIDE` and some answered tickets, for a model without training."""
     turns = [turn for example in shown for turn in example.chat()[1:]]
     return [{"role": "system", "content": GUIDE}, *turns, ticket.chat()[1]]
 
@@ -157,7 +157,7 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     order = f"{rng.randrange(10_000, 100_000)}" if rng.random() < 0.75 else None
     problem, wish = rng.choice(list(_PROBLEMS)), rng.choice(list(_WISHES))
     product = pick(_PRODUCTS)
-    told = pick(_PROBLEMS[problem]).format(p=product)
+    complaint = pick(_PROBLEMS[problem]).format(p=product)
     number = pick(_ORDERS).format(o=order) if order else ""
     greeting, signed = rng.choice(("Hello! ", "Hi. ", "")), ""
     if customer and rng.random() < 0.5:
@@ -165,6 +165,6 @@ def _ticket(rng: random.Random, held_out: int) -> Ticket:
     elif customer:
         signed = customer
     aside = pick(_OTHERS) if rng.random() < 0.4 else ""
-    first, second = rng.sample([f"{told[0].upper()}{told[1:]}. ", number], 2)
+    first, second = rng.sample([f"{complaint[0].upper()}{complaint[1:]}. ", number], 2)
     text = f"{greeting}{first}{second}{aside}{pick(_WISHES[wish])} {signed}"
     return Ticket(" ".join(text.split()), dict(zip(FIELDS, (customer, order, product, problem, wish))))

@@ -69,7 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def calls_may_differ(model: nn.Module) -> bool:
-    """Whether calling `model` may do more than its class's `forward`: it has hooks, or a `forward` of its own."""
+    """Whether calling `model` may do more than its class's `forward`: it has hooks, or `forward` was replaced."""
     everywhere = vars(hooks_of_all_modules)
     of_all = [hooks for name, hooks in everywhere.items() if name.startswith("_global_") and name.endswith("_hooks")]
     own = (

@@ -282,11 +282,6 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def hf_name(name: str) -> str:
-    """Our name of a GPT-2 module or parameter to Hugging Face's: `h.0.mlp` to `transformer.h.0.mlp`."""
-    return "lm_head" + name.removeprefix("out_head") if name.startswith("out_head") else "transformer." + name
-
-
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """One token per row of logits (B, V): the likeliest, or a sample."""
     if temperature == 0:

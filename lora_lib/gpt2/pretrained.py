@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model
+from lora_lib.gpt2.names import hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
 from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
 
@@ -22,8 +23,6 @@ HUB_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
-# Hugging Face stores these weights as (in, out), in a layer called Conv1D; nn.Linear has (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 OUR_FILES = ("model.safetensors", "config.json", "bpe.tiktoken")  # what save_pretrained_folder writes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in which a model can be saved
 
@@ -123,22 +122,26 @@ def load_weights(model: GPT2Model, folder: Path) -> None:
             f"{folder}: weights and config.json differ; missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
     for name, target in wanted.items():
-        source = found[name].T if name.endswith(TRANSPOSED) else found[name]
+        source = other_layout(name, found[name])
         if source.shape != target.shape:
             raise ValueError(f"{folder}: {name} is {tuple(source.shape)}, config.json says {tuple(target.shape)}")
         target.copy_(source)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """A folder's tensors under our names, as they are stored. Old releases have no `transformer.` prefix."""
+    """A folder's tensors under our names, in the file's layout."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for key, tensor in read_tensors(path)[0].items():
-            name = "out_head.weight" if key == "lm_head.weight" else key.removeprefix("transformer.")
+        try:
+            tensors, _ = read_tensors(path)
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+        for key, tensor in tensors.items():
+            name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
                 continue
             if name in found:
-                raise ValueError(f"{path}: {key} comes a second time in this model's files; delete one of them")
+                raise ValueError(f"{path}: {key} is in two of this model's files; delete one of them")
             found[name] = tensor
     return found
 
@@ -179,8 +182,8 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    If a folder has none of them, as after transformers' `model.save_pretrained` alone, the model is usable still: its
-    tokenizer is then a stand-in that raises FileNotFoundError once it is used.
+    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
+    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
 
     Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
     """
@@ -233,7 +236,7 @@ def _stored(model: GPT2Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], bo
     for name, tensor in model.state_dict().items():
         if tied and name == "out_head.weight":
             continue
-        stored = (tensor.T if name.endswith(TRANSPOSED) else tensor).to("cpu", dtype)
+        stored = other_layout(name, tensor).to("cpu", dtype)
         if not stored.isfinite().all():
             raise ValueError(f"{name} is not finite in {dtype}, so the model cannot be used: nothing was saved")
         tensors[hf_name(name)] = stored

@@ -45,7 +45,7 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, vocab: dict[str, int]) -> Tokenizer:
-        """Take Hugging Face's `vocab.json`: printable stand-ins for bytes, and ids in merge order."""
+        """Make one from Hugging Face's `vocab.json`: a printable letter for each byte, and ids in merge order."""
         to_byte = {c: b for b, c in _printable_bytes().items()}
         ranks = {bytes(to_byte[c] for c in t): i for t, i in vocab.items() if t != END_OF_TEXT}
         if sorted(ranks.values()) != list(range(len(ranks))):

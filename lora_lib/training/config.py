@@ -77,9 +77,9 @@ class FitConfig:
         return math.ceil(self.passes * math.ceil(examples / self.batch_size) / self.accumulate)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide which weights come out: another run has others."""
+        """The settings that decide which weights come out, without those that `fit` resolves (passes, for example)."""
         values = asdict(self)
-        for name in ("passes", "lr_ratio", "bf16", "checkpoint", "checkpoint_every", "progress"):  # or told otherwise
+        for name in ("passes", "lr_ratio", "bf16", "checkpoint", "checkpoint_every", "progress"):
             del values[name]
         if self.patience is None and not self.keep_best:  # then validation changes nothing
             del values["validate_every"]

@@ -17,6 +17,7 @@ import numpy as np
 
 from lora_lib.book.results import T_975, Difference, Row, by_seed, load_results, select
 
+TEXTS = ("prose", "plays", "messages", "restaurants")  # that the base is measured on before and after
 MARGIN = 0.02
 SEEDS = 5
 # The best rate of each arm on the linear layers at 120 steps, by the pilot: on validation data and an unreported seed.
@@ -64,19 +65,17 @@ class Compared(NamedTuple):
 
 
 def load_map(parts: str = "linear", steps: int = 120) -> list[Row]:
-    """The reported runs of the map, each as it was trained and times λ; `forgotten` is the loss on prose that rose.
+    """The reported runs of the map, each as it was trained and times λ.
 
-    `plays_forgotten` and so on are the same for the other texts, None for the runs times λ, which were not measured on
-    them. Tuning runs are left out: `tuned_rates` reads them.
+    `prose_forgotten`, `plays_forgotten` and so on say how much a text's loss has risen above the base's. They are None
+    for texts that a run times λ was not measured on. Tuning runs are left out: `tuned_rates` reads them.
     """
     kept = load_results("map")
     (base,) = select(kept, arm="base")
     rows = select(kept, parts=parts, steps=steps, split="test")
-    for row in rows:
-        row["forgotten"] = row["prose_loss"] - base["prose_loss"]
-        for text in ("plays", "messages", "restaurants"):
-            loss = row[f"{text}_loss"]
-            row[f"{text}_forgotten"] = None if loss is None else loss - base[f"{text}_loss"]
+    for row, text in itertools.product(rows, TEXTS):
+        loss = row[f"{text}_loss"]
+        row[f"{text}_forgotten"] = None if loss is None else loss - base[f"{text}_loss"]
     return rows
 
 
@@ -98,49 +97,52 @@ def compared(ours: Iterable[Row], theirs: Iterable[Row], measure: str) -> Compar
     return Compared(found, statistics.fmean(right[seed] for seed in seeds))
 
 
-def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str) -> Compared:
+def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "prose") -> Compared:
     """How much more the runs `rows` have forgotten than `full` of the same seed where it has the same `by`.
 
     `full` are runs at several rates. Between two neighbouring rates whose `by` lies on both sides of the row's, the
     logarithm of what is forgotten is read off a straight line, since it grows about evenly from rate to rate; of
     several such pairs the one with the lowest rates counts, which is the one before the loss rises again. The margin
-    is a share of the loss on prose there. A seed that is out of reach is left out; ValueError when all are.
+    is a share of the loss on the text there. A seed that is out of reach is left out. Raises ValueError when all are,
+    and when a run of `full` has forgotten nothing.
     """
-    full, changes, levels = list(full), list[float](), list[float]()
+    full, forgotten, changes, levels = list(full), f"{text}_forgotten", list[float](), list[float]()
+    if any(run[forgotten] <= 0 for run in full):
+        raise ValueError(f"full fine-tuning has forgotten nothing of {text} in some run: its loss has not risen there")
     for row in rows:
         runs = sorted(select(full, seed=row["seed"]), key=lambda run: run["learning_rate"])
         for a, b in itertools.pairwise(runs):
             if min(a[by], b[by]) <= row[by] <= max(a[by], b[by]) and a[by] != b[by]:
                 share = (row[by] - a[by]) / (b[by] - a[by])
-                level = a["forgotten"] ** (1 - share) * b["forgotten"] ** share
-                changes.append(row["forgotten"] - level)
-                levels.append(level + row["prose_loss"] - row["forgotten"])
+                level = a[forgotten] ** (1 - share) * b[forgotten] ** share
+                changes.append(row[forgotten] - level)
+                levels.append(level + row[f"{text}_loss"] - row[forgotten])
                 break
     return Compared(Difference.of(changes), statistics.fmean(levels))
 
 
-def errors_without(rows: Iterable[Row], features: Collection[str], measure: str = "forgotten") -> dict[int, float]:
-    """How far predictions of `measure` are off, root mean square for each seed, for arms that they were not fitted to.
+def errors_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> dict[int, float]:
+    """How far predictions of what is forgotten are off, root mean square by seed, for arms they were not fitted to.
 
     Each arm in turn is left out: a curve through the runs of all others, in `features` and their squares, predicts
     its runs. With no features, the mean of the others does.
     """
-    rows = list(rows)
+    rows, forgotten = list(rows), f"{text}_forgotten"
     squares: dict[int, list[float]] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         others, left_out = [row for row in rows if row["arm"] != arm], select(rows, arm=arm)
         design = _design(others, features)
-        weights, *_ = np.linalg.lstsq(design, np.array([row[measure] for row in others]), rcond=None)
+        weights, *_ = np.linalg.lstsq(design, np.array([row[forgotten] for row in others]), rcond=None)
         for row, predicted in zip(left_out, _design(left_out, features) @ weights):
-            squares.setdefault(row["seed"], []).append(float(row[measure] - predicted) ** 2)
+            squares.setdefault(row["seed"], []).append(float(row[forgotten] - predicted) ** 2)
     return {seed: math.sqrt(statistics.fmean(found)) for seed, found in sorted(squares.items())}
 
 
-def error_without(rows: Iterable[Row], features: Collection[str], measure: str = "forgotten") -> float:
+def error_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> float:
     """As `errors_without`, over all runs."""
     rows = list(rows)
     counts = {seed: len(select(rows, seed=seed)) for seed in {row["seed"] for row in rows}}
-    found = errors_without(rows, features, measure)
+    found = errors_without(rows, features, text)
     return math.sqrt(sum(counts[seed] * error**2 for seed, error in found.items()) / len(rows))
 
 
