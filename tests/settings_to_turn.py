@@ -152,3 +152,22 @@ TURNS = [
     Turn("10_your_own_data", "SHOTS, NEW = 3, 40", "SHOTS, NEW = 1, 20"),
     Turn("10_your_own_data", "factors = [0, 0.25, 0.5, 0.75, 1]", "factors = [0, 0.1, 2]"),
 ]
+
+# Where a chapter asks for a file: the text that stands there, what a reader puts in its place, and a file.
+PAIRS = "prompt,completion\n" + "".join(f"{n} plus 1 =>, {n + 1}\n" for n in range(80))
+REVIEWS = "review,category,mood\n" + "".join(
+    f"Order {n}: the box {('broke', 'is fine')[n % 2]}.,{('quality', 'other')[n % 2]},{('bad', 'good')[n % 2]}\n"
+    for n in range(40)
+)
+YOUR_FILES = {
+    "10_your_own_data": (
+        "MY_FILE, read, too_long = None, read_text",
+        "MY_FILE, read, too_long = PATH, read_csv",
+        PAIRS,
+    ),
+    "13_a_real_model": (
+        'MY_FILE, ASK = None, ["message"]\nANSWER = ["customer", "order", "product", "problem", "wants"]',
+        'MY_FILE, ASK = PATH, ["review"]\nANSWER = ["category", "mood"]',
+        REVIEWS,
+    ),
+}

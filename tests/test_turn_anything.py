@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from settings_to_turn import SHORTER, TURNS, Turn
+from settings_to_turn import SHORTER, TURNS, YOUR_FILES, Turn
 
 pytestmark = pytest.mark.settings
 EXPLAINED = ("ValueError", "AdapterError", "FileNotFoundError")  # raised for a value that the library refuses
@@ -44,3 +44,21 @@ def test_a_turned_setting_stops_nobody(root: Path, turn: Turn) -> None:
         assert stopped is not None, f"it ran to its end, and was to say {turn.error!r}"
         assert stopped.ename in EXPLAINED, stopped.ename
         assert turn.error in stopped.evalue
+
+
+@pytest.mark.parametrize("chapter", YOUR_FILES)
+def test_a_readers_file_is_used_and_stays_as_it_is(root: Path, tmp_path: Path, chapter: str) -> None:
+    old, new, content = YOUR_FILES[chapter]
+    mine = tmp_path / "mine.csv"
+    mine.write_text(content, encoding="utf8")
+    before = mine.stat().st_mtime_ns
+    path = root / "notebooks" / f"{chapter}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert replaced(notebook, old, new.replace("PATH", repr(str(mine)))), f"no cell of {chapter} has {old!r}"
+    for long, short in SHORTER.get(chapter, []):
+        assert replaced(notebook, long, short)
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    assert mine.read_text(encoding="utf8") == content and mine.stat().st_mtime_ns == before
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.csv"]
