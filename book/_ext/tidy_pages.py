@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 
 SEARCH = '<button class="btn search-button-field search-button__button pst-js-only" title="Search"'
 SIDEBAR = '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar"'
+FOLD = '<summary><span class="toctree-toggle"'  # in the side bar, beside a page that has others below it
 EARLY = '<script data-cfasync="false">'
 # Where a browser refuses storage, the theme's scripts would end in an error: they get one that is gone with the page.
 STORE = """<script>
@@ -37,6 +38,7 @@ MENDED = {
     f'{SEARCH} aria-label="Search"': SEARCH,
     f"{SIDEBAR}>": f'{SIDEBAR} role="region" aria-label="The book">',
     EARLY: STORE + EARLY,
+    FOLD: FOLD.replace("<summary>", '<summary aria-label="The pages below this one">'),
     THEME_SAVED: THEME_SAVED + THEME_NOW,
 }
 
