@@ -218,6 +218,14 @@ def test_a_rank_that_no_adapter_has_is_refused(engine: Engine, tmp_path: Path) -
             keep(engine, folder, r=r)
 
 
+def test_fields_of_peft_are_known_from_the_librarys_table(engine: Engine, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "own", 2)
+    assert keep(engine, folder, init_lora_weights='"eva"', eva_config='{"rho": 2}', layers_to_transform="[0]")["r"] == 2
+    for field, why in (("corda_config", "CorDA changes the base"), ("use_dora", ""), ("some_new_field", "")):
+        with pytest.raises(PlaywrightError, match=f"{field} = .* is not supported here.*{why}"):
+            keep(engine, folder, **{field: '{"a": 1}'})
+
+
 def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_path: Path) -> None:
     """Its directions are put in order in slices: what is asked meanwhile is answered, and progress is told."""
     keep(engine, saved(tmp_path / "large", 320, ["attn.c_proj"]), "large")

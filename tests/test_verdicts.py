@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lora_lib.book import results
-from lora_lib.book.results import verdicts
+from lora_lib.book.results import forgetting, verdicts
 from lora_lib.book.results.verdicts import COMPARISONS, MARGIN
 
 
@@ -92,12 +92,23 @@ def test_the_map_compares_equal_layers():
     scaled = map_runs("full", "0.001", "0.85")
     changes = [float(scaled[s]["loss"]) - float(full[s]["loss"]) for s in sorted(scaled)]
     assert found["full × 0.85, loss"].difference.mean == pytest.approx(stats.tmean(changes))
-    gentler = map_runs("full", "0.00056")
-    loss, prose = ([float(run[x]) for run in (full["100"], gentler["100"])] for x in ("loss", "prose_loss"))
-    level = np.interp(float(root["100"]["loss"]), loss, prose)
-    assert min(loss) < float(root["100"]["loss"]) < max(loss)
-    levels = verdicts.on_the_map()["r = 64, α/√r, prose_loss at equal loss"]
-    assert levels.difference.runs == len(seeds) and levels.of == pytest.approx(level, rel=0.05)
+    assert {(row["arm"], row["learning_rate"]) for row in verdicts.map_runs()} == {
+        *verdicts.MAP_RATES.items(), ("full", 0.00056), ("full", 0.00031)
+    }  # fmt: skip
+    assert forgetting.tuned_rates() == verdicts.MAP_RATES
+    (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
+    levels = []
+    for seed in seeds:
+        runs = [map_runs("full", rate)[seed] for rate in ("0.001", "0.00056", "0.00031")]  # losses rise
+        loss, prose = ([float(run[x]) for run in runs] for x in ("loss", "prose_loss"))
+        assert loss[0] < float(root[seed]["loss"]) < loss[-1]
+        forgotten = np.log(np.array(prose) - base)
+        levels.append(base + np.exp(np.interp(float(root[seed]["loss"]), loss, forgotten)))
+    changes = [float(root[seed]["prose_loss"]) - level for seed, level in zip(seeds, levels)]
+    low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
+    difference, of = found["r = 64, α/√r, prose_loss at equal loss"]
+    assert (difference.low, difference.high) == pytest.approx((low, high), abs=1e-3)
+    assert of == pytest.approx(stats.tmean(levels))
 
 
 def test_the_family_holds_every_difference():

@@ -121,8 +121,9 @@ _REWARDED: dict[str, dict[str, Any]] = {
     "rank 1": {"method": "lora", "rank": 1}, "rank 8": {"method": "lora", "rank": 8}, "full": {"method": "full"}
 }  # fmt: skip
 AMOUNTS = (50, 200, 1000, 4000)  # examples
-# The learning rates at which the map's arms are compared: the best of a pilot, and of full fine-tuning's on seed 0.
+# The learning rates at which the map's arms are compared, the best on seed 0; and full fine-tuning's lower ones.
 MAP_RATES = {"full": 0.001, "r = 64, α/√r": 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
+LOWER_RATES = (0.00056, 0.00031)
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -270,6 +271,12 @@ def intruders_above_chance() -> dict[str, Difference]:
     return found | {"full at 0.003": above_chance(select(rows, method="full", learning_rate=0.003))}
 
 
+def map_runs() -> list[Row]:
+    """The runs of the map that the pages speak of: each arm at its best rate, full fine-tuning at lower ones, too."""
+    rates = {arm: (rate, *LOWER_RATES) if arm == "full" else (rate,) for arm, rate in MAP_RATES.items()}
+    return [row for row in load_map() if row["learning_rate"] in rates.get(row["arm"], ())]
+
+
 def on_the_map() -> dict[str, Compared]:
     """LoRA less full fine-tuning of the same linear layers: loss on the task and on prose, at the rates of `MAP_RATES`.
 
@@ -277,7 +284,8 @@ def on_the_map() -> dict[str, Compared]:
     as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change scaled by 0.85 after training,
     less the same runs.
     """
-    rows = select(load_map(), scale=1.0)
+    runs = map_runs()
+    rows = select(runs, scale=1.0)
     arms = {arm: select(rows, arm=arm, learning_rate=rate) for arm, rate in MAP_RATES.items()}
     full, ours = select(rows, arm="full"), list(arms)[1:]
     found = {f"{arm}, {x}": compared(arms[arm], arms["full"], x) for arm in ours for x in ("loss", "prose_loss")}
@@ -289,7 +297,7 @@ def on_the_map() -> dict[str, Compared]:
         found[f"α/√r against α/r, {x}"] = compared(arms["r = 64, α/√r"], arms["r = 64"], x)
         found[f"rank 64 against 8, {x}"] = compared(arms["r = 64"], arms["r = 8"], x)
         for arm, rate in MAP_RATES.items():
-            scaled = select(load_map(), arm=arm, learning_rate=rate, scale=0.85)
+            scaled = select(runs, arm=arm, learning_rate=rate, scale=0.85)
             found[f"{arm} × 0.85, {x}"] = compared(scaled, arms[arm], x)
     return found
 
