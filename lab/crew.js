@@ -1,11 +1,11 @@
-// Several workers train together, each with the whole model: every one computes the gradients of some rows of a step, and
-// the gradients of A and B, which are small, are added. That is data-parallel training, as on several GPUs. The same number of
-// workers gives the same bits: the gradients are added in a fixed order.
+// Several workers train together, each with the whole model: each computes the gradients of some rows of a step, and the
+// gradients of A and B, which are small, are added. That is data-parallel training, as on several GPUs. The gradients
+// are added in a fixed order, so the same number of workers gives the same bits.
 import { Link } from "./link.js";
 
 export class Crew {
-  // `helpers` workers beside this one, with the model that `load` describes, see the worker's job `load`. `adapter`: what
-  // they will learn.
+  // `helpers` workers beside this one, with the model that `load` describes, see the worker's job `load`. They will
+  // learn `adapter`.
   static async start(helpers, load, adapter) {
     const crew = new Crew(helpers, load.source);
     try {
