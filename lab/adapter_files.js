@@ -1,6 +1,7 @@
 // An adapter as the two files that `lora_lib` and Hugging Face PEFT open.
 //
 // `lora_A.weight` is (r, d), as A is kept here; `lora_B.weight` is (k, r), our B transposed.
+import FIELDS from "../lora_lib/adapters/peft_fields.json" with { type: "json" };
 import { checkSettings, turned } from "./adapter.js";
 import { LabError } from "./errors.js";
 import { jsonOf } from "./json.js";
@@ -83,10 +84,11 @@ async function take(tensors, name, shape) {
   return floats;
 }
 
-// Fields that change no result, and values that ask for nothing; any other that is set is refused, never ignored.
-const NO_EFFECT = `auto_mapping base_model_name_or_path corda_config eva_config fan_in_fan_out inference_mode lora_alpha
-  lora_dropout megatron_core peft_type peft_version qalora_group_size r revision target_modules task_type use_rslora`;
-const ASKS_NOTHING = { bias: ["none"], init_lora_weights: [true, "gaussian", "orthogonal"] };
+// What this page reads or may leave out; which layers an adapter has is told by its tensors. Any other field that is set
+// is refused, never ignored. The table is `lora_lib`'s.
+const READ = `r lora_alpha use_rslora target_modules exclude_modules layers_to_transform layers_pattern lora_dropout
+  task_type base_model_name_or_path`;
+const KNOWN = new Set([...READ.split(/\s+/), ...Object.keys(FIELDS.ignored)]);
 
 // `maxRank`: the shorter side of every layer.
 function readConfig(buffer, maxRank) {
@@ -95,8 +97,9 @@ function readConfig(buffer, maxRank) {
     throw new LabError(`${CONFIG_FILE} is not of a LoRA adapter (peft_type "LORA").`);
   for (const [key, value] of Object.entries(config)) {
     const empty = !value || (typeof value === "object" && Object.keys(value).length === 0);
-    if (empty || NO_EFFECT.split(/\s+/).includes(key) || ASKS_NOTHING[key]?.includes(value)) continue;
-    throw new LabError(`${CONFIG_FILE}: ${key} = ${JSON.stringify(value)} is not supported here.`);
+    if (empty || KNOWN.has(key) || FIELDS.off[key]?.includes(value)) continue;
+    const why = FIELDS.refused[key] ? `: ${FIELDS.refused[key]}` : "";
+    throw new LabError(`${CONFIG_FILE}: ${key} = ${JSON.stringify(value)} is not supported here${why}.`);
   }
   checkSettings({ r: config.r, alpha: config.lora_alpha }, maxRank, `${CONFIG_FILE}: `);
   return config;

@@ -3,7 +3,7 @@ import { $, lab, say } from "./shared.js";
 import { keep, keptAdapters, remove, rename } from "./store.js";
 import { showRuns } from "./train.js";
 import { made } from "./words.js";
-import { BOOKS_ADAPTERS, changed, chooseAdapter, setLeft, showOption, touched, view } from "./write.js";
+import { BOOKS_ADAPTERS, changed, chooseAdapter, setLeft, showOption, view, wake } from "./write.js";
 
 const MOST_LETTERS = 60; // of a name
 
@@ -167,7 +167,7 @@ async function told(words, work) {
 
 function useOne({ id }) {
   chooseAdapter(id);
-  touched();
+  wake();
   document.getElementById("lab").scrollIntoView();
 }
 
@@ -183,7 +183,7 @@ function compare() {
   const [left, right] = ticked.map(id => lab.kept.find(about => about.id === id));
   setLeft(left.id, left.title);
   chooseAdapter(right.id);
-  touched();
+  wake();
   $("compare-end").hidden = false;
   showRuns([left, right].filter(({ losses }) => losses.length).map(asRun));
   say("kept-status", `Above, “${left.title}” writes on the left and “${right.title}” on the right.`);

@@ -44,3 +44,12 @@ export function pick(logits, temperature, random) {
   }
   return ids[0];
 }
+
+// How far logits are from those that are exact: {largest, spread, same}, the largest difference, the deviation of all
+// exact ones, and whether the likeliest token is the same.
+export function compareLogits(logits, exact) {
+  const largest = exact.reduce((most, logit, id) => Math.max(most, Math.abs(logit - logits[id])), 0);
+  const mean = exact.reduce((a, b) => a + b, 0) / exact.length;
+  const spread = Math.sqrt(exact.reduce((sum, logit) => sum + (logit - mean) ** 2, 0) / exact.length);
+  return { largest, spread, same: likeliest(logits, 1)[0] === likeliest(exact, 1)[0] };
+}

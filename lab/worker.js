@@ -8,7 +8,7 @@ import { modelOn } from "./device.js";
 import { LabError } from "./errors.js";
 import { kindOf } from "./layers.js";
 import { openModel } from "./model_files.js";
-import { likeliest, pick, probabilities, seeded } from "./sampling.js";
+import { compareLogits, likeliest, pick, probabilities, seeded } from "./sampling.js";
 import { measureSpeed } from "./speed.js";
 import { Diverged, Trainer } from "./trainer.js";
 
@@ -259,6 +259,13 @@ async function nextAfter(ids, view, news) {
   return probabilities(await model.next(ids));
 }
 
+// The logits after these tokens, without an adapter.
+async function baseLogits(from, ids) {
+  from.use(null);
+  from.restart();
+  return Float32Array.from(await from.next(ids));
+}
+
 // The model is moved for the measurement only.
 async function speedOn(device) {
   if (device === model.device.kind) return measureSpeed(model);
@@ -303,6 +310,22 @@ export const jobs = {
       if (run) throw new LabError("A training is going on: stop it first.");
       if (device !== model.device.kind) await useModel(await modelOn(device, made));
       return model.device;
+    });
+  },
+
+  // What it changes that the model keeps 16 bits of each weight: {largest, spread, same}, the largest difference of a
+  // logit after `prompt`, the deviation of all logits, and whether the likeliest token is the same. The weights are
+  // loaded once more for it, as they are in the file.
+  rounding({ prompt }, news) {
+    return inTurn(async () => {
+      if (run) throw new LabError("A training is going on: stop it first.");
+      const ids = begin(prompt, model.config.context);
+      const exact = await modelOn("wasm", { ...made, exact: true }, share => news({ share }));
+      try {
+        return compareLogits(await baseLogits(model, ids), await baseLogits(exact, ids));
+      } finally {
+        exact.free();
+      }
     });
   },
 

@@ -154,7 +154,12 @@ export function changed() {
 export function touched() {
   stopPlaying();
   changed();
-  if (!lab.engine) ready().catch(() => {}); // the page says it
+  wake();
+}
+
+// Load the model if it is not there.
+export function wake() {
+  if (!lab.engine) ready().catch(() => {}); // the page says what went wrong
 }
 
 function lookAt(place) {

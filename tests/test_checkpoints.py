@@ -113,7 +113,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path: Path, mo
 
     monkeypatch.setattr("lora_lib.tensor_files.save_file", full)
     path, (model, data) = tmp_path / "run.safetensors", make()
-    with pytest.raises(OSError, match=r"run.safetensors could not be saved to .*No space left on device.*unharmed"):
+    with pytest.raises(OSError, match=r"run.safetensors could not be saved to .*No space left on device.*is unchanged"):
         fit(model, data, checkpoint=path, **SETTINGS)
     assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
     monkeypatch.undo()

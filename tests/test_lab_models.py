@@ -259,6 +259,26 @@ def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, folder: Pa
     assert (found - expected).abs().max() < 0.02
 
 
+def test_what_16_bits_change_is_measured(engine: Engine, folder: Path, tokenizer_files: Path) -> None:
+    """Against transformers with the weights of the file, and with the same weights in float16."""
+    prompt = "The miller's daughter went down to the river."
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    ids = torch.tensor([Tokenizer.from_file(str(tokenizer_files / "tokenizer.json")).encode(prompt).ids])
+    rounded = copy.deepcopy(model)
+    for weights in rounded.parameters():
+        if weights.ndim == 2 and len(weights) != 50:  # the places are kept as they are
+            weights.data = weights.half().float()
+    with torch.no_grad():
+        exact, near = (m(ids).logits[0, -1] for m in (model, rounded))
+    bring(engine, read_files(folder))
+    found = engine.ask("rounding", prompt=prompt)
+    assert found["largest"] == pytest.approx((exact - near).abs().max().item(), rel=0.05)
+    assert found["spread"] == pytest.approx(exact.std(correction=0).item(), rel=1e-3)
+    assert found["same"] == (exact.argmax() == near.argmax()).item()
+    bring(engine, read_files(folder), exact=True)
+    assert engine.ask("rounding", prompt=prompt)["largest"] == 0
+
+
 # ---- Tokens ------------------------------------------------------------------------------------------------------
 
 TEXTS = ["", "The miller's daughter went down, 3 times!", "a" * 19, "  two  spaces\n\n\tand a tab ", "héllo — 你好 😀"]

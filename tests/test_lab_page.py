@@ -402,6 +402,35 @@ def test_rank_three_does_not_travel(browser: Browser, site: Path) -> None:
         carried(browser, site, 3)
 
 
+READ = """async ([share, links]) => {
+  const { fromLink } = await import(share);
+  return Promise.all(links.map(link => fromLink(link).then(() => "taken", error => error.message)));
+}"""
+
+
+def test_a_damaged_link_says_what_is_damaged(browser: Browser, site: Path) -> None:
+    letters = carried(browser, site, 1)["letters"]
+    other = "B" if letters[2000] == "A" else "A"
+    links = {
+        letters: "taken",  # the control
+        letters[:2000] + other + letters[2001:]: "Some letters of the link were changed",
+        letters[:-1]: "The link is cut off",
+        letters[:2000]: "bytes of the adapter did not arrive",
+        letters[:5]: "nearly all of the adapter did not arrive",
+        "": "nearly all of the adapter did not arrive",
+        letters + "AAAA": "bytes too many",
+        letters[:2000] + "%" + letters[2001:]: "“%” at letter 2001",
+        letters[:2000] + "😀" + letters[2001:]: "“😀” at letter 2001",
+        "_" + letters[1:]: "in a way that this page does not know",
+        letters * 100: "no adapter of this page is so large",
+    }
+    page = browser.new_page()
+    page.goto(site.as_uri())
+    said = page.evaluate(READ, [as_module("share.js"), list(links)])
+    page.close()
+    assert [(words, found) for words, found in zip(links.values(), said, strict=True) if words not in found] == []
+
+
 BROKEN = """async ([share, letters, change]) => {
   const { fromLink } = await import(share);
   const sums = Uint32Array.from({ length: 256 }, (_, byte) => {

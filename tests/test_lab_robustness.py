@@ -218,6 +218,14 @@ def test_a_rank_that_no_adapter_has_is_refused(engine: Engine, tmp_path: Path) -
             keep(engine, folder, r=r)
 
 
+def test_fields_of_peft_are_known_from_the_librarys_table(engine: Engine, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "own", 2)
+    assert keep(engine, folder, init_lora_weights='"eva"', eva_config='{"rho": 2}', layers_to_transform="[0]")["r"] == 2
+    for field, why in (("corda_config", "CorDA changes the base"), ("use_dora", ""), ("some_new_field", "")):
+        with pytest.raises(PlaywrightError, match=f"{field} = .* is not supported here.*{why}"):
+            keep(engine, folder, **{field: '{"a": 1}'})
+
+
 def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_path: Path) -> None:
     """Its directions are put in order in slices: what is asked meanwhile is answered, and progress is told."""
     keep(engine, saved(tmp_path / "large", 320, ["attn.c_proj"]), "large")
@@ -293,32 +301,33 @@ def test_settings_are_checked_in_the_worker_too(engine: Engine, setting: dict[st
 
 
 def test_stop_and_pause_are_heard_while_a_text_is_written(engine: Engine) -> None:
+    """The training waits for its turn behind the text; what is said meanwhile is not lost."""
     script = """async settings => {
-      const writing = { view: null, base: true, prompt: "The sea", count: 200, temperature: 0.8, seed: 1 };
-      const told = [];
-      const news = what => told.push(what);
-      const text = engine.ask("write", writing);
-      const run = engine.ask("train", { name: "stopped", settings }, { news });
-      engine.ask("stop");
-      const stopped = await run;
-      await text;
-      const paused = [];
-      const hear = what => {
-        paused.push(what);
-        if (what.pausedAt !== undefined) engine.ask("goOn");
+      const whileWriting = async (name, steps, word, news) => {
+        let text;
+        await new Promise(begun => {
+          const writing = { view: null, base: true, prompt: "The sea", count: 200, temperature: 0.8, seed: 1 };
+          text = engine.ask("write", writing, { news: begun });
+        });
+        const run = engine.ask("train", { name, settings: { ...settings, steps } }, { news });
+        engine.ask(word);
+        const done = await run;
+        await text;
+        return done;
       };
-      const more = engine.ask("write", writing);
-      const second = engine.ask("train", { name: "paused", settings: { ...settings, steps: 2 } }, { news: hear });
-      engine.ask("pause");
-      const done = await second;
-      await more;
-      return { stopped, told, paused: paused.filter(what => what.pausedAt !== undefined), done };
+      const told = [];
+      const stopped = await whileWriting("stopped", 300, "stop", what => told.push(what));
+      const paused = [];
+      const done = await whileWriting("paused", 2, "pause", what => {
+        if (what.pausedAt === undefined) return;
+        paused.push(what.pausedAt);
+        engine.ask("goOn");
+      });
+      return { stopped, told, paused, done };
     }"""
-    seen = engine.tab.evaluate(script, {**SETTINGS, "steps": 300})
-    assert seen["stopped"]["steps"] == 0
-    assert seen["told"] == []
-    assert seen["paused"] == [{"pausedAt": 0}]
-    assert seen["done"]["steps"] == 2
+    seen = engine.tab.evaluate(script, SETTINGS)
+    assert (seen["stopped"]["steps"], seen["told"]) == (0, [])
+    assert (seen["paused"], seen["done"]["steps"]) == ([0], 2)
 
 
 def test_stop_and_pause_cut_the_sample_short(engine: Engine) -> None:

@@ -325,3 +325,14 @@ def test_other_layers_are_refused_by_name():
         LoRALinear(nn.Embedding(3, 4), rank=1)
     with pytest.raises(TypeError, match="NonDynamicallyQuantizableLinear"):
         LoRALinear(nn.MultiheadAttention(8, 2).out_proj, rank=1)
+
+
+def test_the_smallest_settings_work():
+    lora = LoRALinear(nn.Linear(1, 1), rank=1, alpha=1, dropout=0)
+    nn.init.ones_(lora.adapters["default"].B)
+    x = torch.randn(3, 1)
+    torch.testing.assert_close(lora(x), lora.base(x) + x @ lora.adapters["default"].A)
+    again = LoRALinear(nn.Linear(1, 1), rank=1)
+    again.load_state_dict(lora.state_dict())
+    torch.testing.assert_close(again.base(x), lora.base(x))
+    assert torch.equal(again.adapters["default"].A, lora.adapters["default"].A)

@@ -80,6 +80,33 @@ def test_the_chunked_loss_costs_no_flop_more_than_the_plain_one(make, monkeypatc
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_hugging_face_model_makes_logits_only_where_something_is_learned(wrap):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(vocab_size=300, **sizes))
+    if wrap:
+        model = get_peft_model(model, "all-linear", 2).enable_lora_training()
+        for layer in model.lora_layers().values():
+            nn.init.normal_(layer.adapters["default"].B, std=0.1)
+    ids = torch.randint(300, (2, 40))
+    targets = ids.roll(-1, 1)
+    targets[0, :36], targets[1, :34], targets[1, 38:] = IGNORE, IGNORE, IGNORE
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with Largest() as seen:
+        ours = loss_sum(model, ids, targets)
+    assert seen.numbers <= 2 * 6 * 300  # six of forty positions
+    plain = F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(*(torch.autograd.grad(loss, learned) for loss in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    nothing = loss_sum(model, ids, torch.full_like(ids, IGNORE))
+    assert nothing == 0 and all(
+        not grad.any() for grad in torch.autograd.grad(nothing, learned, materialize_grads=True)
+    )
+
+
 def test_a_batch_without_targets_has_no_loss_and_gradients_of_zero():
     model, ids = adapted(), torch.arange(6)[None]
     loss = loss_sum(model, ids, torch.full_like(ids, IGNORE))

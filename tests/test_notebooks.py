@@ -61,3 +61,23 @@ def test_a_cell_that_would_is_found() -> None:
     assert names == {"mine"}
     assert list(writes(code, names)) == ["mine.open('w', newline='')"]
     assert not list(writes(code.replace('"w"', '"r"'), names))
+
+
+AFRESH = ("00_lora_in_one_sitting", "01_rank_math", "02_lora_layer", "05_fine_tuning")
+MAKES = re.compile(r"\b(new_model|with_lora|load_model|load_pretrained|deepcopy)\(|\.weight\.data = ")
+
+
+def trains_on(source: str) -> bool:
+    """Whether a cell trains what another cell has made: run twice, it would go on from the first run's end."""
+    return bool(re.search(r"\bfit\(", source)) and not MAKES.search(source)
+
+
+@pytest.mark.parametrize("chapter", AFRESH)
+def test_a_training_cell_that_is_run_twice_starts_afresh(chapter: str) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
+    assert [cell.source for cell in notebook.cells if cell.cell_type == "code" and trains_on(cell.source)] == []
+
+
+def test_a_cell_that_trains_on_is_found() -> None:
+    assert trains_on("history = fit(model, train, steps=3)")
+    assert not trains_on("model = new_model()\nfit(model, train, steps=3)")

@@ -298,7 +298,7 @@ def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
             raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
         if message.get("weight", 1) not in (1, None):
             raise ValueError(
-                f"{place}: its weight is {message['weight']!r}, and all turns of the assistant count the same; "
+                f"{place}: its weight is {message['weight']!r}, and every turn of the assistant counts; "
                 "take the weight out, or end the chat before this turn"
             )
         if _text(message, "role", place) not in ROLES:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lib.gpt2.loss import calls_may_differ, cross_entropy_sum
+from lora_lib.gpt2.loss import IGNORE, calls_may_differ, cross_entropy_sum
 from lora_lib.peft_wrapper import PeftModel
 
 
@@ -15,15 +16,21 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
     A model whose class has a method `loss_sum(ids, targets)` computes its loss by itself, as our GPT-2 does, with
     adapters or without. Any other model is called, and gives logits (B, T, V), an output with `.logits` as Hugging
-    Face's models do, or a tuple that begins with the logits.
+    Face's models do, or a tuple that begins with the logits. A model that takes `logits_to_keep`, as Hugging Face's do,
+    is asked only for the positions at which a row of the batch has a target: the logits of a long prompt are not made.
 
-    Raises ValueError when the output has no logits, or not those of every position.
+    Raises ValueError when the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     if hasattr(type(inner), "loss_sum") and not calls_may_differ(model):
         loss: Tensor = inner.loss_sum(ids, targets)
         return loss
-    return cross_entropy_sum(_logits(model(ids), targets), targets)
+    asked: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(type(inner).forward).parameters:
+        kept = (targets != IGNORE).any(0)
+        if kept.any() and not kept.all():
+            asked, targets = {"logits_to_keep": kept.nonzero()[:, 0]}, targets[:, kept]
+    return cross_entropy_sum(_logits(model(ids, **asked), targets), targets)
 
 
 def _logits(output: Any, targets: Tensor) -> Tensor:
