@@ -53,6 +53,8 @@ STYLE = """<style>
   .found .chip { grid-area: 1 / 2; }
 }
 .behind { overflow-x: auto; }
+html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(> .found, > .behind) {
+  background: none; color: inherit; padding: 0; }
 .behind table { border-collapse: collapse; font-size: 0.95em; margin: 0.5rem 0; }
 .behind th, .behind td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: left; vertical-align: top; font-weight: inherit; }
 .behind thead th { font-weight: 600; }

@@ -26,7 +26,7 @@ from lora_lib.book.results import (
     paired,
     select,
 )
-from lora_lib.book.results.forgetting import Compared, at_equal, compared, load_map
+from lora_lib.book.results.forgetting import BEST, Compared, at_equal, compared, load_map
 
 RELATIVE = 0.02  # of what the other side has
 MARGIN = {
@@ -121,8 +121,8 @@ _REWARDED: dict[str, dict[str, Any]] = {
     "rank 1": {"method": "lora", "rank": 1}, "rank 8": {"method": "lora", "rank": 8}, "full": {"method": "full"}
 }  # fmt: skip
 AMOUNTS = (50, 200, 1000, 4000)  # examples
-# The learning rates at which the map's arms are compared, the best on seed 0; and full fine-tuning's lower ones.
-MAP_RATES = {"full": 0.001, "r = 64, α/√r": 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
+# The arms of the map that the pages speak of, at their best rates; and full fine-tuning's lower ones.
+MAP_RATES = {arm: BEST[arm] for arm in ("full", "r = 64, α/√r", "r = 64", "r = 8")}
 LOWER_RATES = (0.00056, 0.00031)
 
 COMPARISONS = {
