@@ -7,6 +7,7 @@ import { KERNELS, LANES, NOW_FIELDS, wgsl } from "./gpu_kernels.js";
 const SLOT = 256; // bytes between the constants of two launches
 const FIRST_LAUNCHES = 16; // in one submission, until it is known how long they take
 const MOST_MS = 250; // that one submission may take
+const SILENCE = 60_000; // milliseconds without an answer after which a GPU counts as lost
 const FILTERS = ["out-of-memory", "validation", "internal"]; // of the errors that WebGPU reports
 const LIMITS = ["maxBufferSize", "maxStorageBufferBindingSize"];
 
@@ -39,12 +40,12 @@ export class GPU {
     this.mostGroups = device.limits.maxComputeWorkgroupsPerDimension;
     this.largest = Math.min(...LIMITS.map(limit => device.limits[limit]));
     this.failure = new Promise((_, reject) => {
-      const fail = message => {
+      this.fail = message => {
         this.failed ??= new LabError(message);
         reject(this.failed);
       };
-      device.lost.then(({ reason, message }) => fail(`The GPU was lost (${reason}): ${message}`));
-      device.onuncapturederror = ({ error }) => fail(`The GPU reports an error: ${error.message}`);
+      device.lost.then(({ reason, message }) => this.fail(`The GPU was lost (${reason}): ${message}`));
+      device.onuncapturederror = ({ error }) => this.fail(`The GPU reports an error: ${error.message}`);
     });
     this.failure.catch(() => {}); // `wait` reports it
     this.now = this.alloc(Object.keys(NOW_FIELDS).length, GPUBufferUsage.UNIFORM);
@@ -56,7 +57,7 @@ export class GPU {
     const { device } = this;
     for (const filter of FILTERS) device.pushErrorScope(filter);
     this.made = [];
-    const [{ value, reason }] = await Promise.allSettled([(async () => make())()]);
+    const [{ value, reason }] = await Promise.allSettled([this.wait((async () => make())())]);
     const reports = await this.wait(Promise.all(FILTERS.map(() => device.popErrorScope())));
     const report = reports.find(Boolean);
     if (!report && !reason) return value;
@@ -70,10 +71,18 @@ export class GPU {
     throw reason ?? new LabError(`The GPU refuses: ${report.message}`);
   }
 
-  // The promise's value, or an error if the GPU fails first.
-  wait(promise) {
+  // The promise's value, or an error if the GPU fails first, or does not answer.
+  async wait(promise) {
     if (this.failed) throw this.failed;
-    return Promise.race([promise, this.failure]);
+    const late = setTimeout(
+      () => this.fail(`The GPU has not answered for ${SILENCE / 1000} seconds.`),
+      SILENCE,
+    );
+    try {
+      return await Promise.race([promise, this.failure]);
+    } finally {
+      clearTimeout(late);
+    }
   }
 
   // ---- Memory ----------------------------------------------------------------------------------------------------

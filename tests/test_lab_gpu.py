@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ CASES = {
 @pytest.fixture(scope="module")
 def gpu_browser(browser: Browser) -> Iterator[Browser]:
     """Chromium with WebGPU, on a GPU that it simulates."""
+    with simulated_gpu(browser) as chromium:
+        yield chromium
+
+
+@contextmanager
+def simulated_gpu(browser: Browser) -> Iterator[Browser]:
+    """A Chromium for tests that open many devices: past some number it no longer answers."""
     flags = [*print_book.FLAGS, "--enable-unsafe-webgpu"]
     chromium = browser.browser_type.launch(executable_path=print_book.find_browser(), args=flags)
     yield chromium
@@ -426,14 +434,14 @@ FILES = """async name => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def worker(gpu_browser: Browser, site: Path) -> Iterator[Page]:
+@pytest.fixture
+def worker(browser: Browser, site: Path) -> Iterator[Page]:
     """The page of the lab with its worker as `engine`, and jobs for tests in it."""
-    tab = gpu_browser.new_page()
-    tab.goto(site.as_uri())
-    tab.evaluate(measure_lab.WITH_PROBE, [build_lab.bundle("probe.js"), True])
-    yield tab
-    tab.close()
+    with simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.goto(site.as_uri())
+        tab.evaluate(measure_lab.WITH_PROBE, [build_lab.bundle("probe.js"), True])
+        yield tab
 
 
 def small_gpt2_files() -> dict[str, str]:
