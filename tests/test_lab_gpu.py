@@ -68,14 +68,14 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def gpu_browser(browser: Browser) -> Iterator[Browser]:
-    """Chromium with WebGPU, on a GPU that it simulates."""
+    """One for all tests of the kernels."""
     with simulated_gpu(browser) as chromium:
         yield chromium
 
 
 @contextmanager
 def simulated_gpu(browser: Browser) -> Iterator[Browser]:
-    """A Chromium for tests that open many devices: past some number it no longer answers."""
+    """A Chromium that offers WebGPU on a GPU that it simulates, closed afterwards."""
     flags = [*print_book.FLAGS, "--enable-unsafe-webgpu"]
     chromium = browser.browser_type.launch(executable_path=print_book.find_browser(), args=flags)
     yield chromium
