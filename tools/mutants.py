@@ -31,6 +31,8 @@ SURVIVORS = Path(__file__).with_name("survivors.json")  # {module: {the changed 
 # module -> the test files that are to notice
 CORE = {
     "lora_linear": "test_lora_linear test_nothing_skipped test_adapter_algebra test_adapter_kinds test_variants",
+    "layers/adapted": "test_peft_wrapper test_robustness test_no_silence test_other_models",
+    "layers/linear": "test_lora_linear test_nothing_skipped test_adapter_algebra test_variants test_no_silence",
     "fused": "test_lora_linear test_nothing_skipped",
     "adapters/variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
