@@ -143,7 +143,7 @@ def _transformed() -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout is torch.strided
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided  # no subclass: jagged, sharded, …
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
