@@ -155,14 +155,14 @@ def fits_name(pattern: str, names: Names, name: str) -> bool:
 def pattern_of(values: dict[str, Value], usual: Value) -> dict[str, Value]:
     """The `rank_pattern` or `alpha_pattern` that gives these layers these values.
 
-    A key also matches longer names that end in it, so longer names come first, with their own value.
+    A key also fits longer names that end in it. So longer names come first, with their own value.
     """
     odd = ["." + name for name, value in values.items() if value != usual]
     return {n: values[n] for n in sorted(values, key=len, reverse=True) if ("." + n).endswith(tuple(odd))}
 
 
 def exact_targets(names: Names, chosen: Sequence[str]) -> list[str] | str:
-    """Targets that choose exactly these layers: a list if their names allow it, else a regular expression."""
+    """Targets that choose these layers and no other: a list if the names allow it, else a regular expression."""
     exact = [names.in_file(name) for name in chosen]
     ends = tuple("." + name for name in exact)
     found = [name for name in names.modules if ("." + names.in_file(name)).endswith(ends)]
@@ -170,7 +170,7 @@ def exact_targets(names: Names, chosen: Sequence[str]) -> list[str] | str:
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` in the place of `old`, everywhere in the model (a shared layer has several places)."""
+    """Put `new` where `old` is, in every place where a model that shares layers has it."""
     for parent in list(model.modules()):
         for child, module in parent._modules.items():
             if module is old:
