@@ -199,7 +199,7 @@ class PeftModel(nn.Module):
         self._check_enabled("enable_lora_training")
         if not self.lora_layers():
             raise ValueError(
-                "no LoRA layer is left in this model (merge_and_unload takes them out): call get_peft_model again"
+                "no LoRA layer is left in this model (merge_and_unload removes them): call get_peft_model again"
             )
         self.unmerge_adapter()
         self._freeze_all_but_active()
@@ -258,7 +258,7 @@ class PeftModel(nn.Module):
     def _attach(self, adapter_name: str, config: LoRAConfig, parts: Parts | None = None) -> None:
         """Put these parts, or new ones, into the model under a name."""
         if not isinstance(adapter_name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name):
-            raise ValueError(f"an adapter's name is letters, digits, '_' and '-', got {adapter_name!r}")
+            raise ValueError(f"an adapter's name can have letters, digits, '_' and '-', got {adapter_name!r}")
         if adapter_name == BASE or hasattr(nn.ModuleDict(), adapter_name):
             raise ValueError(f"an adapter cannot be called {adapter_name!r}: that name has a meaning here already")
         if adapter_name in self.peft_config:
@@ -320,7 +320,7 @@ class PeftModel(nn.Module):
         new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
         """
         if combination_type != "cat":
-            raise ValueError(f"combination_type {combination_type!r} is not supported: 'cat' is, which is exact")
+            raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
         names = Names(self.base_model)
@@ -424,9 +424,10 @@ class PeftModel(nn.Module):
         and warns if a layer that had the adapter has since been replaced in the model.
         """
         if adapter_name is None:
-            if len(self.active_adapters) != 1:
-                raise ValueError(f"active are {self.active_adapters}: say which of {list(self.peft_config)} to save")
-            adapter_name = self.active_adapters[0]
+            active = self.active_adapters
+            if len(active) != 1:
+                raise ValueError(f"the active adapters are {active}: say which of {list(self.peft_config)} to save")
+            (adapter_name,) = active
         self._check_known(adapter_name)
         parts = {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
         lost = [name for name in self._modules_of[adapter_name] if name not in parts]

@@ -68,8 +68,8 @@ def _check_bypasses(wanted: Mapping[str, LoRA], layers: Layers) -> None:
     missing, extra = sorted(wanted.keys() - layers.keys()), sorted(layers.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(
-            f"it has no weights for {len(missing)} of its layers {missing[:3]}, "
-            f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
+            f"the file has no weights for {len(missing)} of the model's layers {missing[:3]}, "
+            f"and weights for {len(extra)} that the model lacks {extra[:3]}; was it made for another base?"
         )
     for name, adapter in wanted.items():
         if adapter.A.is_meta:
@@ -86,7 +86,9 @@ def _check_copies(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     """Raise ValueError unless the modules trained in full in the file are in this model, with the same shapes."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
-        raise ValueError(f"of the modules trained in full it lacks {missing[:3]}, and has {extra[:3]} too many")
+        raise ValueError(
+            f"of the modules trained in full the file lacks {missing[:3]}, and the model lacks {extra[:3]}"
+        )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(found[name].shape)}, this model needs {tuple(tensor.shape)}")

@@ -135,7 +135,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors, _ = read_tensors(path)
         except OSError as error:
-            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+            raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
         for key, tensor in tensors.items():
             name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight

@@ -49,7 +49,7 @@ class Tokenizer:
         to_byte = {c: b for b, c in _printable_bytes().items()}
         ranks = {bytes(to_byte[c] for c in t): i for t, i in vocab.items() if t != END_OF_TEXT}
         if sorted(ranks.values()) != list(range(len(ranks))):
-            raise ValueError("this vocabulary is not GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
+            raise ValueError("not a vocabulary of GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
         return cls(ranks)
 
     def save(self, path: str | Path) -> None:
@@ -68,8 +68,8 @@ class Tokenizer:
             longest = max(re.findall(r"\s+", text), key=len, default="")
             if len(longest) > MOST_BLANKS:
                 raise ValueError(
-                    f"the text has {len(longest):,} blanks in a row, from letter {text.index(longest):,} on, and the "
-                    f"tokenizer can split {MOST_BLANKS:,} at most: take them out"
+                    f"the text has {len(longest):,} blanks in a row, from character {text.index(longest):,} on; the "
+                    f"tokenizer can split {MOST_BLANKS:,} at most: remove some"
                 )
         return self._encoding.encode_ordinary(text)
 
