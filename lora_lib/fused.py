@@ -1,4 +1,4 @@
-"""The LoRA layer's product, x·W + b + s·x·A·B, cheaper than `base(x) + bypass(x)`, and when it may be used."""
+"""The LoRA layer's output, x·W + b + s·x·A·B, at a lower cost than `base(x) + bypass(x)`, and when that is allowed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all_modules
 from torch.utils.module_tracker import ModuleTracker
 
-# With fewer rows, starting an operation costs more than another pass over memory: there `_Fused` was measured to be up
-# to a seventh slower than PEFT, and `_few_rows` never slower (`python -m benchmarks --only sizes`).
+# With fewer rows, launching an operation costs more than another pass over memory. In the benchmark of sizes `_Fused`
+# was then up to a seventh slower than PEFT, and `_few_rows` never was (`python -m benchmarks --only sizes`).
 FEW = 1024
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class _Fused(torch.autograd.Function):
-    """x·W + b + s·x·A·B in one piece, for rows x (N, d) and a weight in nn.Linear's layout, (k, d).
+    """x·W + b + s·x·A·B as one operation, for rows x (N, d) and a weight W (d, k).
 
     The thin product is written first and the large one is added to it in place, so the sum needs no further pass over
     memory. Only x, A and B are kept for the backward pass. It computes x·A again, at r/k of the base's cost. With
@@ -33,29 +33,29 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float, keep: Tensor | None
+        x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float, keep: Tensor | None
     ) -> Tensor:
-        weight, A, B = weight.to(x.dtype), A.to(x.dtype), B.to(x.dtype)
+        W, A, B = W.to(x.dtype), A.to(x.dtype), B.to(x.dtype)
         xA = (x if keep is None else x * keep) @ A
         y = s * xA @ B if bias is None else torch.addmm(bias.to(x.dtype), xA, B, alpha=s)
-        return torch.addmm(y, x, weight.T, out=y)
+        return torch.addmm(y, x, W, out=y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, A, B, ctx.s, keep = inputs
-        ctx.save_for_backward(x, weight, A, B, keep)
+        x, W, _, A, B, ctx.s, keep = inputs
+        ctx.save_for_backward(x, W, A, B, keep)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, A, B, keep = ctx.saved_tensors
-        weight, A, B = weight.to(g.dtype), A.to(g.dtype), B.to(g.dtype)
+        x, W, A, B, keep = ctx.saved_tensors
+        W, A, B = W.to(g.dtype), A.to(g.dtype), B.to(g.dtype)
         kept = x if keep is None else x * keep
         h = ctx.s * (g @ B.T)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
             dx = h @ A.T if keep is None else (h @ A.T) * keep
             into = None if torch.is_grad_enabled() else dx  # a second derivative needs dx: do not overwrite it
-            dx = torch.addmm(dx, g, weight, out=into)
+            dx = torch.addmm(dx, g, W.T, out=into)
         if ctx.needs_input_grad[3]:
             dA = (h.T @ kept).T
         if ctx.needs_input_grad[4]:
@@ -64,22 +64,22 @@ class _Fused(torch.autograd.Function):
 
 
 def fused(
-    x: Tensor, weight: Tensor, bias: Tensor | None, products: Sequence[tuple[Tensor, Tensor, float]], p: float
+    x: Tensor, W: Tensor, bias: Tensor | None, products: Sequence[tuple[Tensor, Tensor, float]], p: float
 ) -> Tensor:
-    """x·W + b + Σ s·x·A·B, for x (…, d), a weight (k, d) and products (A, B, s), of which dropout p acts on the first.
+    """x·W + b + Σ s·x·A·B, for x (…, d), W (d, k) and products (A, B, s); dropout p acts on the first of them.
 
     `can_fuse` says when the result is that of the modules.
     """
-    x = x.to(_autocast_dtype(x) or x.dtype)  # here, so that the narrow copy is what is kept for the backward pass
+    x = x.to(_autocast_dtype(x) or x.dtype)  # cast here, so that the backward pass keeps the narrow copy
     A, B, s = products[0]
-    if len(products) > 1:  # several products are one: ranks add up
+    if len(products) > 1:  # several adapters make one product, whose rank is the sum of their ranks
         A = torch.cat([A for A, _, _ in products], 1)
         B, s = torch.cat([s * B for _, B, s in products]), 1.0
     rows = x.reshape(-1, x.shape[-1])
     if keeps_product(len(rows), narrow=rows.dtype != A.dtype, dropout=p > 0):
-        return _few_rows(rows, weight, bias, A, B, s).reshape(*x.shape[:-1], len(weight))
+        return _few_rows(rows, W, bias, A, B, s).reshape(*x.shape[:-1], W.shape[1])
     keep = torch.empty_like(rows, dtype=torch.bool).bernoulli_(1 - p) if p else None
-    y: Tensor = _Fused.apply(rows, weight, bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
+    y: Tensor = _Fused.apply(rows, W, bias, A, B, s / (1 - p), keep)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -91,16 +91,16 @@ def keeps_product(rows: int, *, narrow: bool = False, dropout: bool = False) -> 
     return rows < FEW and not narrow and not dropout
 
 
-def _few_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+def _few_rows(rows: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
     """The same sum in three operations whose gradients are autograd's; x·A (N, r) is kept for the backward pass."""
-    y = F.linear(rows, weight, bias)  # (N, k)
+    y = F.linear(rows, W.T, bias)  # (N, k)
     return torch.addmm(y, rows @ A, B, alpha=s)
 
 
 def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
-    """Whether `fused` computes what the modules would: base frozen and plain, and nothing else to run on the way.
+    """Whether `fused` gives what calling the modules would: the base is frozen and plain, and no hook would run.
 
-    `rates` are the bypasses' `dropout_rate`s: None where the bypass itself has to be called.
+    `rates` are the bypasses' `dropout_rate`s, with None for a bypass that has to be called.
     """
     if None in rates or (len(rates) > 1 and any(rates)) or 1.0 in rates:  # each adapter draws its own dropout mask
         return False
@@ -118,14 +118,14 @@ def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
 
 
 def only_forward_runs(module: nn.Module) -> bool:
-    """Whether calling a module runs its class's `forward` and nothing else: no hooks, no `forward` of the instance."""
+    """Whether calling a module runs only its class's `forward`: no hooks, and no `forward` set on the instance."""
     m: Any = module
     hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
     return not hooks and "forward" not in m.__dict__
 
 
 def _watched() -> bool:
-    """Whether there are hooks on all modules. Those of PyTorch's FLOP counter only keep track of modules' names."""
+    """Whether a global hook could see or change a result. Those of PyTorch's FLOP counter only track module names."""
     hooks = hooks_of_all_modules
     if not hooks._has_any_global_hook():
         return False
@@ -135,7 +135,7 @@ def _watched() -> bool:
 
 
 def _transformed() -> bool:
-    """Whether each operation is transformed (vmap, jvp, export and the like), which `_Fused` does not support."""
+    """Whether a transform is active (vmap, jvp, export, …) that `_Fused` does not support."""
     if torch.compiler.is_compiling():
         return bool(_exporting())
     active: bool = torch._C._are_functorch_transforms_active()
@@ -143,7 +143,7 @@ def _transformed() -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout is torch.strided
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided  # no subclass: jagged, sharded, …
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

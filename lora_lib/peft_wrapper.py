@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.adapters.create import new_adapters, weighted_sum
-from lora_lib.adapters.load import load_adapters
+from lora_lib.adapters.create import Parts, new_parts, weighted_sum
+from lora_lib.adapters.load import load_parts
 from lora_lib.adapters.modules_to_save import ModulesToSave
 from lora_lib.adapters.names import Names
 from lora_lib.adapters.save import save_adapter
 from lora_lib.adapters.targets import config_copies, exact_targets, pattern_of, replace_module
-from lora_lib.lora_linear import BASE, AdaptedLayer, LoRA, LoRALinear, refuse_merged
+from lora_lib.gpt2.model import expect_model
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged
+from lora_lib.lora_linear import LoRA, LoRALinear
 from lora_lib.settings import rules, unknown
 
 DEFAULT = "default"
@@ -41,13 +43,13 @@ def get_peft_model(
     adapter_name: str = DEFAULT,
     **settings: Any,
 ) -> PeftModel:
-    """Wrap the chosen linear layers of `model` (in place) with LoRA; freeze everything else.
+    """Wrap the chosen linear layers of `model` with LoRA, in place, and freeze everything else.
 
     The settings are the fields of `LoRAConfig`: give a `LoRAConfig` as the second argument, or single fields by
     keyword. `r` may also be called `lora_rank`. `target_modules` is a list of layer names (`"c_attn"`, or dotted,
     `"h.0.attn.c_attn"`), one string that is a regular expression for whole dotted names, or `"all-linear"`, the
-    default: every linear layer except the head, which the model's `get_output_embeddings` names. The model's output
-    does not change yet, because B starts at zero.
+    default: every linear layer except the head, which the model's `get_output_embeddings` returns. The model's output
+    is unchanged at first, because B starts at zero.
 
     Raises ValueError if a target matches nothing, or something that is not a linear layer, and TypeError for a
     setting that `LoRAConfig` does not have, or one given beside a `LoRAConfig`.
@@ -91,15 +93,14 @@ class PeftModel(nn.Module):
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not have itself
     (`config`, …), go to the model inside, `base_model`. `inspect.signature` shows the arguments of that model's
-    `forward`, because Hugging Face's Trainer reads from them which columns of a data set the model takes. TRL's
-    trainers take the model inside: `SFTTrainer(model.get_base_model(), …)`.
+    `forward`: from them Hugging Face's Trainer reads which columns of a data set the model takes, and which are labels.
+    TRL's trainers take the model inside: `SFTTrainer(model.get_base_model(), …)`.
     """
 
     def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
-        """An object of the class that shows the signature of `model`, or of `cls` if that is one already."""
-        return super().__new__(
-            _class_for(cast(Any, type(model))) if cls is PeftModel and isinstance(model, nn.Module) else cls
-        )
+        """Create the object with the class that shows the signature of `model`, if `cls` is not one already."""
+        shows = cls is PeftModel and isinstance(model, nn.Module)
+        return super().__new__(_class_for(cast(Any, type(model))) if shows else cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (type(self.base_model),), self.__dict__
@@ -109,15 +110,15 @@ class PeftModel(nn.Module):
         model: nn.Module,
         config: LoRAConfig,
         adapter_name: str = DEFAULT,
-        adapters: dict[str, nn.Module] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         super().__init__()
         self._disabled = False
         _check_model(model)
         self.base_model, self.training = model, model.training
         self.peft_config: dict[str, LoRAConfig] = {}
-        self._modules_of: dict[str, list[str]] = {}  # by adapter, the modules that it was put into
-        self._attach(adapter_name, config, adapters)
+        self._modules_of: dict[str, list[str]] = {}  # for each adapter, the modules that it was put into
+        self._attach(adapter_name, config, parts)
         self.set_adapter(adapter_name)
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -132,7 +133,7 @@ class PeftModel(nn.Module):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Call the inner model's `generate`; `adapter_names` as in `forward`."""
+        """Call the inner model's `generate`. `adapter_names` works as in `forward`."""
         inner: Any = self.base_model
         if adapter_names is None:
             return inner.generate(*args, **kwargs)
@@ -140,7 +141,7 @@ class PeftModel(nn.Module):
             return inner.generate(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As any module's, but of two tensors that share memory (a tied head) one is copied: safetensors needs it."""
+        """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
         found: dict[str, Any] = super().state_dict(*args, **kwargs)
         seen: set[int] = set()
         for name, tensor in found.items():
@@ -153,9 +154,10 @@ class PeftModel(nn.Module):
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As any module's. Raises ValueError, before anything is loaded, if the weights or the model are merged."""
-        merged = any(layer.merged for layer in self.lora_layers().values())
-        if merged or any(f"base_model.{name}.merged" in state_dict for name in self.lora_layers()):
+        """As for any module. Raises ValueError, before anything is loaded, if the weights or the model are merged."""
+        layers = self._adapted()
+        merged = any(layer.merged for layer in layers.values())
+        if merged or any(f"base_model.{name}.merged" in state_dict for name in layers):
             refuse_merged(merged)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -186,7 +188,7 @@ class PeftModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_model":  # not set yet: looking in it would recurse without end
+            if name == "base_model":  # not set yet: looking it up would recurse forever
                 raise
             return getattr(self.base_model, name)
 
@@ -197,7 +199,7 @@ class PeftModel(nn.Module):
         self._check_enabled("enable_lora_training")
         if not self.lora_layers():
             raise ValueError(
-                "no LoRA layer is left in this model (merge_and_unload takes them out): call get_peft_model again"
+                "no LoRA layer is left in this model (merge_and_unload removes them): call get_peft_model again"
             )
         self.unmerge_adapter()
         self._freeze_all_but_active()
@@ -215,19 +217,19 @@ class PeftModel(nn.Module):
         return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
 
     def print_trainable_parameters(self) -> None:
-        """Print both counts and their share, in the words of PEFT."""
+        """Print both counts and their ratio, in PEFT's format."""
         trainable, total = self.get_nb_trainable_parameters()
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
     # --- named adapters ---------------------------------------------------------------------------
 
     def lora_layers(self) -> dict[str, LoRALinear]:
-        """The LoRA layers by their dotted name in the model."""
-        return {name: m for name, m in self.base_model.named_modules() if isinstance(m, LoRALinear)}
+        """The LoRA layers by their dotted names in the model."""
+        return adapted_layers(self.base_model, LoRALinear)
 
     def _adapted(self) -> dict[str, AdaptedLayer]:
-        """The LoRA layers and the modules that are trained in full, by their dotted name in the model."""
-        return {name: m for name, m in self.base_model.named_modules() if isinstance(m, AdaptedLayer)}
+        """The LoRA layers and the modules trained in full, by their dotted names in the model."""
+        return adapted_layers(self.base_model)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -236,7 +238,7 @@ class PeftModel(nn.Module):
 
     @contextmanager
     def _all_or_none(self) -> Iterator[list[AdaptedLayer]]:
-        """Change the layers; if one raises, all are as they were before."""
+        """Change all layers or none: if one raises, all go back to their state before."""
         layers = list(self._adapted().values())
         before = [(layer, layer.active, layer.merged) for layer in layers]
         try:
@@ -250,29 +252,34 @@ class PeftModel(nn.Module):
             raise
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
-        """Add a new adapter, A random and B zero. `set_adapter` makes it the active one."""
+        """Add a new adapter, with A random and B zero. `set_adapter` makes it active."""
         self._attach(adapter_name, _checked_config(config))
 
-    def _attach(self, adapter_name: str, config: LoRAConfig, parts: Mapping[str, nn.Module] | None = None) -> None:
-        """Put these bypasses and copies, or new ones, into the model under a name."""
+    def _attach(self, adapter_name: str, config: LoRAConfig, parts: Parts | None = None) -> None:
+        """Put these parts, or new ones, into the model under a name."""
         if not isinstance(adapter_name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name):
-            raise ValueError(f"an adapter's name is letters, digits, '_' and '-', got {adapter_name!r}")
+            raise ValueError(f"an adapter's name can have letters, digits, '_' and '-', got {adapter_name!r}")
         if adapter_name == BASE or hasattr(nn.ModuleDict(), adapter_name):
             raise ValueError(f"an adapter cannot be called {adapter_name!r}: that name has a meaning here already")
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
-        # All parts are made before the first is put in: a bad rank leaves the model as it was.
-        parts = parts or new_adapters(Names(self.base_model), config)
-        for name, part in parts.items():
-            layer: Any = self.base_model.get_submodule(name)
-            if not isinstance(layer, AdaptedLayer):
-                wrap = partial(LoRALinear, adapter_cls=config.variant) if isinstance(part, LoRA) else ModulesToSave
-                layer = wrap(layer)
-                replace_module(self.base_model, layer.base, layer)
-            layer.adapters[adapter_name] = part.requires_grad_(False)
-            layer.train(layer.base.training)
+        # All parts are made before the first one is put in, so that a bad rank leaves the model unchanged.
+        bypasses, copies = parts or new_parts(Names(self.base_model), config)
+        for name, bypass in bypasses.items():
+            self._put(adapter_name, bypass, name, partial(LoRALinear, adapter_cls=config.variant))
+        for name, copied in copies.items():
+            self._put(adapter_name, copied, name, ModulesToSave)
         self.peft_config[adapter_name] = config
-        self._modules_of[adapter_name] = list(parts)
+        self._modules_of[adapter_name] = [*bypasses, *copies]
+
+    def _put(self, adapter_name: str, part: nn.Module, name: str, wrap: Callable[[Any], AdaptedLayer]) -> None:
+        """Put one part into the layer called `name`, and wrap that layer first if it is not wrapped yet."""
+        layer = self.base_model.get_submodule(name)
+        if not isinstance(layer, AdaptedLayer):
+            layer = wrap(layer)
+            replace_module(self.base_model, layer.base, layer)
+        layer.adapters[adapter_name] = part.requires_grad_(False)
+        layer.train(layer.base.training)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Make this adapter (or the sum of these) the active one. Copies no weights.
@@ -292,7 +299,7 @@ class PeftModel(nn.Module):
             self._freeze_all_but_active()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter. If it was active, the model goes on with the other active ones, or with the base alone."""
+        """Remove an adapter. If it was active, the model continues with the other active ones, or as the base alone."""
         self._check_known(adapter_name)
         with self._all_or_none() as layers:
             for layer in layers:
@@ -308,12 +315,12 @@ class PeftModel(nn.Module):
     ) -> None:
         """Add an adapter that changes each weight by Σ weightᵢ·(s·A·B)ᵢ, the weighted sum of what `adapters` change.
 
-        The sum is exact: A₁ is put beside A₂, the weighted B₁ above B₂, and the ranks add up. If the rank would exceed
-        min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the new adapter
-        the active one. PEFT's other combination types are not exact sums, and raise ValueError.
+        The sum is exact: A₁ and A₂ are put side by side, the weighted B₁ above B₂, and the ranks add up. If the rank
+        would exceed min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the
+        new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
         """
         if combination_type != "cat":
-            raise ValueError(f"combination_type {combination_type!r} is not supported: 'cat' is, which is exact")
+            raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
         names = Names(self.base_model)
@@ -337,13 +344,13 @@ class PeftModel(nn.Module):
             rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
             alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),
         )  # fmt: skip
-        self._attach(adapter_name, config, made)
+        self._attach(adapter_name, config, Parts(made, {}))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Within this context the model is the base alone; afterwards everything is as it was, merged or not.
+        """Within this context the model is the base alone; afterwards its state is restored, merged or not.
 
-        `adapter_names` gives every row the base then. Switching, training and merging raise ValueError in here.
+        Inside it, `adapter_names` gives every row the base, and switching, training and merging raise ValueError.
         """
         before, self._disabled = (self._disabled, list(self._adapted().values())), True
         was_disabled, layers = before
@@ -355,7 +362,7 @@ class PeftModel(nn.Module):
         finally:
             self._disabled = was_disabled
             for layer, names in zip(layers, active, strict=True):
-                layer.activate([name for name in names if name in layer.adapters])  # one may have been deleted
+                layer.activate([name for name in names if name in layer.adapters])  # it may have been deleted meanwhile
 
     def _check_enabled(self, method: str) -> None:
         if self._disabled:
@@ -368,13 +375,13 @@ class PeftModel(nn.Module):
     # --- merging ----------------------------------------------------------------------------------
 
     def merge_adapter(self) -> None:
-        """Fold the active adapters into the weights, for inference at the base's speed. `unmerge_adapter` is exact.
+        """Fold the active adapters into the weights, for inference at the base's speed; `unmerge_adapter` is exact.
 
         Raises as `LoRALinear.merge` does, and ValueError within `disable_adapter`; nothing is merged then.
         """
         self._check_enabled("merge_adapter")
         with self._all_or_none():
-            for name, layer in self.lora_layers().items():
+            for name, layer in self._adapted().items():
                 try:
                     layer.merge()
                 except ValueError as error:
@@ -382,19 +389,19 @@ class PeftModel(nn.Module):
 
     def unmerge_adapter(self) -> None:
         """Put the base's own weights back, bit for bit."""
-        for layer in self.lora_layers().values():
+        for layer in self._adapted().values():
             layer.unmerge()
 
     def merge_and_unload(self, safe_merge: bool = True) -> nn.Module:
-        """The plain model, frozen, with the active adapters folded in; this wrapper is empty then.
+        """Return the plain model, frozen, with the active adapters folded in; this wrapper is empty afterwards.
 
-        Raises as `merge_adapter` does. Every merge is checked, so PEFT's `safe_merge` changes nothing.
+        Raises as `merge_adapter` does. Every merge is checked, so PEFT's argument `safe_merge` has no effect.
         """
         self.merge_adapter()
         return self._take_out()
 
     def unload(self) -> nn.Module:
-        """The plain base model, bit for bit as before `get_peft_model`, but frozen; this wrapper is empty then."""
+        """Return the base, bit for bit as before `get_peft_model`, but frozen; this wrapper is empty afterwards."""
         self.unmerge_adapter()
         for layer in self._adapted().values():
             layer.activate([])
@@ -410,16 +417,17 @@ class PeftModel(nn.Module):
     # --- files ------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, adapter_name: str | None = None) -> None:
-        """Write an adapter (by default the active one) as a folder that PEFT opens too.
+        """Write an adapter (by default the active one) to a folder that PEFT opens too.
 
-        Layers of our GPT-2 get the names they have in Hugging Face's, so the adapter fits both. Samples of the
-        base's weights are saved with it, so that another base is noticed. Raises as `write_adapter` does, and warns
-        if a layer that had the adapter has been replaced in the model.
+        Layers of our GPT-2 are saved under Hugging Face's names, so the adapter fits both models. Samples of the base's
+        weights are saved with it, so that a wrong base is noticed when it is opened. Raises as `write_adapter` does,
+        and warns if a layer that had the adapter has since been replaced in the model.
         """
         if adapter_name is None:
-            if len(self.active_adapters) != 1:
-                raise ValueError(f"active are {self.active_adapters}: say which of {list(self.peft_config)} to save")
-            adapter_name = self.active_adapters[0]
+            active = self.active_adapters
+            if len(active) != 1:
+                raise ValueError(f"the active adapters are {active}: say which of {list(self.peft_config)} to save")
+            (adapter_name,) = active
         self._check_known(adapter_name)
         parts = {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
         lost = [name for name in self._modules_of[adapter_name] if name not in parts]
@@ -435,15 +443,15 @@ class PeftModel(nn.Module):
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
     ) -> PeftModel:
-        """Put a saved adapter into `model`, ready for inference; `enable_lora_training` continues its training.
+        """Put a saved adapter into `model`, for inference; call `enable_lora_training` to train it further.
 
-        `check_base=False` opens the adapter even if the base's weights are not those that it was made for.
-        `adapter_cls` is the class of its bypasses, if it is one of your own.
+        `check_base=False` opens the adapter even if it was made for a base with other weights. `adapter_cls` is the
+        class of its bypasses, if you wrote your own.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, adapters = load_adapters(model, folder, check_base, adapter_cls)
-        return cls(model, config, adapter_name, adapters).requires_grad_(False).eval()
+        config, parts = load_parts(model, folder, check_base, adapter_cls)
+        return cls(model, config, adapter_name, parts).requires_grad_(False).eval()
 
     def load_adapter(
         self,
@@ -453,27 +461,25 @@ class PeftModel(nn.Module):
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
     ) -> None:
-        """Add a saved adapter under a name. `set_adapter` makes it the active one. Otherwise as `from_pretrained`."""
-        config, adapters = load_adapters(self.base_model, folder, check_base, adapter_cls)
-        self._attach(adapter_name, config, adapters)
+        """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
+        config, parts = load_parts(self.base_model, folder, check_base, adapter_cls)
+        self._attach(adapter_name, config, parts)
 
 
 def _check_model(model: object) -> None:
     """Raise TypeError unless this is a model, and ValueError if it has adapters already."""
-    if not isinstance(model, nn.Module):
-        hint = ": load_pretrained returns a pair, (model, tokenizer)" if isinstance(model, tuple) else ""
-        raise TypeError(f"expected a model, an nn.Module, got a {type(model).__name__}{hint}")
-    if isinstance(model, PeftModel) and not model.peft_config:
-        raise ValueError("this is an empty PeftModel: wrap the model that merge_and_unload or unload returned")
-    if any(isinstance(module, (PeftModel, AdaptedLayer)) for module in model.modules()):
+    model = expect_model(model)
+    if adapted_layers(model):
         raise ValueError("this model already has LoRA layers: add_adapter gives it another adapter")
+    if isinstance(model, PeftModel):
+        raise ValueError("this is an empty PeftModel: wrap the model that merge_and_unload or unload returned")
     if any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
         raise ValueError("PEFT has adapted this model: call its merge_and_unload or unload, and wrap what that returns")
 
 
 @cache
 def _class_for(base: Any) -> type[PeftModel]:
-    """PeftModel for a model of this class, with the signature of its forward, and `adapter_names`."""
+    """PeftModel for a model of class `base`: its `forward` shows the arguments of that class's, and `adapter_names`."""
 
     def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         return PeftModel.forward(self, *args, **kwargs)
@@ -488,5 +494,5 @@ def _class_for(base: Any) -> type[PeftModel]:
 
 
 def _blank(base: Any) -> PeftModel:
-    """An object for `copy` and `pickle` to fill."""
+    """An empty object for `copy` and `pickle` to fill."""
     return object.__new__(_class_for(base))

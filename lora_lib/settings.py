@@ -1,4 +1,4 @@
-"""One way to declare a setting, to check it, and to say what is wrong with it.
+"""Settings: declared once, checked, and refused with a message that says what to write instead.
 
 A dataclass declares each setting as a field with its rule, and checks itself when it is made:
 
@@ -32,9 +32,9 @@ _short.maxstring = _short.maxother = 80
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be: in words, as they follow "must be", and as a test of a value.
+    """The values that a setting allows: in words that follow "must be", and as a test.
 
-    `known` are words that it may be, for "Did you mean …?".
+    `known` are allowed words, for "Did you mean …?".
     """
 
     expected: str
@@ -49,7 +49,7 @@ def whole(low: int, high: int | None = None) -> Rule:
 
 
 def number(words: str, allows: Callable[[float], bool] = math.isfinite) -> Rule:
-    """A number, whole or not; `words` says in which range `allows` wants it. NaN is never allowed."""
+    """A number, whole or not, for which `allows` is true; `words` names the range. NaN is never allowed."""
     return Rule(f"a number {words}", lambda value: is_number(value) and not math.isnan(value) and allows(value))
 
 
@@ -74,7 +74,7 @@ TEXT = Rule("a text", lambda value: isinstance(value, str))
 
 
 def setting(rule: Rule, default: Any = MISSING, *, default_factory: Any = MISSING, help: str = "") -> Any:
-    """A dataclass field with a rule, and one line of help for whoever sets it."""
+    """A dataclass field with a rule and a line of help."""
     metadata = {"rule": rule, "help": help}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
@@ -96,17 +96,17 @@ def check(settings: Any) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: long ones are cut."""
+    """A value as error messages show it: long ones are shortened."""
     return _short.repr(value)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The nearest known word as a question, with a space before it; nothing where none is near."""
+    """The closest known word as a question, with a space before it; "" if none is close."""
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def unknown(name: str, settings: Any, of: str, also: Iterable[str] = ()) -> TypeError:
-    """The error for a setting that a dataclass does not have; `of` says whose settings they are, `also` names more."""
+    """The error for an unknown setting of a dataclass. `of` says whose setting it is; `also` lists more names."""
     known = [*rules(settings), *also]
     return TypeError(f"{of} has no setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")

@@ -1,7 +1,7 @@
 """Files of tensors: safetensors, written whole or not at all, and read with errors that say what is wrong.
 
-A safetensors file holds tensors and text. A pickle, which `torch.save` writes, may also hold code that runs when it is
-opened, so none is ever read.
+A safetensors file holds tensors and text. A pickle, which `torch.save` writes, can also hold code that runs when the
+file is opened, so this library reads none.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_LEFT_OVER = 3600  # seconds after which an unfinished file that nobody touches is one of a process that was killed
+_LEFT_OVER = 3600  # seconds without a change after which an unfinished file belongs to a process that was killed
 
 
 @contextmanager
 def replaced(*paths: Path) -> Iterator[list[Path]]:
-    """Write files under temporary names beside those at `paths`; at the end they take their place, all or none.
+    """Yield temporary paths to write to, beside `paths`; afterwards the new files replace the old ones, all or none.
 
-    Each is on the disk before any is renamed. If the process dies before that, the old files are still there. If it
-    dies while they are renamed, some are in place and the others end in `.new`: `current` finds the complete set.
-    Raises OSError when the files cannot be written; the old ones are then unchanged.
+    All are on the disk before the first is renamed. If the process dies before that, the old files are still there. If
+    it dies during the renames, some files are in place and the others end in `.new`: `current` finds the complete set.
+    Raises OSError if the files cannot be written; the old ones are then unchanged.
     """
     mark = f".{os.getpid()}-{uuid.uuid4().hex[:8]}"
     parts, news = ([path.with_name(path.name + mark + end) for path in paths] for end in (".part", ".new"))
@@ -57,14 +57,14 @@ def replaced(*paths: Path) -> Iterator[list[Path]]:
         raise OSError(f"{names} could not be saved to {paths[0].parent}: {error}; {left}") from error
     finally:
         for path in parts if complete else parts + news:
-            with suppress(OSError):  # the error that brought us here matters more
+            with suppress(OSError):  # the error that led here matters more
                 path.unlink()
 
 
 def current(*paths: Path) -> list[Path]:
-    """Where the newest complete version of these files is: at `paths`, unless a save was killed while it renamed them.
+    """The newest complete version of these files: `paths`, unless a save was killed while it renamed them.
 
-    `paths` are in the order in which `replaced` was given them.
+    `paths` must be in the order in which `replaced` was given them.
     """
     last = paths[-1]
     for new in _unfinished(last, "new"):
@@ -79,7 +79,7 @@ def current(*paths: Path) -> list[Path]:
 
 
 def _unfinished(path: Path, end: str) -> list[Path]:
-    """The files beside `path` that `replaced` has not finished, the newest first."""
+    """Files beside `path` that `replaced` has not finished, the newest first."""
     name, found = re.compile(re.escape(path.name) + rf"\.\d+-[0-9a-f]{{8}}\.{end}"), {}
     for other in path.parent.glob("*." + end):
         if name.fullmatch(other.name):
@@ -96,7 +96,7 @@ def _remove_left_over(path: Path, end: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write tensors, from any device, and texts into a file. To replace a file see `replaced`."""
+    """Write tensors, from any device, and texts into a file. Use `replaced` to overwrite a file safely."""
     save_file({name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}, path, dict(texts))
 
 
@@ -110,7 +110,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 over tensors, with their names, types and shapes, and a text: equal only if all of them are."""
+    """SHA-256 of tensors, with their names, types and shapes, and of a text."""
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -119,6 +119,6 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor without its history; one that is spread over several processes (FSDP2) is gathered."""
+    """A tensor detached from the graph, and gathered if it is sharded over several processes (FSDP2)."""
     spread: Any = tensor.detach()
     return spread.full_tensor() if hasattr(spread, "full_tensor") else spread

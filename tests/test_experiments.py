@@ -31,6 +31,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lora_lib import load_model, load_pretrained
+from lora_lib.adapters import text_windows
 from lora_lib.book import Message
 from lora_lib.data import restaurant_data
 from lora_lib.gpt2 import MINI_FOLDER
@@ -52,6 +53,7 @@ def e2e(monkeypatch, folder, tmp_path):
     """Runs an E2E script on made restaurants, two steps a run, and gives its rows."""
     data = restaurant_data(0, train=20, validation=3, test=3)
     monkeypatch.setattr(common, "load_e2e", lambda: data)
+    monkeypatch.setattr(common, "text_windows", lambda *text, count: text_windows(*text, 2))  # of prose, to be quick
     prose = tmp_path / "prose.txt"
     prose.write_text("It was a dark and stormy night, and the lamp had gone out. " * 400)
 
@@ -332,6 +334,8 @@ def test_reinforcement_raises_a_reward_that_can_be_had(folder, tmp_path, monkeyp
     def reward(text, meaning):  # for one letter, which a step or two make likelier
         return min(1.0, text.count("e") / 10)
 
+    data = restaurant_data(0, slots=reinforce.SLOTS, train=60, validation=2, test=60)
+    monkeypatch.setattr(reinforce, "restaurant_data", lambda seed, **settings: data)
     monkeypatch.setattr(reinforce, "slot_accuracy", reward)
     monkeypatch.setattr(reinforce, "NEW_TOKENS", 12)
     monkeypatch.setattr(reinforce, "rate", lambda step: 1e-5)

@@ -284,9 +284,7 @@ def test_a_file_that_may_not_be_read_says_so(write, monkeypatch):
 def test_a_record_of_a_million_blanks_is_refused_by_its_line(tokenizer, write):
     for many in (" " * 1_000_000, "a" + "\n" * 999_999 + "b"):
         records = read_jsonl(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
-        fails(
-            lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "blanks in a row", "take them"
-        )
+        fails(lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "in a row", "remove some")
     assert len(tokenizer.encode("a" + " " * 100_000)) > 1
 
 

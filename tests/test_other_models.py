@@ -216,7 +216,7 @@ def test_the_tensors_of_a_module_in_full_must_fit(tmp_path):
     path, key = tmp_path / "adapter_model.safetensors", "base_model.model.transformer.ln_f.weight"
     tensors = load_file(path)
     for spoil, message in [
-        (lambda t: t.pop(key), r"it lacks \['transformer.ln_f.weight'\]"),
+        (lambda t: t.pop(key), r"the file lacks \['transformer.ln_f.weight'\]"),
         (lambda t: t.update({key: torch.ones(3)}), r"transformer.ln_f.weight is \(3,\), this model needs \(24,\)"),
         (lambda t: t[key].fill_(float("nan")), "ln_f.weight must hold finite floats"),
         (lambda t: t.update({key.replace("ln_f", "h.0.ln_1"): t[key].clone()}), "is not a LoRA weight"),

@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_told_by_three_names_of_each_side(tmp_path):
     get_peft_model(layers("abcd"), list("abcd"), 2).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": list("wxyz")}))
-    message = r"4 of its layers \['w', 'x', 'y'\], and weights for 4 that it does not have \['a', 'b', 'c'\];"
+    message = r"4 of the model's layers \['w', 'x', 'y'\], and weights for 4 that the model lacks \['a', 'b', 'c'\];"
     with pytest.raises(AdapterError, match=message):
         PeftModel.from_pretrained(layers("wxyz"), tmp_path)
 

@@ -96,7 +96,7 @@ def test_the_files_of_the_weights_are_those_of_the_model(folder):
 def test_weights_that_may_not_be_read_are_named(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
-    with pytest.raises(OSError, match=r"model.safetensors cannot be read: .*; look at who may read it"):
+    with pytest.raises(OSError, match=r"model.safetensors cannot be read: .*; check its permissions"):
         load_model(folder)
 
 
@@ -206,7 +206,7 @@ def test_vocab_json_and_tokenizer_json_mean_the_same(tmp_path):
     again = Tokenizer.from_vocab(vocab)
     assert again.encode(text) == ours.encode(text)
     assert again.decode(again.encode(text)) == text
-    with pytest.raises(ValueError, match="not GPT-2's kind"):
+    with pytest.raises(ValueError, match="not a vocabulary of GPT-2's kind"):
         Tokenizer.from_vocab({"a": 5, "<|endoftext|>": 6})
 
 

@@ -579,7 +579,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a path as a name",
             ValueError,
-            "an adapter's name is letters, digits, '_' and '-', got '../x'",
+            "an adapter's name can have letters, digits, '_' and '-', got '../x'",
             lambda at: at.model.add_adapter("../x", LoRAConfig(["c_fc"])),
         ),
         Case(
@@ -591,13 +591,13 @@ CASES: dict[str, list[Case]] = {
         Case(
             "an empty name",
             ValueError,
-            "an adapter's name is letters, digits, '_' and '-', got ''",
+            "an adapter's name can have letters, digits, '_' and '-', got ''",
             lambda at: at.model.add_adapter("", LoRAConfig(["c_fc"])),
         ),
         Case(
             "a number as a name",
             ValueError,
-            "an adapter's name is letters, digits, '_' and '-', got 3",
+            "an adapter's name can have letters, digits, '_' and '-', got 3",
             lambda at: at.model.add_adapter(3, LoRAConfig(["c_fc"])),
         ),
         Case(
@@ -633,7 +633,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "saving while two adapters are in use",
             ValueError,
-            "active are ['default', 'b']: say which of ['default', 'b', 'c'] to save",
+            "the active adapters are ['default', 'b']: say which of ['default', 'b', 'c'] to save",
             lambda at: at.two().save_pretrained(at.tmp),
         ),
         Case(
@@ -645,7 +645,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a weighted sum that is not one",
             ValueError,
-            "combination_type 'linear' is not supported: 'cat' is, which is exact",
+            "combination_type 'linear' is not supported: use 'cat', which is exact",
             lambda at: at.model.add_weighted_adapter(["default", "b"], [1, 1], "sum", "linear"),
         ),
         Case(
@@ -832,13 +832,13 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a layer without its tensors",
             AdapterError,
-            "it has no weights for 1 of its layers ['transformer.h.0.attn.c_attn']",
+            "the file has no weights for 1 of the model's layers ['transformer.h.0.attn.c_attn']",
             with_tensors(lambda t: (t.pop(KEY), t.pop(TWIN))),
         ),
         Case(
             "tensors for a layer that is not there",
             AdapterError,
-            "weights for 1 that it does not have ['transformer.h.7.attn.c_attn']",
+            "weights for 1 that the model lacks ['transformer.h.7.attn.c_attn']",
             with_tensors(lambda t: [t.update({k.replace("h.0", "h.7"): t.pop(k)}) for k in (KEY, TWIN)]),
         ),
         Case(
@@ -892,13 +892,13 @@ CASES: dict[str, list[Case]] = {
         Case(
             "a deeper base",
             AdapterError,
-            "does not fit this model: it has no weights for 1 of its layers…was it made for another base?",
+            "does not fit this model: the file has no weights for 1 of the model's…was it made for another base?",
             onto(n_layer=3),
         ),
         Case(
             "a shallower base",
             AdapterError,
-            "weights for 1 that it does not have…was it made for another base?",
+            "weights for 1 that the model lacks…was it made for another base?",
             onto(n_layer=1),
         ),
         Case(

@@ -1,4 +1,4 @@
-"""Adapters: what they are, where they go, their files, and their relatives."""
+"""Adapters: configs, target layers, files, variants of LoRA, and the analysis of what they learned."""
 
 from lora_lib.adapters.analysis import (
     amplification,

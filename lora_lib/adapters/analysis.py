@@ -1,4 +1,4 @@
-"""Ranks and directions of matrices, what fine-tuning changed in them, and what the model forgot.
+"""Ranks and directions of matrices, how fine-tuning changed them, and what the model forgot.
 
 Matrices are (d × k), inputs before outputs, as in W' = W + s·A·B. `weight_changes` returns a model's in this layout.
 """
@@ -31,7 +31,7 @@ def low_rank_factors(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def energy_shares(W: Tensor) -> Tensor:
-    """How much of W its best approximations keep: entry r - 1 is the share of W's sum of squares that rank r keeps.
+    """How much of W each rank can keep: entry r - 1 is the share of W's sum of squares in the best rank-r matrix.
 
     Shape (min(d, k),), increasing to 1. The relative error of rank r in the Frobenius norm is
     ‖W - A·B‖ / ‖W‖ = √(1 - share). Raises ValueError if W is not a matrix or is zero.
@@ -43,7 +43,7 @@ def energy_shares(W: Tensor) -> Tensor:
 
 
 def rank_for(W: Tensor, share: float) -> int:
-    """The smallest rank whose best approximation keeps this `share` (0 to 1) of W's sum of squares.
+    """The smallest rank whose best approximation keeps at least `share` (0 to 1) of W's sum of squares.
 
     Raises ValueError as `energy_shares` does, and for a share that is not between 0 and 1.
     """
@@ -129,9 +129,9 @@ def weight_changes(base: nn.Module, tuned: Any) -> dict[str, tuple[Tensor, Tenso
 
 
 def text_windows(text: str, tokenizer: Tokenizer, length: int, count: int) -> list[Encoded]:
-    """`count` evenly spread pieces of a text, each with `length` ids and as many targets: for `training.evaluate`.
+    """`count` evenly spaced pieces of a text, each with `length` ids and as many targets, for `training.evaluate`.
 
-    The loss on a text that the base model knew, before and after fine-tuning, measures what was forgotten.
+    Measured before and after fine-tuning, the loss on a text that the base model knew shows what was forgotten.
     Raises ValueError if the text has fewer than count · length + 1 tokens.
     """
     tokens = torch.tensor(tokenizer.encode(text))

@@ -1,4 +1,4 @@
-"""What an adapter is, apart from its weights: `LoRAConfig`, with the names of Hugging Face PEFT."""
+"""How an adapter is made: `LoRAConfig`, with the field names of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lora_lib.settings import FLAG, TEXT, Rule, check, number, one_of, optional,
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
-# What becomes of each field of PEFT's LoraConfig: `meaning` (the tensors mean something else with another value) and
-# `read` are fields of LoRAConfig; `ignored` changes no result; `refused` would, and says why. A field that is null,
-# false or empty, or has one of the values in `off`, asks for nothing.
+# How each field of PEFT's LoraConfig is handled. `meaning` and `read` are fields of LoRAConfig; with another value of
+# one in `meaning` the same tensors would be another adapter. `ignored` fields change no result. `refused` fields would,
+# and the table says why. A field that is null, false, empty, or one of the values in `off` has no effect.
 PEFT_FIELDS: dict[str, Any] = json.loads((Path(__file__).parent / "peft_fields.json").read_text(encoding="utf8"))
 
 
@@ -42,7 +42,7 @@ def _is_variant(value: object) -> bool:
 
 
 _INITIALISATIONS = r"gaussian|pissa|pissa_niter_[0-9]{1,4}"
-_ALPHA = number("above 0, at most 1e30", lambda value: 0 < value <= 1e30)  # far larger than any use, still a float32
+_ALPHA = number("above 0, at most 1e30", lambda value: 0 < value <= 1e30)  # larger than any use, still a float32
 _RANKS = Rule("a whole number from 1 for each name", lambda value: _is_pattern(value, whole(1)))
 _ALPHAS = Rule("a number above 0 for each name", lambda value: _is_pattern(value, _ALPHA))
 _NAMES = Rule("a list of names, or a regular expression", lambda value: isinstance(value, str) or _is_texts(value))
@@ -59,18 +59,18 @@ class LoRAConfig:
     `target_modules` says which layers get LoRA: see `get_peft_model`. `exclude_modules` leaves out some of them.
     `layers_to_transform` keeps only layers with these numbers in their names (after one of `layers_pattern`, if
     given). `rank_pattern` and `alpha_pattern` give single layers their own r and alpha; a key is a layer's name, the
-    end of its name, or a regular expression for either.
+    end of a name, or a regular expression for either.
 
     `init_lora_weights` says how A and B start: True (A random, B zero), "gaussian" (A normal), False (B random too),
-    "pissa", or "pissa_niter_N" with N power iterations. `use_dora` makes DoRA layers. `adapter_cls` is a class of
-    your own for the bypasses, used instead of the one that these two choose.
+    "pissa", or "pissa_niter_N" with N power iterations. `use_dora` makes DoRA layers. `adapter_cls` is your own class
+    for the bypasses, instead of the one that these two choose.
 
     `modules_to_save` are modules that are trained and saved in full. For classifiers (`task_type` SEQ_CLS or
     TOKEN_CLS) the head, `classifier` or `score`, is always one of them; for QUESTION_ANS it is `qa_outputs`.
     `task_type` and `base_model_name_or_path` are written into the file. Without a task type, a decoder-only language
     model is saved as CAUSAL_LM.
 
-    Raises ValueError for a value that a field cannot have, and for values that contradict each other.
+    Raises ValueError for a value that a field does not allow, and for values that contradict each other.
     """
 
     target_modules: list[str] | str = setting(_NAMES, "all-linear")
@@ -117,6 +117,6 @@ class LoRAConfig:
 
 
 def refusal(field: str) -> str:
-    """Why a field of PEFT's is refused, as the end of a sentence; empty for a field that is not in the table."""
+    """Why a field of PEFT's is refused, as the end of a sentence; "" for a field that is not refused."""
     reason = PEFT_FIELDS["refused"].get(field)
     return f": {reason}" if reason else ""

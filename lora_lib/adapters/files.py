@@ -25,8 +25,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _BASE = "base_model.model.", "base_layer.weight"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-Layers = dict[str, dict[str, Tensor]]  # each layer's name with its A (d, r) and B (r, k), or what its kind has
-Samples = dict[str, list[tuple[int, float]]]  # each weight's name with some of its numbers and where they are
+Layers = dict[str, dict[str, Tensor]]  # for each layer A (d, r) and B (r, k), or whatever its kind of adapter has
+Samples = dict[str, list[tuple[int, float]]]  # for each weight some of its numbers, each with its position
 
 
 class AdapterError(ValueError):
@@ -36,9 +36,9 @@ class AdapterError(ValueError):
 class AdapterFile(NamedTuple):
     """What `read_adapter` finds in a folder.
 
-    `copies` are the tensors of modules that were trained in full. The others tell which base it was made for:
-    `base_sample` are numbers from the adapted layers' weights, `model_sample` from embeddings and head (both empty in
-    PEFT's files), `base_weights` whole (d, k) weights, which PEFT adds for an adapted head.
+    `copies` are the tensors of modules that were trained in full. The last three show which base it was made for:
+    `base_sample` are numbers from the adapted layers' weights and `model_sample` from embeddings and head (both are
+    empty in PEFT's files); `base_weights` are whole (d, k) weights, which PEFT adds for an adapted head.
     """
 
     config: LoRAConfig
@@ -49,7 +49,7 @@ class AdapterFile(NamedTuple):
     base_weights: dict[str, Tensor]
 
     def renamed(self, rename: Callable[[str], str]) -> AdapterFile:
-        """The same with other names for its layers."""
+        """A copy with its layers renamed."""
         targets = self.config.target_modules
         if isinstance(targets, list):
             targets = [rename(target) for target in targets]
@@ -73,7 +73,7 @@ def write_adapter(
     model_sample: Samples | None = None,
     **extra: Any,
 ) -> None:
-    """Write an adapter folder. `extra` joins the config; the samples go into the weights' metadata.
+    """Write an adapter folder. `extra` is added to the config; the samples go into the weights' metadata.
 
     Both files are complete before they replace the old ones. Raises ValueError for a tensor that is not finite, and
     OSError if they cannot be written; the old files are then unchanged.
@@ -110,7 +110,7 @@ def _check_savable(tensor: Tensor, what: str, folder: Path) -> None:
 
 
 def _meaning(values: dict[str, Any]) -> str:
-    """The fields without which the tensors could mean something else, as they stand in the tensors' file too."""
+    """The fields that the meaning of the tensors depends on, as they are stored beside the tensors."""
     return json.dumps({key: values.get(key) for key in PEFT_FIELDS["meaning"]})
 
 
@@ -118,9 +118,9 @@ def _meaning(values: dict[str, Any]) -> str:
 
 
 def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> AdapterFile:
-    """Read a folder that this library or PEFT wrote. `adapter_cls` is the adapter's class, if it is one of your own.
+    """Read a folder that this library or PEFT wrote. `adapter_cls` is the class of its bypasses, if you wrote your own.
 
-    Raises AdapterError, which names the file and what is wrong in it.
+    Raises AdapterError, which names the file and what is wrong with it.
     """
     folder = Path(folder)
     weights, settings = current(folder / WEIGHTS_FILE, folder / CONFIG_FILE)
@@ -155,7 +155,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) -> LoRAConfig:
-    """The `LoRAConfig` that a file's values make, once all of them are found to be supported."""
+    """The `LoRAConfig` for the values in a file, once all of them have been found to be supported."""
     for key in ("r", "lora_alpha", "target_modules"):
         if not values.get(key):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")
@@ -180,7 +180,7 @@ def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) 
 
 
 def _initialisation(path: Path, value: Any) -> Any:
-    """What is left of a saved adapter's initialisation: nothing, unless it changed the base."""
+    """The initialisation to put into the config: True, unless the saved one changed the base."""
     if isinstance(value, (str, bool)) and value in PEFT_FIELDS["off"]["init_lora_weights"]:
         return True
     if isinstance(value, str) and value != "pissa":
@@ -192,7 +192,7 @@ def _initialisation(path: Path, value: Any) -> Any:
 
 
 def _check_one_save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], config: LoRAConfig) -> None:
-    """Raise AdapterError if the tensors are not those that were saved, or were saved with another config."""
+    """Raise AdapterError if the tensors are damaged, or were saved with another config."""
     meaning = metadata.get("config", "")
     if "tensors" in metadata and metadata["tensors"] != digest(tensors, meaning):
         raise AdapterError(f"{path} is damaged: its tensors are not those that were saved (their SHA-256 differs)")
@@ -227,7 +227,7 @@ def _sorted_tensors(path: Path, tensors: Mapping[str, Tensor], config: LoRAConfi
 
 
 def _samples(path: Path, metadata: Mapping[str, str]) -> tuple[list[float], Samples]:
-    """The two samples of the base's weights in the metadata."""
+    """The two samples of the base's weights, from the metadata."""
     try:
         sample = [float(value) for value in metadata.get("base_sample", "").split()]
         saved = json.loads(metadata.get("model_sample", "{}"))
@@ -237,18 +237,18 @@ def _samples(path: Path, metadata: Mapping[str, str]) -> tuple[list[float], Samp
 
 
 def _is_within(name: str, modules: Sequence[str]) -> bool:
-    """Whether a tensor of this dotted name is of a module whose name ends in one of `modules`."""
+    """Whether the tensor called `name` belongs to a module whose name ends in one of `modules`."""
     parts = name.split(".")
     return any(".".join(parts[:i]).endswith(tuple(modules)) for i in range(1, len(parts)))
 
 
 def _turn(tensor: Tensor) -> Tensor:
-    """A matrix from our orientation to the file's, or back: PEFT keeps A as (r, d) and B as (k, r)."""
+    """Transpose a matrix from our layout to the file's, or back: PEFT stores A as (r, d) and B as (k, r)."""
     return tensor.T if tensor.ndim == 2 else tensor
 
 
 def _is_finite(tensor: Tensor, *, wide: bool) -> bool:
-    """Whether a tensor holds finite floats: as it is, or (not `wide`) as float32, which A and B are computed in."""
+    """Whether a tensor holds finite floats: as stored, or (not `wide`) as float32, in which A and B are computed."""
     return tensor.dtype in _FLOATS and bool(torch.isfinite(tensor if wide else tensor.float()).all())
 
 

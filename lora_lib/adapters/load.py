@@ -1,4 +1,4 @@
-"""From a saved adapter to its parts for a model: read, compared with the model, filled.
+"""Read a saved adapter, check it against a model, and make its parts.
 
 Nothing here changes the model: `peft_wrapper` puts the parts in.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lora_lib.adapters.config import LoRAConfig
-from lora_lib.adapters.create import new_adapters
+from lora_lib.adapters.create import Parts, new_parts
 from lora_lib.adapters.files import AdapterError, Layers, read_adapter
 from lora_lib.adapters.names import Names
 from lora_lib.adapters.same_base import check_base
@@ -19,35 +19,35 @@ from lora_lib.adapters.targets import config_targets, rank_and_alpha
 from lora_lib.lora_linear import LoRA
 
 
-def load_adapters(
+def load_parts(
     model: nn.Module, folder: str | Path, same_base: bool, adapter_cls: type[LoRA] | None
-) -> tuple[LoRAConfig, dict[str, nn.Module]]:
-    """The config of a saved adapter and its parts, filled, once all of it is found to fit the model.
+) -> tuple[LoRAConfig, Parts]:
+    """The config and the parts of a saved adapter, once everything in it has been found to fit the model.
 
-    Raises AdapterError if it does not; `same_base` also wants the base to be the one that it was made for.
+    Raises AdapterError if something does not fit. With `same_base` that includes the weights of the base.
     """
     names, saved = Names(model), read_adapter(folder, adapter_cls)
     saved = saved.renamed(names.from_file(saved.layers))
     try:
         _check_ranks(names, saved.config, saved.layers)
-        adapters = new_adapters(names, saved.config, any_rank=True)
-        bypasses = {names.in_file(name): part for name, part in adapters.items() if isinstance(part, LoRA)}
-        copies = copied_tensors(names, {n: part for n, part in adapters.items() if not isinstance(part, LoRA)})
+        parts = new_parts(names, saved.config, any_rank=True)
+        bypasses = {names.in_file(name): bypass for name, bypass in parts.bypasses.items()}
+        copies = copied_tensors(names, parts.copies)
         _check_bypasses(bypasses, saved.layers)
         _check_copies(copies, saved.copies)
         if same_base:
-            check_base(names, [name for name, part in adapters.items() if isinstance(part, LoRA)], saved)
+            check_base(names, list(parts.bypasses), saved)
     except ValueError as error:
         raise AdapterError(f"{folder} does not fit this model: {error}") from error
     for name, bypass in bypasses.items():
         bypass.load_state_dict({**bypass.state_dict(), **saved.layers[name]})
     for name, tensor in copies.items():
         tensor.copy_(saved.copies[name])
-    return saved.config, adapters
+    return saved.config, parts
 
 
 def copied_tensors(names: Names, copies: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The tensors of modules that are trained in full, by their name in a file and in its layout; not copied."""
+    """The tensors of modules that are trained in full, under the names and in the layout of a file; not copied."""
     return {
         names.in_file(f"{name}.{key}"): names.stored(f"{name}.{key}", tensor)
         for name, module in copies.items()
@@ -56,7 +56,7 @@ def copied_tensors(names: Names, copies: Mapping[str, nn.Module]) -> dict[str, T
 
 
 def _check_ranks(names: Names, config: LoRAConfig, layers: Layers) -> None:
-    """Raise ValueError for a rank larger than the file's tensors, before tensors of that rank are made."""
+    """Raise ValueError if a rank is larger than the file's tensors, before tensors of that rank are allocated."""
     for name in config_targets(names, config):
         rank, found = rank_and_alpha(names, config, name)[0], layers.get(names.in_file(name), {})
         if "A" in found and rank > max(found["A"].shape, default=0):
@@ -64,12 +64,12 @@ def _check_ranks(names: Names, config: LoRAConfig, layers: Layers) -> None:
 
 
 def _check_bypasses(wanted: Mapping[str, LoRA], layers: Layers) -> None:
-    """Raise ValueError unless the file's layers are those that its config chooses in this model, shape by shape."""
+    """Raise ValueError unless the file has the layers that its config chooses in this model, with their shapes."""
     missing, extra = sorted(wanted.keys() - layers.keys()), sorted(layers.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(
-            f"it has no weights for {len(missing)} of its layers {missing[:3]}, "
-            f"and weights for {len(extra)} that it does not have {extra[:3]}; was it made for another base?"
+            f"the file has no weights for {len(missing)} of the model's layers {missing[:3]}, "
+            f"and weights for {len(extra)} that the model lacks {extra[:3]}; was it made for another base?"
         )
     for name, adapter in wanted.items():
         if adapter.A.is_meta:
@@ -83,10 +83,12 @@ def _check_bypasses(wanted: Mapping[str, LoRA], layers: Layers) -> None:
 
 
 def _check_copies(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the file's modules trained in full are this model's, shape by shape."""
+    """Raise ValueError unless the modules trained in full in the file are in this model, with the same shapes."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
-        raise ValueError(f"of the modules trained in full it lacks {missing[:3]}, and has {extra[:3]} too many")
+        raise ValueError(
+            f"of the modules trained in full the file lacks {missing[:3]}, and the model lacks {extra[:3]}"
+        )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(found[name].shape)}, this model needs {tuple(tensor.shape)}")

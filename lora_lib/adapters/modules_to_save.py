@@ -1,4 +1,4 @@
-"""Modules that an adapter trains in full, PEFT's `modules_to_save`: for example the new head of a classifier."""
+"""Modules that an adapter trains in full (PEFT's `modules_to_save`), such as the new head of a classifier."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.lora_linear import AdaptedLayer
+from lora_lib.layers.adapted import AdaptedLayer
 
 
 class ModulesToSave(AdaptedLayer):
     """A module `base`, and a copy of it for each adapter that trains it in full.
 
-    In use is the copy of the active adapter, or `base` if no active adapter has a copy. Attributes that it does not
-    have itself (`weight`, …) are those of the module in use.
+    The module in use is the copy of the active adapter, or `base` if no active adapter has a copy. Other attributes
+    (`weight`, …) are those of the module in use.
     """
 
     def _activate(self, names: tuple[str, ...]) -> None:
@@ -48,6 +48,6 @@ class ModulesToSave(AdaptedLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in ("base", "adapters"):  # not set yet: looking in the module in use would recurse without end
+            if name in ("base", "adapters"):  # not set yet: looking them up would recurse forever
                 raise
             return getattr(self.in_use, name)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_lib.gpt2.model import GPT2Model
 from lora_lib.gpt2.names import hf_name, other_layout
-from lora_lib.lora_linear import AdaptedLayer, is_conv1d
+from lora_lib.layers.adapted import AdaptedLayer, base_of
+from lora_lib.layers.linear import is_conv1d
 
-_COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataParallel put into a name
+_COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataParallel add to a name
 
 
 class Names:
     """The names of one model's layers, and how its weights are laid out in a file. Made once for an operation.
 
-    In a file a layer has the name that it has in the plain model: `torch.compile` and DataParallel, or
-    DistributedDataParallel, put something in front of it in the model. Layers of our GPT-2 have Hugging Face's names
-    in a file, and its linear weights are transposed there, so one file fits both.
+    A file has the names of the plain model, without the prefixes that `torch.compile`, DataParallel and
+    DistributedDataParallel add. Layers of our GPT-2 are stored under Hugging Face's names, and linear weights in its
+    layout, so that one file fits both models.
 
-    `modules` are the model's modules by name, without those inside an adapted layer; `plain` is the model without
-    wrappers.
+    `modules` are the model's modules by name, without those inside wrapped layers; `plain` is the model without those
+    prefixes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,11 +39,11 @@ class Names:
         return hf_name(name) if self._of_gpt2 else name
 
     def target_in_file(self, target: str) -> str:
-        """One of `target_modules` as a file has it: the end of a name, so only the head's is another one."""
+        """One of `target_modules` as written in a file. It is the end of a name, so only the head's differs."""
         return hf_name(target) if self._of_gpt2 and target == "out_head" else target
 
     def all_of(self, name: str) -> set[str]:
-        """The names by which a user, or a file, may mean a module."""
+        """All names by which a user or a file may refer to a module."""
         return {name, self._in_plain(name), self.in_file(name)}
 
     def any_ends_in(self, name: str, end: str) -> bool:
@@ -51,7 +51,7 @@ class Names:
         return any(("." + n).endswith("." + end) for n in self.all_of(name))
 
     def stored(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter as a file keeps it: transposed where Hugging Face's layout is the other one."""
+        """A parameter as stored in a file: transposed where Hugging Face's layout differs."""
         return other_layout(name, tensor) if self._of_gpt2 else tensor
 
     @property
@@ -66,7 +66,7 @@ class Names:
         return self._of_gpt2 or (hasattr(self.plain, "prepare_inputs_for_generation") and not two_stacks)
 
     def from_file(self, saved: Iterable[str]) -> Callable[[str], str]:
-        """A function that removes a parallel model's prefix from names in a file; `saved` are those of its layers."""
+        """A function that strips DataParallel's prefix from names in a file, whose layers are called `saved`."""
         parallel = all(name.startswith(_PARALLEL) for name in saved) and not hasattr(self.plain, "module")
         return lambda name: name.removeprefix(_PARALLEL if parallel else "")
 
@@ -79,17 +79,12 @@ class Names:
 
 
 def uncompiled(name: str) -> str:
-    """A name without what `torch.compile` puts into it."""
+    """A name without what `torch.compile` adds to it."""
     return name.replace(_COMPILED, "")
 
 
-def base_of(module: nn.Module) -> Any:
-    """The module itself, or the one inside an adapted layer."""
-    return module.base if isinstance(module, AdaptedLayer) else module
-
-
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The plain model inside its wrappers, and the prefix that parallel ones put in front of a layer's name."""
+    """The plain model inside its wrappers, and the prefix that parallel wrappers add to a layer's name."""
     prefix = ""
     while True:
         if isinstance(model, (nn.DataParallel, DistributedDataParallel)):

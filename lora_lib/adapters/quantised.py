@@ -1,6 +1,6 @@
 """A frozen base with 8 or 4 bits per weight, as in QLoRA: Dettmers et al., 2023, arXiv 2305.14314.
 
-A weight is rounded to one of a few levels between -1 and 1, times the largest absolute value in its block:
+Every weight is rounded to one of a few levels between -1 and 1, times the largest absolute value in its block:
 
     W ≈ levels[codes] · scales        codes (n, block), scales (n, 1), n · block = d · k
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.targets import find_targets, replace_module
-from lora_lib.lora_linear import AdaptedLayer, linear_shape
+from lora_lib.layers.adapted import adapted_layers
+from lora_lib.layers.linear import linear_shape, transposed
 
 
 def even_levels(bits: int) -> Tensor:
@@ -27,8 +28,8 @@ def even_levels(bits: int) -> Tensor:
 def normal_levels(bits: int) -> Tensor:
     """2^bits values from -1 to 1, spaced like the quantiles of a normal distribution: QLoRA's NormalFloat.
 
-    The outermost quantiles would be infinite, so both ends stop a little before them. Zero is one of the levels, so
-    the positive half has one level more than the negative half.
+    The outermost quantiles would be infinite, so the levels stop a little before them. Zero is one of the levels, so
+    there is one more positive level than there are negative ones.
     """
     half = 2 ** (bits - 1)
     last = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
@@ -51,7 +52,7 @@ def quantise(W: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 class QuantisedLinear(nn.Linear):
-    """A frozen nn.Linear that stores a code of 8 or 4 bits for each weight, and dequantises when it is called.
+    """A frozen nn.Linear that stores each weight as a code of 8 or 4 bits, and dequantises them when it is called.
 
     `weight` holds the codes, uint8, two in a byte if there are at most 16 levels. LoRALinear wraps it like any linear
     layer. `linear` is an nn.Linear or Hugging Face's Conv1D. Raises TypeError for any other layer, and ValueError for
@@ -62,12 +63,11 @@ class QuantisedLinear(nn.Linear):
     levels: Tensor
 
     def __init__(self, linear: nn.Linear, levels: Tensor, block: int = 64) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would make a float weight
+        nn.Module.__init__(self)  # nn.Linear's __init__ would allocate a float weight
         self.in_features, self.out_features = linear_shape(linear)
         if len(levels) > 256 or (len(levels) <= 16 and block % 2):
             raise ValueError(f"{len(levels)} levels in blocks of {block} do not fit bytes: 256 levels, even blocks")
-        weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
-        codes, scales = quantise(weight, levels, block)
+        codes, scales = quantise(transposed(linear, linear.weight).T, levels, block)
         if len(levels) <= 16:
             codes = codes[:, ::2] * 16 + codes[:, 1::2]
         self.weight = nn.Parameter(codes.to(torch.uint8), requires_grad=False)
@@ -76,7 +76,7 @@ class QuantisedLinear(nn.Linear):
         self.register_buffer("levels", levels.to(scales))
 
     def dequantised(self) -> Tensor:
-        """The weight that the codes stand for, (k, d) as nn.Linear has it."""
+        """The weight that the codes stand for, in nn.Linear's layout (k, d)."""
         codes = self.weight
         if len(self.levels) <= 16:
             codes = torch.stack([codes >> 4, codes & 15], dim=-1)
@@ -89,7 +89,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x·W, with W dequantised in the forward pass and again in the backward pass, because autograd would keep it."""
+    """x·W, with W dequantised in the forward pass and again in the backward pass, so that autograd does not keep it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
@@ -111,7 +111,7 @@ def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Modul
     """
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, got {bits!r}")
-    if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+    if adapted_layers(model):
         raise ValueError("this model has adapters already: quantise the base first, then call get_peft_model")
     if any(isinstance(module, QuantisedLinear) for module in model.modules()):
         raise ValueError("this model is quantised already: call dequantise_model first, or load the weights again")

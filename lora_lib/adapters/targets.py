@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter goes to: by name, by the end of a name, or by a regular expression."""
+"""Which layers of a model an adapter is for: by name, by the end of a name, or by a regular expression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from lora_lib.adapters.config import HEADS, LoRAConfig
-from lora_lib.adapters.names import Names, base_of
+from lora_lib.adapters.names import Names
+from lora_lib.layers.adapted import base_of
 from lora_lib.lora_linear import LoRA
 
 Value = TypeVar("Value", int, float)
@@ -20,13 +21,14 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str, adapter_
     """The dotted names of the layers that `target_modules` chooses, in the model's order.
 
     Layers of our GPT-2 are found under their own names and under Hugging Face's (`out_head`, `lm_head`). "all-linear"
-    and a regular expression choose among the layers that an `adapter_cls` fits. Raises ValueError as `get_peft_model`.
+    and a regular expression choose among the layers that `adapter_cls` can wrap. Raises ValueError as `get_peft_model`
+    does.
     """
     return find(Names(model), target_modules, adapter_cls)
 
 
 def find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[LoRA] = LoRA) -> list[str]:
-    """As `find_targets`, for a model's `names`."""
+    """As `find_targets`, for the names of a model."""
     linear = [name for name, module in names.modules.items() if _fits(module, adapter_cls)]
     if not linear:
         kind = type(names.model).__name__
@@ -52,7 +54,7 @@ def find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[Lo
 
 
 def config_targets(names: Names, config: LoRAConfig) -> list[str]:
-    """The layers that get a bypass: those of `target_modules`, without those that the config's other fields exclude.
+    """The layers that get a bypass: those of `target_modules` that no other field of the config excludes.
 
     Raises ValueError as `find_targets` does, and if no layer is left.
     """
@@ -140,7 +142,7 @@ def _last_parts(linear: Sequence[str]) -> list[str]:
 
 
 def rank_and_alpha(names: Names, config: LoRAConfig, name: str) -> tuple[int, float]:
-    """A layer's r and alpha: those of the first key in the patterns that fits it, else the config's."""
+    """A layer's r and alpha: from the first matching key of the patterns, or else the config's."""
     rank = next((v for p, v in config.rank_pattern.items() if fits_name(p, names, name)), config.r)
     return rank, next((v for p, v in config.alpha_pattern.items() if fits_name(p, names, name)), config.lora_alpha)
 

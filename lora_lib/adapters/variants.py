@@ -1,6 +1,6 @@
 """Variants of LoRA: another formula (DoRA), another initialisation (PiSSA), another learning rate for B (LoRA+).
 
-PEFT's names choose the first two: `use_dora=True` and `init_lora_weights="pissa"`. rsLoRA is an argument of LoRA.
+The first two are chosen as in PEFT: `use_dora=True` and `init_lora_weights="pissa"`. rsLoRA is an argument of LoRA.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_lib.lora_linear import LoRA, weight_of
+from lora_lib.layers.linear import weight_of
+from lora_lib.lora_linear import LoRA
 
 
 class DoRA(LoRA):
@@ -50,7 +51,7 @@ class DoRA(LoRA):
         return (stretch - 1).to(y.dtype) * xW + stretch.to(y.dtype) * self.product(x)
 
     def delta(self, W: Tensor | None = None) -> Tensor:
-        """W' - W. It depends on the layer's weight W (d, k)."""
+        """The change W' - W, which depends on the layer's weight W (d, k)."""
         if W is None:
             raise TypeError("what DoRA changes depends on the layer's weight: call delta(W)")
         return self.stretch(W) * (W + super().delta()) - W
@@ -60,9 +61,9 @@ class PiSSA(LoRA, fusible=True):
     """W' = W + s·(A·B - A₀·B₀): A and B start at A₀ and B₀, the strongest part of W, so both have a gradient at once.
 
     A₀ and B₀ hold the r largest singular values of W, the square root of each in both, with their vectors. The paper
-    subtracts s·A₀·B₀ from W and freezes the rest. Here W stays as it is and the bypass subtracts s·A₀·B₀ instead: the
-    sum and the gradients are the same. So several adapters can share the base, with the adapter off the model is bit
-    for bit the base, and what `save_pretrained` writes is a plain LoRA of rank 2r that fits the unmodified base.
+    subtracts s·A₀·B₀ from W and freezes the rest. Here W is unchanged and the bypass subtracts s·A₀·B₀ instead, which
+    gives the same sum and the same gradients. So several adapters can share the base, the model with the adapter off is
+    bit for bit the base, and `save_pretrained` writes a plain LoRA of rank 2r that fits the unmodified base.
 
     `init` is "pissa", or "pissa_niter_N" for a faster, approximate decomposition with N power iterations.
     Meng, Wang and Zhang, 2024, arXiv 2404.02948.
@@ -74,7 +75,7 @@ class PiSSA(LoRA, fusible=True):
 
     @torch.no_grad()
     def reset_parameters(self, base: nn.Linear, init: bool | str = "pissa") -> None:
-        """Set A·B to the strongest part of base's weight. Raises ValueError unless `init` is one of PiSSA's two."""
+        """Set A·B to the strongest part of the base's weight. Raises ValueError if `init` is not one of PiSSA's two."""
         W = weight_of(base)
         if W.is_meta:
             raise ValueError("PiSSA reads the base's weights, and on the meta device they have no numbers")
@@ -86,11 +87,11 @@ class PiSSA(LoRA, fusible=True):
         self.register_buffer("B0", self.B.detach().clone())
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A beside A₀ and B above -B₀: their product, of rank 2r, is A·B - A₀·B₀."""
+        """[A, A₀] and [B; -B₀]: their product, of rank 2r, is A·B - A₀·B₀."""
         return torch.cat([self.A, self.A0], dim=1), torch.cat([self.B, -self.B0])
 
     def tensors_to_save(self) -> dict[str, Tensor]:
-        """The factors: A and B of a plain LoRA with the same change."""
+        """The factors, as A and B of a plain LoRA that makes the same change."""
         return dict(zip("AB", self.factors()))
 
 

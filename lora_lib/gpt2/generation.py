@@ -1,4 +1,4 @@
-"""Text in, text out: batched generation for prompts of any length, with our GPT-2 or a model of Hugging Face's."""
+"""From text to text: batched generation for prompts of any length, with our GPT-2 or a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from lora_lib.settings import check, number, optional, setting, whole
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How a model picks its next tokens. Raises ValueError for a value that its field cannot have."""
+    """How a model picks its next tokens. Raises ValueError for a value that its field does not allow."""
 
-    max_new_tokens: int = setting(whole(1), 64, help="how many tokens an answer has at most")
+    max_new_tokens: int = setting(whole(1), 64, help="the most tokens in an answer")
     temperature: float = setting(
-        number("from 0 to 1000", lambda value: 0 <= value <= 1000), 0.0, help="0 takes the likeliest token"
+        number("from 0 to 1000", lambda value: 0 <= value <= 1000), 0.0, help="0 takes the most likely token"
     )
-    top_k: int | None = setting(optional(whole(1)), None, help="above temperature 0: sample among so many tokens")
+    top_k: int | None = setting(
+        optional(whole(1)), None, help="above temperature 0: sample among this many of the most likely tokens"
+    )
     seed: int = setting(whole(0, 2**63 - 1), 0, help="above temperature 0: the same seed samples the same tokens")
-    batch_size: int = setting(whole(1), 64, help="how many prompts are continued together")
+    batch_size: int = setting(whole(1), 64, help="prompts in a batch")
 
     def __post_init__(self) -> None:
         check(self)
@@ -73,9 +75,9 @@ def generate_text(
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the tokenizer's end of text or turn, and those that the model's own config adds.
+    """The tokens that end an answer: the tokenizer's end of text or turn, and those in the model's generation config.
 
-    Raises ValueError where there are none: the model would never stop.
+    Raises ValueError if there are none, because the model would never stop.
     """
     if isinstance(tokenizer, Tokenizer):
         return [tokenizer.eot_token]
@@ -108,7 +110,7 @@ def _continue(
 def _continue_hugging_face(
     model: Any, prompts: list[list[int]], stops: list[int], how: GenerationConfig, device: torch.device
 ) -> list[list[int]]:
-    """The new tokens of each row from a model of Hugging Face's: padding is on the left, and hidden by the mask."""
+    """The new tokens of each row from a Hugging Face model: padding is on the left, and the mask hides it."""
     longest, room = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None)
     if room and longest + how.max_new_tokens > room:
         raise ValueError(
@@ -117,7 +119,7 @@ def _continue_hugging_face(
     ids = torch.tensor([[stops[0]] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     picks: dict[str, Any] = {"do_sample": False}
-    if how.temperature > 0:  # the model's own generation config may have a top_p, which nobody asked for here
+    if how.temperature > 0:  # top_p=1: the model's own generation config may set another one
         picks = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k or 0, "top_p": 1.0}
     out = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=how.max_new_tokens, eos_token_id=stops,

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all_modules
 
 IGNORE = -100  # a target that is not learned; the `ignore_index` of PyTorch's cross_entropy has this default
-LOGITS = 2**22  # how many logits `chunked_cross_entropy` holds at once: 16 MiB in float32
+LOGITS = 2**22  # the logits that `chunked_cross_entropy` holds at a time: 16 MiB in float32
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, T, V) and targets (B, T), summed, in float32 or wider, without targets of -100."""
+    """Cross-entropy of logits (B, T, V) and targets (B, T), summed in float32 or wider; targets of -100 are skipped."""
     return F.cross_entropy(
         _at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
@@ -31,7 +31,7 @@ def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) ->
     wanted = targets != IGNORE
     features, targets = features[wanted], targets[wanted]  # (N, C), (N,)
     trained = [p for p in head.parameters() if p.requires_grad]
-    # If the head is trained, its gradient is as large as itself anyway, and adding up few chunks is faster than many.
+    # A trained head has a gradient as large as itself anyway; fewer, larger chunks then add up faster.
     rows = max(1, max(LOGITS, sum(p.numel() for p in trained)) // head.out_features)
     if torch.is_grad_enabled():
         loss: Tensor = _ChunkedCrossEntropy.apply(head, rows, features, targets, *trained)  # type: ignore[no-untyped-call]
@@ -42,8 +42,8 @@ def chunked_cross_entropy(head: nn.Linear, features: Tensor, targets: Tensor) ->
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward pass, while the logits of a chunk exist.
 
-    A loss is one number, so the backward pass only multiplies these gradients by the loss's own. Nothing is computed
-    twice. (Checkpointing the head would compute the logits again.)
+    The loss is one number, so the backward pass only multiplies these gradients by the gradient of the loss. Nothing
+    is computed twice. (Checkpointing the head would compute the logits again.)
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for h, t, dh in zip(features.split(rows), targets.split(rows), grads[0].split(rows)):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                loss = _chunk_loss(head, h.view_as(h), t)  # a view, because FlopCounterMode cannot watch a leaf
+                loss = _chunk_loss(head, h.view_as(h), t)  # a view: FlopCounterMode cannot track a leaf
             found = torch.autograd.grad(loss, (h, *trained), materialize_grads=True)
             for grad, part in zip((dh, *grads[1:]), found):
                 grad += part
@@ -69,7 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def calls_may_differ(model: nn.Module) -> bool:
-    """Whether calling `model` may do more than its class's `forward`: it has hooks, or `forward` was replaced."""
+    """Whether calling `model` may do more than its class's `forward`: there are hooks, or `forward` was replaced."""
     everywhere = vars(hooks_of_all_modules)
     of_all = [hooks for name, hooks in everywhere.items() if name.startswith("_global_") and name.endswith("_hooks")]
     own = (

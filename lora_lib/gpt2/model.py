@@ -62,11 +62,11 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """How many tokens have been read."""
+        """The number of tokens read so far."""
         return self.layers[0][0].shape[2] if self.layers else 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values of one block; returns all of them."""
+        """Append the new tokens' keys and values in one block; returns all of them."""
         if layer in self.layers:
             past_k, past_v = self.layers[layer]
             k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         past = k.shape[2] - T
-        # A new token sees the whole past and, among the new ones, itself and those before it.
+        # A new token sees all past tokens and, among the new ones, itself and those before it.
         mask = None if past == 0 or T == 1 else x.new_ones(T, past + T, dtype=torch.bool).tril(past)
         y = F.scaled_dot_product_attention(
             q, k, v, mask, self.attn_pdrop if self.training else 0.0, is_causal=past == 0 and T > 1
@@ -153,11 +153,11 @@ class GPT2Model(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, (Attention, MLP)):  # 2 · n_layer sums into one stream: keep its variance
+        if isinstance(module, (Attention, MLP)):  # 2 · n_layer terms are added to the stream: keep its variance
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head. The method has the name that Hugging Face's models use."""
+        """The head, under the method name that Hugging Face's models use."""
         return self.out_head
 
     def gradient_checkpointing_enable(self) -> None:
@@ -187,14 +187,14 @@ class GPT2Model(nn.Module):
             )
         try:
             x = self.drop(self.wte(ids) + self.wpe(torch.arange(past, end, device=ids.device)))
-        except IndexError as error:  # on the CPU; a GPU stops with a device assertion
+        except IndexError as error:  # on the CPU; a GPU raises a device assertion instead
             found = f"{int(ids.min())} to {int(ids.max())}"
             last = self.config.vocab_size - 1
             raise IndexError(f"token ids must be from 0 to {last} in this model, got {found}") from error
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.h:
-            # Not reentrant: the reentrant kind gives A and B no gradient when its input, from frozen layers, does not
-            # require one.
+            # Not reentrant: the reentrant kind gives A and B no gradient if its input comes from frozen layers and
+            # does not require one.
             x = checkpoint(block, x, cache, use_reentrant=False) if again else block(x, cache)
         return self.ln_f(x)
 
@@ -226,12 +226,12 @@ class GPT2Model(nn.Module):
     ) -> Tensor:
         """Continue each row of `ids` (B, T) by up to `max_new_tokens`; returns (B, T + new).
 
-        `temperature` 0 takes the likeliest token (greedy); above 0 it samples, among the `top_k`
-        likeliest where given. A row ends at `stop_token` and is filled up with it. Prompts of different
-        lengths go in one batch, right-padded, with their `prompt_lengths`: a row's own tokens are
-        read first and its continuation starts where they end, so no padding is ever attended to.
+        `temperature` 0 takes the most likely token (greedy); above 0 it samples, from the `top_k` most likely tokens
+        if given. A row ends at `stop_token` and is then filled with it. Prompts of different lengths share a batch if
+        they are padded on the right and `prompt_lengths` are given: each row's continuation starts where its own prompt
+        ends, so padding is never attended to.
 
-        Raises ValueError when prompt and new tokens together exceed the context.
+        Raises ValueError if prompt and new tokens together exceed the context.
         """
         B, T = ids.shape
         lengths = torch.tensor(prompt_lengths or [T] * B, device=ids.device)
@@ -254,7 +254,7 @@ class GPT2Model(nn.Module):
                 token = _pick(logits, temperature, top_k, generator)
                 if stop_token is not None:
                     token = token.masked_fill(done, stop_token)
-                writes = (t >= lengths) & (t < lengths + max_new_tokens)  # a row inside its prompt keeps its token
+                writes = (t >= lengths) & (t < lengths + max_new_tokens)  # a row still in its prompt keeps its token
                 out[:, t] = torch.where(writes, token, out[:, t])
                 if stop_token is not None:
                     done |= writes & (token == stop_token)
@@ -273,7 +273,7 @@ def expect_model(model: object) -> nn.Module:
 
 @contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Inside this context `model` may change between training and evaluation; afterwards each module is as before."""
+    """Restore the training or evaluation mode of each module of `model` afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -283,7 +283,7 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 
 def _pick(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """One token per row of logits (B, V): the likeliest, or a sample."""
+    """One token per row of logits (B, V): the most likely one, or a sample."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature

@@ -24,7 +24,7 @@ HUB_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
 }
 OUR_FILES = ("model.safetensors", "config.json", "bpe.tiktoken")  # what save_pretrained_folder writes
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in which a model can be saved
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that a model can be saved in
 
 
 def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
@@ -47,7 +47,7 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
 
 
 def load_model(name_or_folder: str | Path) -> GPT2Model:
-    """The model of `load_pretrained`, if you have the tokenizer already. Raises as `load_pretrained` does."""
+    """The model alone, without its tokenizer. Raises as `load_pretrained` does."""
     folder = find_folder(name_or_folder)
     model = GPT2Model(read_config(folder))
     load_weights(model, folder)
@@ -55,7 +55,7 @@ def load_model(name_or_folder: str | Path) -> GPT2Model:
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
-    """The folder of a model: the one that ships, the one in the cache, or the one that was named.
+    """The folder of a model: the one that ships with this package, the one in the cache, or the one that was named.
 
     Raises FileNotFoundError or ConnectionError as `load_pretrained` does.
     """
@@ -76,7 +76,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """The `GPT2Config` in a folder's `config.json`. Raises ValueError when it is not a GPT-2 we can build."""
+    """The `GPT2Config` in a folder's `config.json`. Raises ValueError if it is not a GPT-2 that we can build."""
     _, path, _ = _files(folder)
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> GPT2Config:
         config = GPT2Config(**{f.name: values[f.name] for f in fields(GPT2Config) if f.name in values})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    # Options that would change the logits and that this GPT-2 does not have: refuse them instead of ignoring them.
+    # Options that change the logits and that this GPT-2 does not have are refused, not ignored.
     supported = {"activation_function": ("gelu_new",), "n_inner": (None, 4 * config.n_embd),
                  "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}  # fmt: skip
     for key, allowed in supported.items():
@@ -98,7 +98,7 @@ def read_config(folder: Path) -> GPT2Config:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Where the newest complete version of `OUR_FILES` is, even if a save was killed half-way."""
+    """The newest complete version of `OUR_FILES`, even if a save was killed half-way."""
     return current(*(folder / name for name in OUR_FILES))
 
 
@@ -129,13 +129,13 @@ def load_weights(model: GPT2Model, folder: Path) -> None:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """A folder's tensors under our names, in the file's layout."""
+    """The tensors in a folder, under our names and in the file's layout."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
         try:
             tensors, _ = read_tensors(path)
         except OSError as error:
-            raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+            raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
         for key, tensor in tensors.items():
             name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
@@ -147,9 +147,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights: those that its index lists, or `model.safetensors`, or the only one there is.
+    """The files with a model's weights: those in its index, or `model.safetensors`, or the only candidate.
 
-    Raises FileNotFoundError when there are none, or one is missing; ValueError when it is not clear which to take.
+    Raises FileNotFoundError if there are none or one is missing, and ValueError if it is not clear which one is meant.
     """
     if (index := folder / "model.safetensors.index.json").exists():
         values = _read_json(index)
@@ -211,8 +211,8 @@ def save_pretrained_folder(
     """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open.
 
     Raises ValueError for what could not be opened or used again: a model that is not a plain GPT-2, weights that are
-    not finite in `dtype`, and a `dtype` that rounds to whole numbers; OSError when the disk does not take the files.
-    A model that was in the folder is unchanged then.
+    not finite in `dtype`, and a `dtype` that rounds to whole numbers; OSError if the files cannot be written. A model
+    that was in the folder before is then unchanged.
     """
     folder = Path(folder)
     tensors, tied = _stored(model, dtype)
@@ -231,7 +231,7 @@ def _stored(model: GPT2Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], bo
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     _check_plain(model)
-    tied = model.out_head.weight is model.wte.weight  # a merged adapter of the head unties it
+    tied = model.out_head.weight is model.wte.weight  # merging an adapter into the head unties it
     tensors = {}
     for name, tensor in model.state_dict().items():
         if tied and name == "out_head.weight":
@@ -263,12 +263,12 @@ def _check_plain(model: nn.Module) -> None:
 
 def _download(name: str) -> Path:
     """Download a released checkpoint into Hugging Face's cache, with a progress bar; returns its folder."""
-    from huggingface_hub import hf_hub_download  # imported here, since it is slow and offline readers never need it
+    from huggingface_hub import hf_hub_download  # imported here: it is slow, and not needed offline
 
     repo = HUB_NAMES[name]
     try:
         paths = [Path(hf_hub_download(repo, f)) for f in ("config.json", "vocab.json", "model.safetensors")]
-    except Exception as error:  # the hub's library changed its HTTP library, and with it the errors that it raises
+    except Exception as error:  # which errors it raises depends on its version
         raise ConnectionError(
             f"could not download {name!r} ({repo}) from the Hugging Face hub: {error}\n"
             'Without a network use load_pretrained("gpt2-mini"), or pass a folder that holds the model.'

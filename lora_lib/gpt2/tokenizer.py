@@ -10,16 +10,16 @@ from typing import NoReturn
 import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 cuts text into pieces before any merge: contractions, words, numbers, punctuation, spaces.
-MOST_BLANKS = 100_000  # tiktoken needs stack space for each of them, and aborts at about a million
+MOST_BLANKS = 100_000  # tiktoken needs stack space for each blank in a row, and aborts at about a million
+# How GPT-2 splits text into pieces before any merge: contractions, words, numbers, punctuation, spaces.
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 class Tokenizer:
     """Text to token ids and back. `ranks` is the merge order of a trained byte-pair encoding.
 
-    `eot_token` is the id of `<|endoftext|>`, which separates documents and ends an answer.
-    Text that looks like this token is encoded as plain text, so a user cannot fake an end.
+    `eot_token` is the id of `<|endoftext|>`, which separates documents and ends an answer. Text that spells this token
+    is encoded as ordinary text, so a user cannot inject an end.
     """
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
@@ -31,7 +31,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a `.tiktoken` file: one line a token, its bytes in base64, a space, its rank."""
+        """Read a `.tiktoken` file. Each line holds a token's bytes in base64, a space, and its rank."""
         ranks: dict[bytes, int] = {}
         for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
             try:
@@ -45,11 +45,11 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, vocab: dict[str, int]) -> Tokenizer:
-        """Make one from Hugging Face's `vocab.json`: a printable letter for each byte, and ids in merge order."""
+        """Read Hugging Face's `vocab.json`, which has a printable letter for each byte, and ids in merge order."""
         to_byte = {c: b for b, c in _printable_bytes().items()}
         ranks = {bytes(to_byte[c] for c in t): i for t, i in vocab.items() if t != END_OF_TEXT}
         if sorted(ranks.values()) != list(range(len(ranks))):
-            raise ValueError("this vocabulary is not GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
+            raise ValueError("not a vocabulary of GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
         return cls(ranks)
 
     def save(self, path: str | Path) -> None:
@@ -59,7 +59,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, `<|endoftext|>` included."""
+        """The number of ids, `<|endoftext|>` included."""
         return self.eot_token + 1
 
     def encode(self, text: str) -> list[int]:
@@ -68,8 +68,8 @@ class Tokenizer:
             longest = max(re.findall(r"\s+", text), key=len, default="")
             if len(longest) > MOST_BLANKS:
                 raise ValueError(
-                    f"the text has {len(longest):,} blanks in a row, from letter {text.index(longest):,} on, and the "
-                    f"tokenizer can split {MOST_BLANKS:,} at most: take them out"
+                    f"the text has {len(longest):,} blanks in a row, from character {text.index(longest):,} on; the "
+                    f"tokenizer can split {MOST_BLANKS:,} at most: remove some"
                 )
         return self._encoding.encode_ordinary(text)
 
@@ -78,12 +78,12 @@ class Tokenizer:
         return self._encoding.decode(ids)
 
     def tokens(self, text: str) -> list[str]:
-        """The text of each token, to look at."""
+        """The text of each token, for display."""
         return [self._encoding.decode([i]) for i in self.encode(text)]
 
 
 class MissingTokenizer(Tokenizer):
-    """Takes the tokenizer's place when a model's folder has none: every use raises FileNotFoundError."""
+    """A placeholder for a model's folder without a tokenizer: every use raises FileNotFoundError."""
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = folder
@@ -95,7 +95,7 @@ class MissingTokenizer(Tokenizer):
 
 
 def _printable_bytes() -> dict[int, str]:
-    """The letter that GPT-2's files write for each byte: the byte itself if it prints, else the next unused letter."""
+    """The letter for each byte in GPT-2's files: the byte itself if it is printable, else the next unused letter."""
     prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in prints]
     return {**{b: chr(b) for b in prints}, **{b: chr(256 + n) for n, b in enumerate(others)}}

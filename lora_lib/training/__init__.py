@@ -1,4 +1,4 @@
-"""Training: the loop, the loss, checkpoints, several processes, and what it costs in memory."""
+"""Training: the loop, the loss, checkpoints, several processes, and the memory that it needs."""
 
 from lora_lib.gpt2.loss import LOGITS, chunked_cross_entropy
 from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: a run that was killed goes on from the last one.
+"""Checkpoints of a training run: a run that was killed resumes from the last one.
 
 Everything random in `fit` follows from its seed and the number of the step. So a checkpoint needs only the trained
 weights, the optimizer's averages, the best weights so far, and the history. It is one file of tensors and text (see
@@ -20,7 +20,7 @@ from torch import Tensor
 from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
 
 Weights = Mapping[str, Tensor]
-# What save_pretrained and save_pretrained_folder write: a checkpoint of the same name would be lost, or lose them.
+# The files of save_pretrained and save_pretrained_folder: a checkpoint of that name would overwrite them, or be lost.
 TAKEN = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")
 
 
@@ -32,9 +32,9 @@ def save_checkpoint(
     history: dict[str, Any],
     best: Weights | None = None,
 ) -> None:
-    """Write the state of a run to the file `path`. If the process is killed while it writes, the old file stays.
+    """Write the state of a run to the file `path`. If the process is killed meanwhile, the old file is still there.
 
-    Raises OSError when the disk does not take the new file; the old one is unchanged then.
+    Raises OSError if the file cannot be written; the old one is then unchanged.
     """
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
@@ -48,10 +48,10 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, weights: Weights, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put a saved state into `weights` and `optimizer`; returns the history, and the best weights (or none).
+    """Load a saved state into `weights` and `optimizer`; returns the history and the best weights, if any were kept.
 
-    Raises ValueError when the file is not a checkpoint, is damaged, or belongs to a run with other `settings`; nothing
-    is changed then.
+    Raises ValueError if the file is not a checkpoint, is damaged, or belongs to a run with other `settings`; nothing is
+    changed then.
     """
     try:
         tensors, texts = read_tensors(path)
@@ -60,7 +60,7 @@ def load_checkpoint(
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error!r}") from error
     except OSError as error:
-        raise OSError(f"{path} cannot be read: {error}; look at who may read it") from error
+        raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
     if _checksum(tensors, texts) != checksum:
         raise ValueError(f"{path} is damaged: its checksum does not fit. Delete it to start the run again")
     for name, value in settings.items():
@@ -81,7 +81,7 @@ def load_checkpoint(
 
 
 def check_checkpoint_path(path: Path) -> None:
-    """Raise ValueError or OSError where a checkpoint of this name could not be written, or would overwrite a model."""
+    """Raise ValueError or OSError if a checkpoint of this name could not be written, or would overwrite a model."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it, {path / 'run.safetensors'} for example")
     if path.name in TAKEN:
@@ -90,7 +90,7 @@ def check_checkpoint_path(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError, naming `folder`, if it could not be made or written to; nothing is made."""
+    """Raise OSError, naming `folder`, if it could not be created or written to. Nothing is created."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         if not there.is_dir():
@@ -102,7 +102,7 @@ def check_writable(folder: Path) -> None:
 
 
 def fingerprint(tensors: Iterable[Tensor], text: str = "") -> str:
-    """Twelve hexadecimal digits that are equal for equal tensors and `text`, and differ for others (by SHA-256)."""
+    """Twelve hexadecimal digits (of SHA-256), the same for equal tensors and `text` and different otherwise."""
     return digest({str(i): tensor for i, tensor in enumerate(tensors)}, text)[:12]
 
 

@@ -1,4 +1,4 @@
-"""The settings of a training run: what each may be, what it is unless you set it, and what it does."""
+"""The settings of a training run: for each its allowed values, its default, and a line of help."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _RATIO = Rule("a function of a parameter's name", callable)
 class FitConfig:
     """How `fit` trains: `fit(model, train, FitConfig(steps=100))`, or the same fields as keywords of `fit`.
 
-    One of `steps` and `passes` must be given. Raises ValueError for a value that its field cannot have.
+    Give either `steps` or `passes`. Raises ValueError for a value that its field does not allow.
     """
 
     steps: int | None = setting(optional(_COUNT), None, help="how many optimizer steps")
     passes: float | None = setting(
         optional(number("above 0, at most 1e6", lambda x: 0 < x <= 1e6)), None,
-        help="instead of steps: how often every example is read",
+        help="instead of steps: how many times every example is read",
     )  # fmt: skip
-    batch_size: int = setting(_COUNT, 16, help="how many examples are read together")
-    accumulate: int = setting(_COUNT, 1, help="how many batches make one step; each target token weighs the same")
+    batch_size: int = setting(_COUNT, 16, help="examples in a batch")
+    accumulate: int = setting(_COUNT, 1, help="batches in a step; every target token has the same weight")
     learning_rate: float = setting(
         number("above 0, at most 1e30", lambda x: 0 < x <= 1e30), 1e-3, help="the highest learning rate of the run"
     )
     warmup: float = setting(
         number("from 0 to 1", lambda x: 0 <= x <= 1), 0.1,
-        help="the share of the steps in which the rate rises; then it falls along a cosine to zero",
+        help="the share of the steps in which the rate rises; after that it falls to zero along a cosine",
     )  # fmt: skip
     weight_decay: float = setting(
         number("from 0, and finite", lambda x: 0 <= x < math.inf), 0.0, help="AdamW's weight decay"
@@ -46,23 +46,25 @@ class FitConfig:
         help="gradients with a larger norm are scaled down to this one",
     )  # fmt: skip
     lr_ratio: Callable[[str], float] | None = setting(
-        optional(_RATIO), None, help="a parameter's own rate, as a multiple of the run's; by its name"
+        optional(_RATIO), None, help="for a parameter's name, its rate as a multiple of the run's"
     )
     validate_every: int | None = setting(
-        optional(_COUNT), None, help="steps between two validations; there is always one before and one after the run"
+        optional(_COUNT), None, help="steps between validations; there is always one before and one after the run"
     )
     patience: int | None = setting(
         optional(_COUNT), None, help="stop after so many validations in a row without a better one"
     )
-    keep_best: bool = setting(FLAG, False, help="end with the weights of the best validation, not with the last ones")
+    keep_best: bool = setting(FLAG, False, help="end with the weights of the best validation instead of the last ones")
     bf16: bool | None = setting(
-        optional(FLAG), None, help="compute in bfloat16; None does so on GPUs that have it, and on no CPU"
+        optional(FLAG), None, help="compute in bfloat16; None means only on GPUs that support it"
     )
-    seed: int = setting(_SEED, 0, help="the same seed gives the same order of examples, and the same dropout")
+    seed: int = setting(_SEED, 0, help="the same seed gives the same order of examples and the same dropout")
     checkpoint: str | Path | None = setting(
-        optional(_PATH), None, help="a file for the run's state; where it exists, the run goes on from it"
+        optional(_PATH), None, help="a file for the run's state; if it exists, the run resumes from it"
     )
-    checkpoint_every: int = setting(_COUNT, 100, help="steps between two checkpoints; there is one after the last step")
+    checkpoint_every: int = setting(
+        _COUNT, 100, help="steps between checkpoints; there is always one after the last step"
+    )
     progress: bool = setting(FLAG, True, help="show a progress bar")
 
     def __post_init__(self) -> None:
@@ -77,17 +79,17 @@ class FitConfig:
         return math.ceil(self.passes * math.ceil(examples / self.batch_size) / self.accumulate)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide which weights come out, without those that `fit` resolves (passes, for example)."""
+        """The settings that affect the trained weights, without those that `fit` resolves itself (such as passes)."""
         values = asdict(self)
         for name in ("passes", "lr_ratio", "bf16", "checkpoint", "checkpoint_every", "progress"):
             del values[name]
-        if self.patience is None and not self.keep_best:  # then validation changes nothing
+        if self.patience is None and not self.keep_best:  # then validation does not affect the weights
             del values["validate_every"]
         return values
 
 
 def fit_config(config: FitConfig | None, settings: dict[str, Any]) -> FitConfig:
-    """The one config that was given, or made of keywords. Raises TypeError for both, or for an unknown keyword."""
+    """The config, given as such or as keywords. Raises TypeError for both together, and for an unknown keyword."""
     if config is None:
         for name in settings:
             if name not in rules(FitConfig):

@@ -1,4 +1,4 @@
-"""The same training in several processes: each reads its share of every batch, and the gradients are summed."""
+"""Training in several processes: each reads its share of every batch, and the gradients are summed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lora_lib.training.losses import loss_sum
 
 
 class Place(NamedTuple):
-    """The number of this process, from 0, and how many processes train together."""
+    """The number of this process, from 0, and the number of processes that train together."""
 
     rank: int
     world_size: int
 
 
 def place() -> Place:
-    """The place of this process: (0, 1) without a process group."""
+    """The rank of this process and the world size: (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return Place(dist.get_rank(), dist.get_world_size())
     return Place(0, 1)
 
 
 class Objective(nn.Module):
-    """The loss as a module, for DistributedDataParallel to wrap: summed over this process's share of a batch."""
+    """The loss, summed over this process's share of a batch, as a module that DistributedDataParallel can wrap."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Objective(nn.Module):
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         rank, world_size = place()
-        if rank >= len(ids):  # fewer rows than processes: this process reads a row that does not count
+        if rank >= len(ids):  # fewer rows than processes: this one computes on a row without targets
             return loss_sum(self.model, ids[:1], torch.full_like(targets[:1], IGNORE))
         return loss_sum(self.model, ids[rank::world_size], targets[rank::world_size])
 
 
 def averaged(objective: Objective, count_bytes: Callable[[int], None]) -> DistributedDataParallel:
-    """The same module, its gradients averaged over all processes; `count_bytes` gets the bytes of each exchange."""
+    """Wrap `objective` to average gradients over all processes; `count_bytes` gets the bytes of each exchange."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook  # not in every build
 
     def reduce(state, bucket):  # type: ignore[no-untyped-def] # PyTorch refuses an annotation written as a string
@@ -59,9 +59,9 @@ def averaged(objective: Objective, count_bytes: Callable[[int], None]) -> Distri
 
 @contextmanager
 def process_group() -> Iterator[tuple[torch.device, bool]]:
-    """Under torchrun, join the other processes; gives the device to train on, and whether this is rank 0.
+    """Join the other processes under torchrun; yields the device to train on, and whether this is rank 0.
 
-    Raises ValueError if there are GPUs, but fewer than processes.
+    Raises ValueError if there are GPUs, but fewer of them than processes.
     """
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if 0 < gpus <= local_rank:

@@ -1,6 +1,6 @@
 """Training: one function, `fit`, for LoRA and for full fine-tuning.
 
-It changes the parameters that require gradients, and nothing else. After `enable_lora_training` these are A and B.
+It changes only the parameters that require gradients. After `enable_lora_training` these are A and B.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tqdm import tqdm
 from lora_lib.data.examples import Encoded, batches
 from lora_lib.gpt2.loss import IGNORE
 from lora_lib.gpt2.model import expect_model, kept_modes
-from lora_lib.lora_linear import LoRALinear
+from lora_lib.layers.adapted import adapted_layers
 from lora_lib.settings import is_number
 from lora_lib.training.checkpoints import check_checkpoint_path, fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.training.config import FitConfig, fit_config
 from lora_lib.training.distributed import Objective, averaged, place
 from lora_lib.training.losses import loss_sum
 
-PAD = 0  # any token will do: padding stands to the right of what is read, and its targets are ignored
+PAD = 0  # any id works: padding comes after the tokens that are read, and its targets are ignored
 
 
 @dataclass
@@ -53,7 +53,7 @@ class History:
     reduced_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.validation = [(step, loss) for step, loss in self.validation]  # a checkpoint's lists become pairs again
+        self.validation = [(step, loss) for step, loss in self.validation]  # JSON has turned the pairs into lists
         self.scores = [(step, score) for step, score in self.scores]
 
     @property
@@ -63,17 +63,17 @@ class History:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Steps done and value of the best validation: the highest score, or without scores the lowest loss."""
+        """The steps done and the value at the best validation: the highest score, or without scores the lowest loss."""
         if self.scores:
             return max(self.scores, key=lambda point: point[1])
         return min(self.validation, key=lambda point: point[1]) if self.validation else None
 
     def now(self) -> str:
-        """The last loss and the speed, for a progress bar."""
+        """The last loss and the speed, for the progress bar."""
         return f"loss {self.loss[-1]:.3f}, {self.tokens_per_second:,.0f} tokens/s"
 
     def validations_since_best(self) -> int:
-        """How many validations came after the best one."""
+        """The number of validations since the best one."""
         done = [step for step, _ in self.scores or self.validation]
         return len(done) - 1 - done.index(self.best[0]) if self.best else 0
 
@@ -118,17 +118,17 @@ def fit(
     `on_validation(steps_done, model)`. With `patience` the run stops early; with `keep_best` it ends with the weights
     of the best validation. The best is the highest score, or without `score` the lowest loss.
 
-    The same `seed` gives the same order and dropout; the caller's random state stays as it was. From a `checkpoint` the
-    run goes on and ends with the weights that it would have had without the interruption: on a CPU, with the same
-    number of threads, bit for bit.
+    The same `seed` gives the same order and dropout; the caller's random state is restored. A run that resumes from a
+    `checkpoint` ends with the weights that it would have had without the interruption: on a CPU, with the same number
+    of threads, bit for bit.
 
     In a process group (torchrun; see `lora_lib.training.distributed`) each process reads its share of every batch, and
     DistributedDataParallel sums the gradients: the result is that of one process with the same `batch_size`.
 
     Raises ValueError, before anything is changed, for a setting that it cannot use, a model in which nothing can be
-    trained, data without a target or with ids the model does not have, and a `checkpoint` of another run; OSError if
-    `checkpoint` cannot be written; FloatingPointError when the run diverges, that is, when a loss or a gradient is not
-    finite: the weights are then those before that step.
+    trained, data without a target or with ids that the model does not have, and a `checkpoint` of another run; OSError
+    if `checkpoint` cannot be written; FloatingPointError if the run diverges, that is, if a loss or a gradient is not
+    finite. The weights are then those before that step.
     """
     run = _Run(expect_model(model), train, fit_config(config, settings), validation, on_validation, score)
     with kept_modes(model), run.no_gradients_left(), torch.random.fork_rng(), run.progress_bar() as bar:
@@ -148,9 +148,9 @@ def fit(
 
 
 class _Run:
-    """One run of `fit`: what it was given, and how far it is.
+    """One run of `fit`: what it was given, and how far it has got.
 
-    The constructor checks everything before it changes anything; then it takes over the state of a checkpoint.
+    The constructor checks everything before it changes anything; then it loads the checkpoint, if there is one.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class _Run:
 
     @property
     def done(self) -> int:
-        """How many steps are done."""
+        """The number of steps done."""
         return len(self.history.loss)
 
     @property
@@ -201,7 +201,7 @@ class _Run:
         return self.done >= self.steps or stale
 
     def step(self) -> None:
-        """One step of the optimizer."""
+        """Do one step of the optimizer."""
         self.model.train()
         start, config, step = time.perf_counter(), self.config, self.done + 1
         rate = config.learning_rate * lr_factor(step - 1, self.steps, config.warmup)
@@ -212,7 +212,7 @@ class _Run:
         self.history.add_step(loss, rate, sum(ids.numel() for ids, _ in group), time.perf_counter() - start)
 
     def validate(self) -> None:
-        """Measure the loss and the score, remember the weights if they are the best, and call the caller's function."""
+        """Measure the loss and the score, keep the weights if they are the best so far, and call `on_validation`."""
         config, done = self.config, self.done
         if self.validation:
             loss = evaluate(self.model, self.validation, batch_size=config.batch_size, bf16=config.bf16)
@@ -228,30 +228,30 @@ class _Run:
             self.on_validation(done, self.model)
 
     def save(self) -> None:
-        """Write the checkpoint, if there is to be one; rank 0 does it for all."""
+        """Write the checkpoint, if one was asked for; only rank 0 does."""
         if self.path and self.rank == 0:
             save_checkpoint(self.path, self.weights, self.optimizer, self.identity, asdict(self.history), self.best)
 
     def take_best(self) -> None:
-        """Put the best weights in the place of the last ones, if they were kept."""
+        """Replace the last weights by the best ones, if those were kept."""
         for name, weight in self.best.items():
             self.weights[name].data.copy_(weight)
 
     def progress_bar(self) -> Any:
-        """A bar over the steps, in the first process."""
+        """A progress bar over the steps, shown by rank 0."""
         hidden = not self.config.progress or self.rank > 0
         return tqdm(total=self.steps, initial=self.done, disable=hidden, file=sys.stdout, ncols=76, mininterval=1)
 
     @contextmanager
     def no_gradients_left(self) -> Iterator[None]:
-        """Afterwards no parameter has a gradient, even after an error."""
+        """Make sure that no parameter has a gradient afterwards, even after an error."""
         try:
             yield
         finally:
             self.optimizer.zero_grad()
 
     def _identity(self, train: Sequence[Encoded]) -> dict[str, Any]:
-        """What makes two runs the same: the settings, what is frozen in the model, its structure, and the data."""
+        """What two runs must have in common to be the same run: settings, frozen weights, model structure and data."""
         frozen = (p for p in self.model.parameters() if not p.requires_grad)
         return {
             **self.config.identity(),
@@ -295,12 +295,12 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What is refused before anything is changed
+# Checks before anything is changed
 # ---------------------------------------------------------------------------------------------------------------
 
 
 def _check_examples(examples: Sequence[Encoded], what: str, vocabulary: int | None, whole: bool = True) -> None:
-    """Raise ValueError for an example that is not a pair of tensors, has other ids or (`whole`) no target."""
+    """Raise ValueError for an example that is not a pair of tensors, has unknown ids or (with `whole`) no target."""
     if not examples:
         raise ValueError(f"the {what} set is empty: fit needs at least one encoded example")
     for index, example in enumerate(examples):
@@ -325,18 +325,18 @@ def _check_examples(examples: Sequence[Encoded], what: str, vocabulary: int | No
 
 
 def _vocabulary_size(model: nn.Module) -> int | None:
-    """How many token ids a model has: by its embedding, or else by its config; None where neither says it."""
+    """The number of token ids of a model, from its embedding or else its config; None if neither says."""
     get: Any = getattr(model, "get_input_embeddings", None)
     try:
         return int(get().weight.shape[0])
-    except (TypeError, AttributeError, NotImplementedError):  # no such method, or a model without an embedding
+    except (TypeError, AttributeError, NotImplementedError):  # no such method, or no embedding
         size = getattr(getattr(model, "config", None), "vocab_size", None)
         return size if isinstance(size, int) else None
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters to train, by name."""
-    if any(isinstance(module, LoRALinear) and module.merged for module in model.modules()):
+    if any(layer.merged for layer in adapted_layers(model).values()):
         raise ValueError("the adapters are merged into the weights: call model.enable_lora_training(), which unmerges")
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weights:
@@ -350,9 +350,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
-    """AdamW; the `ratio` of each group is its learning rate as a multiple of the run's."""
+    """AdamW, with groups whose `ratio` is their learning rate as a multiple of the run's."""
     groups: list[dict[str, Any]] = [{"params": list(weights.values()), "ratio": 1}]
-    if config.lr_ratio:  # one group for each parameter, so that all stay in their order, which a checkpoint relies on
+    if config.lr_ratio:  # one group for each parameter, because checkpoints rely on the order of the parameters
         groups = [{"params": [p], "ratio": config.lr_ratio(name)} for name, p in weights.items()]
     ratios = [group["ratio"] for group in groups]
     if not all(is_number(ratio) and 0 <= ratio < math.inf for ratio in ratios):
@@ -375,8 +375,8 @@ def _step(
     clip: float,
     step: int,
 ) -> float:
-    """One step on these batches, with all gradients together clipped to norm `clip`; returns the loss before it."""
-    optimizer.zero_grad()  # the caller, or a step that failed, may have left some
+    """Do one step on these batches, with the total gradient norm clipped to `clip`; returns the loss before it."""
+    optimizer.zero_grad()  # the caller or a failed step may have left some
     loss = _accumulate(objective, group, autocast)
     norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip).item()
     for what, value in (("loss", loss), ("norm of the gradient", norm)):
@@ -396,11 +396,11 @@ def _step(
 def _accumulate(
     objective: Objective | DistributedDataParallel, group: list[Encoded], autocast: AbstractContextManager[Any]
 ) -> float:
-    """Gradients of the mean loss over all target tokens of the group's batches; returns that loss."""
+    """Compute gradients of the mean loss over all target tokens of these batches; returns that loss."""
     count, world_size = sum(int((targets != IGNORE).sum()) for _, targets in group), place().world_size
     total = torch.zeros((), device=group[0][0].device)
     for i, (ids, targets) in enumerate(group):
-        # Gradients are exchanged once a step, after its last batch.
+        # Processes exchange gradients once per step, with the last batch.
         early = isinstance(objective, DistributedDataParallel) and i < len(group) - 1
         with objective.no_sync() if early else nullcontext():  # type: ignore[operator]
             with autocast:
@@ -415,9 +415,9 @@ def _accumulate(
 
 
 def _autocast(model: nn.Module, bf16: bool | None) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing; None stands for bfloat16 on CUDA cards that have it."""
+    """Autocast to bfloat16, or a context that does nothing. None means bfloat16 on CUDA GPUs that support it."""
     first, double = next(model.parameters()), any(p.dtype == torch.float64 for p in model.parameters())
-    if bf16 and double:  # autocast would leave float64 as it is, and the two would meet in attention
+    if bf16 and double:  # autocast leaves float64 alone, and attention would get both types
         raise ValueError("bf16=True does not work on float64 weights: pass bf16=False, or call model.float() first")
     if bf16 is None:
         bf16 = first.is_cuda and not double and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -425,11 +425,11 @@ def _autocast(model: nn.Module, bf16: bool | None) -> AbstractContextManager[Any
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
-    """A seed for the dropout of one step, so that a run that goes on from a checkpoint needs no random state."""
+    """A seed for the dropout of one step, so that a run can resume without a saved random state."""
     return random.Random(f"{seed} {step} {rank}").getrandbits(32)
 
 
 def _pass_after_pass(loader: Iterable[Encoded]) -> Iterator[Encoded]:
-    """Pass after pass over the same loader, which shuffles each time."""
+    """The batches of a loader, pass after pass; it shuffles before each."""
     while True:
         yield from loader

@@ -14,12 +14,12 @@ from lora_lib.peft_wrapper import PeftModel
 def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy summed over the targets: ids and targets (B, T), targets -100 where nothing is learned.
 
-    A model whose class has a method `loss_sum(ids, targets)` computes its loss by itself, as our GPT-2 does, with
-    adapters or without. Any other model is called, and gives logits (B, T, V), an output with `.logits` as Hugging
-    Face's models do, or a tuple that begins with the logits. A model that takes `logits_to_keep`, as Hugging Face's do,
-    is asked only for the positions at which a row of the batch has a target: the logits of a long prompt are not made.
+    A model whose class has a method `loss_sum(ids, targets)` computes its own loss, as our GPT-2 does, with adapters or
+    without. Any other model is called, and returns logits (B, T, V), an output with `.logits` as Hugging Face's models
+    do, or a tuple that begins with the logits. A model that takes `logits_to_keep`, as Hugging Face's do, computes
+    logits only at positions where a row of the batch has a target, so a long prompt costs none.
 
-    Raises ValueError when the output has no logits, or not those of every position that was asked for.
+    Raises ValueError if the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     if hasattr(type(inner), "loss_sum") and not calls_may_differ(model):
