@@ -89,7 +89,7 @@ TURNS = [
     Turn("03_gpt2", "r = 8", "r = 3"),
     Turn("04_injection", "nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)", "nn.Linear(8, 4), nn.Linear(4, 8)"),
     Turn("04_injection", "rank=2, alpha=4", "rank=1, alpha=9"),
-    Turn("04_injection", 'inject(fresh(), "c_attn", rank=8, alpha=16)', 'inject(fresh(), "c_proj", rank=2, alpha=1)'),
+    Turn("04_injection", 'inject(fresh(), "c_attn", rank=8, alpha=32)', 'inject(fresh(), "c_proj", rank=2, alpha=1)'),
     Turn("04_injection", 'fresh(), ["c_attn"], lora_rank=8', 'fresh(), ["mlp.c_fc"], lora_rank=5'),
     Turn("04_injection", "The old ferry crosses the river twice a day.", "The old dog sleeps."),
     Turn("04_injection", '["h.5.mlp.c_fc"]', '["h.0.attn.c_proj"]'),
@@ -99,7 +99,7 @@ TURNS = [
     Turn("04_injection", '"attention": ["attn.c_attn", "attn.c_proj"],', ""),
     Turn("04_injection", '["out_head"], lora_rank=16', '["out_head"], lora_rank=1'),
     Turn("04_injection", "steps=12", "steps=1"),
-    Turn("04_injection", 'LoRAConfig(["c_attn", "c_fc"], r=8)', 'LoRAConfig(["mlp.c_proj"], r=1)'),
+    Turn("04_injection", 'LoRAConfig(["c_attn", "c_fc"], r=8, lora_alpha=32)', 'LoRAConfig(["mlp.c_proj"], r=1)'),
     Turn("04_injection", "alpha_pattern={", 'alpha_pattern={"h.0.attn.c_attn": 1, '),
     Turn(
         "05_fine_tuning", '"eatType", "food", "area"', '"priceRange"', error="slots must be name and two or more others"
