@@ -30,8 +30,10 @@ SHORTER = {
     "08_lora_vs_full": [("STEPS = 40", "STEPS = 3")],
     "09_adapters": [('STEPS = {"writer": 150, "reader": 80}', 'STEPS = {"writer": 2, "reader": 2}')],
     "10_your_own_data": [
-        ("FEW_STEPS = [1, 8, 64], 8, 24", "FEW_STEPS = [1, 8, 64], 8, 3"),
-        ("STEPS = 48\nmodel", "STEPS = 2\nmodel"),
+        ("steps=60", "steps=2"),
+        ("3e-2], 25", "3e-2], 2"),
+        ("PASSES = 3\n", "PASSES = 0.05\n"),
+        ("TEXT_PASSES = 3 if yours else 0.35", "TEXT_PASSES = 0.02"),
     ],
 }
 
@@ -121,6 +123,7 @@ TURNS = [
     Turn("06_gpu_training", "d, k, r, N = 768, 2304, 16, 1024", "d, k, r, N = 300, 500, 3, 200"),
     Turn("06_gpu_training", "CARDS = [8, 12, 16, 24, 40, 80]", "CARDS = [6, 11, 48]"),
     Turn("06_gpu_training", "collate(data[:8], pad_id=0)", "collate(data[:4], pad_id=0)"),
+    Turn("06_gpu_training", '    "774M": replace(lora_lib.GPT_CONFIG_774M, **NO_DROPOUT),\n', ""),
     Turn("07_rank_comparison", "for rank in (1, 4, 16)}", "for rank in (2, 3)}"),
     Turn("07_rank_comparison", "STEPS, RATE, ALPHA = 40, 5e-3, 32", "STEPS, RATE, ALPHA = 5, 2e-2, 8"),
     Turn("07_rank_comparison", "RANKS = (1, 2, 4, 8, 16, 64, 0)", "RANKS = (1, 8, 0)"),
@@ -145,12 +148,14 @@ TURNS = [
         '["writer", "reader"], [0.5, 0.5], "half-and-half"',
         '["writer", "reader"], [0.3, 0.9], "half-and-half"',
     ),
-    Turn("10_your_own_data", "ranks, FEW, FEW_STEPS = [1, 8, 64], 8, 24", "ranks, FEW, FEW_STEPS = [2, 5], 3, 6"),
-    Turn("10_your_own_data", "rates, TRY = [1e-4, 1e-3, 3e-3, 2e-2], 10", "rates, TRY = [1e-3, 1e-2], 2"),
-    Turn("10_your_own_data", "STEPS = 48\nmodel", "STEPS = 2\nmodel"),
+    Turn("10_your_own_data", "rates, TRY = [1e-4, 1e-3, 5e-3, 3e-2], 25", "rates, TRY = [1e-3, 1e30], 2"),
     Turn("10_your_own_data", "BLOCK = 128", "BLOCK = 40"),
-    Turn("10_your_own_data", "SHOTS, NEW = 3, 40", "SHOTS, NEW = 1, 20"),
+    Turn("10_your_own_data", "SHOTS = 3", "SHOTS = 1"),
     Turn("10_your_own_data", "factors = [0, 0.25, 0.5, 0.75, 1]", "factors = [0, 0.1, 2]"),
+    Turn("11_beyond_lora", '    "PiSSA": ("pissa", "float32", 8, 8, 1),\n', ""),
+    Turn("11_beyond_lora", "RATIO = 16", "RATIO = 4"),
+    Turn("12_quantised_base", "SIZES = [16, 64, 256, 1024, 4096]", "SIZES = [32, 128]"),
+    Turn("12_quantised_base", '    "4 even": library.even_levels(4),\n', ""),
 ]
 
 # Where a chapter asks for a file: the text that stands there, what a reader puts in its place, and a file.

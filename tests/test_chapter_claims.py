@@ -1,4 +1,4 @@
-"""What chapters 1, 2 and 5 say beside their own ✓ lines, on the model and the data that they use."""
+"""What chapters 1, 2, 5 and 10 say beside their own ✓ lines, on the model and the data that they use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lora_lib import LoRALinear, get_peft_model, load_model, load_pretrained
 from lora_lib.adapters import energy_shares, low_rank_factors, rank_for
+from lora_lib.book.results import at_best_rate, load_results, mean, select
 from lora_lib.data import collate, encode_examples, restaurant_data, score_texts, to_examples
 from lora_lib.gpt2 import generate_text
 from lora_lib.training import loss_sum
@@ -56,6 +57,13 @@ def directions():
     """One of length 1 for each degree."""
     angles = torch.deg2rad(torch.arange(180.0))
     return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+@pytest.mark.parametrize(("examples", "turns"), [(50, True), (200, True), (1000, False), (4000, False)])
+def test_with_few_examples_the_validation_loss_turns_before_the_end(examples, turns):
+    runs = at_best_rate(select(load_results("amounts"), rank=8, batch_size=8, examples=examples))
+    share = mean(runs, "best_step").mean / runs[0]["steps"]
+    assert share < 0.8 if turns else share == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -87,9 +87,9 @@ def step_terms(
 
 def step_table(terms: Sequence[Term]) -> str:
     """The sum as text: a line for each term, in GiB, and the total below."""
-    lines = [f"{term.part:12} {term.what:64} {term.bytes / 2**30:8.2f}" for term in terms]
-    total = sum(term.bytes for term in terms)
-    return "\n".join([*lines, f"{'':12} {'GiB together':64} {total / 2**30:8.2f}"])
+    rows = [*terms, Term("", "GiB together", sum(term.bytes for term in terms))]
+    width = max(len(term.what) for term in rows)
+    return "\n".join(f"{term.part:11} {term.what:{width}} {term.bytes / 2**30:7.2f}" for term in rows)
 
 
 def _trained_terms(trained: int, each: int, optimizer_bits: int) -> list[Term]:
