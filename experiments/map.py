@@ -76,7 +76,9 @@ MAIN = tuple(ARMS)[:4]
 class Stage(NamedTuple):
     """A part of the map: what is trained, how long, by which arms, on how many seeds.
 
-    `beside` says which rates are reported beside an arm's best one: so many steps of the grid from it.
+    `beside` says which rates are reported beside an arm's best one: so many steps of the grid from it. `starts` is
+    where tuning begins, for arms whose `Arm.start` is far from it. With `tune_first` nothing is reported of an arm
+    before its best rate is known.
     """
 
     parts: str
@@ -84,6 +86,8 @@ class Stage(NamedTuple):
     arms: tuple[str, ...]
     seeds: int
     beside: dict[str, tuple[int, ...]]
+    starts: dict[str, int] = {}
+    tune_first: bool = False
 
 
 STAGES = {
@@ -91,7 +95,9 @@ STAGES = {
     "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
-    "wte": Stage("linear + wte", 120, MAIN, 5, {"full": (-1, -2)}),
+    "wte": Stage(
+        "linear + wte", 120, ("full", "r = 8", "r = 64"), 5, {"full": (-1,)}, {"full": -1, "r = 8": 2, "r = 64": 2}, True
+    ),
     "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
 }
 
@@ -104,13 +110,15 @@ def grid(step: int) -> float:
 # --- which runs, and in which order ---------------------------------------------------------------
 
 
-def settings_of(stage: Stage, name: str, step: int, seed: int, args: argparse.Namespace) -> Row:
+def settings_of(
+    stage: Stage, name: str, step: int, seed: int, args: argparse.Namespace, wte_rate: float = WTE_RATE
+) -> Row:
     """A run's settings, the first columns of its rows."""
     arm, rate = ARMS[name], grid(step)
     return {
         "model": args.model, "arm": name, "method": arm.method, "parts": stage.parts, "rank": arm.rank,
         "alpha": arm.alpha, "use_rslora": arm.use_rslora, "learning_rate": rate,
-        "rest_rate": rate if stage.parts == "linear" else WTE_RATE, "steps": stage.steps,
+        "rest_rate": rate if stage.parts == "linear" else wte_rate, "steps": stage.steps,
         "batch_size": args.batch_size, "max_length": args.max_length, "seed": seed,
         "split": "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
     }  # fmt: skip
@@ -144,24 +152,36 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
 
     Seed by seed, all arms run at their best rate and beside it, so that whatever is done when the time is up treats
     them equally. Before tuning an arm's best rate is the pilot's, `Arm.start`. Tuning comes after these runs; where it
-    finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`. The base comes first.
+    finds another rate, that one is run as well. A stage with `tune_first` is tuned before it is reported, and last its
+    embedding's rate is tried a step lower and higher, on the tuning seed. `losses` are those of the kept runs, by
+    `key`. The base comes first.
     """
     yield base_settings(args)
     tuning = list[Row]()
     for stage in stages:
         best: dict[str, int] = {}
+        missing_here = list[Row]()
         for name in stage.arms:
 
             def loss(step: int, name: str = name) -> float | None:
                 return losses.get(key(settings_of(stage, name, step, TUNING_SEED, args)))  # noqa: B023
 
-            found, missing = tuned(ARMS[name].start, loss)
-            best[name] = ARMS[name].start if found is None else found
-            tuning += [settings_of(stage, name, step, TUNING_SEED, args) for step in missing]
+            start = stage.starts.get(name, ARMS[name].start)
+            found, missing = tuned(start, loss)
+            if found is not None or not stage.tune_first:
+                best[name] = start if found is None else found
+            missing_here += [settings_of(stage, name, step, TUNING_SEED, args) for step in missing]
+        if stage.tune_first:
+            yield from missing_here
+        else:
+            tuning += missing_here
         for seed in range(FIRST_REPORTED, FIRST_REPORTED + stage.seeds):
             for name, step in best.items():
                 for near in (0, *stage.beside.get(name, ())):
                     yield settings_of(stage, name, step + near, seed, args)
+        if stage.parts != "linear":
+            for name, step in best.items():
+                tuning += [settings_of(stage, name, step, TUNING_SEED, args, grid(near)) for near in (1, 3)]
     yield from tuning
 
 
