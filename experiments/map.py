@@ -96,7 +96,13 @@ STAGES = {
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
     "wte": Stage(
-        "linear + wte", 120, ("full", "r = 8", "r = 64"), 5, {"full": (-1,)}, {"full": -1, "r = 8": 2, "r = 64": 2}, True
+        "linear + wte",
+        120,
+        ("full", "r = 8", "r = 64"),
+        5,
+        {"full": (-1,)},
+        {"full": -1, "r = 8": 2, "r = 64": 2},
+        True,
     ),
     "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
 }
