@@ -22,11 +22,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import common
 import torch
-from common import RESULTS, Row, curve, device, fit
+from common import RESULTS, Row, Rows, curve, device, fit
 from parts import RSLORA, Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
@@ -191,21 +191,21 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
     yield from tuning
 
 
-def key(settings: Row) -> tuple[str, ...]:
+def key(settings: Row, names: Sequence[str] = SETTINGS) -> tuple[str, ...]:
     """What tells a run from others: its settings as they stand in a file of rows."""
-    return tuple(str(settings[name]) for name in SETTINGS)
+    return tuple(str(settings[name]) for name in names)
 
 
 class Claims:
     """Which runs are being made, so that several processes can share the work: a file for each, with its process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: Sequence[str] = SETTINGS) -> None:
+        self.folder, self.names = folder, names
         folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, settings: Row) -> Path | None:
         """The file that says that this process makes the run; None when another one does."""
-        path = self.folder / hashlib.sha256(repr(key(settings)).encode()).hexdigest()[:16]
+        path = self.folder / hashlib.sha256(repr(key(settings, self.names)).encode()).hexdigest()[:16]
         try:
             with path.open("x", encoding="utf8") as file:
                 file.write(str(os.getpid()))
@@ -384,29 +384,37 @@ def against(model: nn.Module, examples: Sequence[Encoded], base: Sequence[Tensor
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def losses_of(rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
+class Task(Protocol):
+    """What `work` makes the runs of."""
+
+    rows: Rows
+
+    def make(self, settings: Row) -> None: ...
+
+
+def losses_of(rows: Sequence[Row], names: Sequence[str] = SETTINGS) -> dict[tuple[str, ...], float]:
     """The loss of each kept run, unscaled, by `key`; infinite where it is not a number."""
     found = {}
     for row in rows:
-        if float(row["scale"]) in (0.0, 1.0):
+        if float(row.get("scale", 1)) in (0.0, 1.0):
             loss = float(row["loss"])
-            found[tuple(row[name] for name in SETTINGS)] = loss if math.isfinite(loss) else math.inf
+            found[key(row, names)] = loss if math.isfinite(loss) else math.inf
     return found
 
 
-def work(task: Map, todo: Callable[[dict[tuple[str, ...], float]], Iterator[Row]], claims: Claims) -> None:
+def work(task: Task, todo: Callable[[dict[tuple[str, ...], float]], Iterator[Row]], claims: Claims) -> None:
     """Make all runs of `todo`, which tells from the losses so far what is needed; other processes may make some."""
     while True:
         task.rows.read()
-        kept = losses_of(task.rows.rows)
-        left = [settings for settings in todo(kept) if key(settings) not in kept]
+        kept = losses_of(task.rows.rows, claims.names)
+        left = [settings for settings in todo(kept) if key(settings, claims.names) not in kept]
         if not left:
             return
         for settings in left:
             if claim := claims.take(settings):
                 try:
                     task.rows.read()
-                    if key(settings) not in losses_of(task.rows.rows):
+                    if key(settings, claims.names) not in losses_of(task.rows.rows, claims.names):
                         task.make(settings)
                 finally:
                     claim.unlink()
