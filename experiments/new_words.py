@@ -99,7 +99,7 @@ def least_known(base: GPT2Model, examples: Sequence[Encoded], without: set[int],
 def exchange(content: dict[int, int], new: Sequence[int], share: float) -> dict[int, int]:
     """Which content token becomes which new one, so that `share` of all occurrences of content tokens is new.
 
-    What a smaller share exchanges, a larger one exchanges in the same way.
+    A token has the same partner at every share.
     """
     rng, total, done = random.Random(0), sum(content.values()), 0
     order, partners, found = list(content), list(new[: len(content)]), dict[int, int]()

@@ -14,6 +14,7 @@ import directions
 import geometry
 import layers
 import map as forgetting_map
+import new_words
 import one_sitting
 import order_fields
 import parts
@@ -515,6 +516,21 @@ def test_a_change_is_measured_and_scaled(on_the_map):
         assert 1 <= float(group[0]["stable_rank"]) <= (8.01 if group[0]["rank"] == "8" else 64)
 
 
+def test_with_tune_first_nothing_is_reported_before_its_rate_is_known(on_the_map):
+    stage = small_stage("linear + wte")._replace(starts={"full": -1, "r = 8": 2}, tune_first=True)
+    rows = on_the_map(forgetting_map, "--stages", "wte", linear=small_stage(), wte=stage)
+    for arm in ("full", "r = 8"):
+        mine = [row for row in rows if row["arm"] == arm]
+        first = next(i for i, row in enumerate(mine) if row["split"] == "test")
+        losses = {float(row["learning_rate"]): float(row["loss"]) for row in mine[:first]}
+        best = min(losses, key=losses.get)
+        assert min(losses) < best < max(losses) and {row["seed"] for row in mine[:first]} == {"0"}
+        reported = [row for row in mine if row["split"] == "test"]
+        assert max(float(row["learning_rate"]) for row in reported) == best
+        assert {row["rest_rate"] for row in mine if row["seed"] == "0"} == {"0.0032", "0.0018", "0.0058"}
+        assert {row["rest_rate"] for row in reported} == {"0.0032"}
+
+
 def test_the_best_rate_is_approached_downhill_and_needs_both_neighbours():
     losses = {0: 3.0, 1: 2.0, 2: 1.0, 3: 1.5}
     found = [forgetting_map.tuned(start, losses.get) for start in (0, 1, 2)]
@@ -539,3 +555,48 @@ def test_seeds_are_the_maps_settings_on_other_seeds(on_the_map):
         ("full", "0.001", "0"), ("r = 8", "0.0058", "0"),
     ]  # fmt: skip
     assert all(row["split"] == "validation" and float(row["prose_loss"]) > 0 and row["kl"] == "" for row in rows)
+
+
+def test_new_words_take_the_place_of_a_share_of_names_and_values():
+    content, new = {1: 50, 2: 30, 3: 10, 4: 10}, [90, 91, 92, 93]
+    found = {share: new_words.exchange(content, new, share) for share in (0.0, 0.1, 0.5, 1.0)}
+    none, few, half, every = (sum(content[i] for i in tokens) for tokens in found.values())
+    assert (none, few, every) == (0, 10, 100) and 40 <= half <= 60
+    assert set(found[1.0].values()) == set(new) and found[0.1].items() <= found[1.0].items()
+    example = (torch.tensor([1, 2, 7]), torch.tensor([-100, 2, 1]))
+    ((ids, targets),) = new_words.exchanged([example], found[1.0], 100)
+    assert ids.tolist() == [found[1.0][1], found[1.0][2], 7]
+    assert targets.tolist() == [-100, found[1.0][2], found[1.0][1]]
+
+
+def test_new_words_are_tuned_at_both_ends_and_reported_on_other_seeds(e2e, monkeypatch):
+    monkeypatch.setattr(new_words, "REPORTED", (100,))
+    monkeypatch.setattr(new_words, "CONTENT", 20)
+    monkeypatch.setattr(new_words.NewWords, "train_on", lambda self, examples, model, settings: new_words.History())
+    best = {"full": 0, "r = 8": 3, "full, embedding": 0, "r = 8, embedding": 2}
+
+    def losses(self, model, examples):  # the farther from the best rates, the higher
+        return {"new": 0, "loss": self.distance, "loss_new": "", "loss_known": 0}
+
+    def prepare(self, model, settings):
+        at = best[settings["arm"]] - (settings["share"] == 1)  # lower by a step where all words are new
+        far = abs(math.log(settings["learning_rate"] / 0.001, 1.8) - at)
+        self.distance = 1 + round(far + abs(math.log(settings["rest_rate"] / 0.0018)) * ("wte" in settings["parts"]), 4)
+        return model
+
+    monkeypatch.setattr(new_words.NewWords, "losses", losses)
+    monkeypatch.setattr(new_words.NewWords, "prepare", prepare)
+    monkeypatch.setattr(new_words.NewWords, "distance", 0, raising=False)
+    monkeypatch.setattr(new_words.NewWords, "loss_on", lambda self, model, examples: 0)
+    options = ["--model", "gpt2-mini", "--out", str(e2e.folder / "w.csv"), "--claims", str(e2e.folder / "claims")]
+    options += ["--prose", str(e2e.folder / "prose.txt"), "--meanings", "20", "--shares", "0", "0.1", "1"]
+    new_words.main(options)
+    rows = read(e2e.folder / "w.csv")
+    reported = [row for row in rows if row["split"] == "test" and row["arm"] != "base"]
+    assert len(reported) == 3 * 4 and {row["seed"] for row in rows if row["split"] == "validation"} == {"0"}
+    for row in reported:
+        at = best[row["arm"]] - (row["share"] == "1.0")
+        assert float(row["learning_rate"]) == new_words.grid(at if row["share"] != "0.1" else best[row["arm"]])
+        assert row["rest_rate"] == "0.0018" or "embedding" not in row["arm"]
+    new_words.main(options)
+    assert read(e2e.folder / "w.csv") == rows  # nothing is done twice
