@@ -1,5 +1,6 @@
 """The experiments' scripts, whole, on a GPT-2 as transformers saves it: tiny, with random weights."""
 
+import argparse
 import csv
 import itertools
 import math
@@ -569,34 +570,42 @@ def test_new_words_take_the_place_of_a_share_of_names_and_values():
     assert targets.tolist() == [-100, found[1.0][2], found[1.0][1]]
 
 
-def test_new_words_are_tuned_at_both_ends_and_reported_on_other_seeds(e2e, monkeypatch):
-    monkeypatch.setattr(new_words, "REPORTED", (100,))
-    monkeypatch.setattr(new_words, "CONTENT", 20)
-    monkeypatch.setattr(new_words.NewWords, "train_on", lambda self, examples, model, settings: new_words.History())
+def test_new_words_are_tuned_at_both_ends_and_reported_on_other_seeds():
+    args = argparse.Namespace(model="gpt2-mini", steps=2, batch_size=2, shares=[0.0, 0.1, 1.0])
     best = {"full": 0, "r = 8": 3, "full, embedding": 0, "r = 8, embedding": 2}
 
-    def losses(self, model, examples):  # the farther from the best rates, the higher
-        return {"new": 0, "loss": self.distance, "loss_new": "", "loss_known": 0}
+    def loss(settings):  # the farther from the best rates, the higher; lower by a step where all words are new
+        at = best.get(settings["arm"], 0) - (settings["share"] == 1)
+        rest = 0.0018 if "wte" in settings["parts"] else settings["rest_rate"]
+        rates = ((settings["learning_rate"] or 1) / new_words.grid(at), (settings["rest_rate"] or 1) / (rest or 1))
+        return 1 + sum(abs(math.log(rate)) for rate in rates)
 
-    def prepare(self, model, settings):
-        at = best[settings["arm"]] - (settings["share"] == 1)  # lower by a step where all words are new
-        far = abs(math.log(settings["learning_rate"] / 0.001, 1.8) - at)
-        self.distance = 1 + round(far + abs(math.log(settings["rest_rate"] / 0.0018)) * ("wte" in settings["parts"]), 4)
-        return model
+    made, kept = [], {}
+    while left := [run for run in new_words.plan(kept, args) if new_words.key(run, new_words.SETTINGS) not in kept]:
+        made.append(left[0])
+        kept[new_words.key(left[0], new_words.SETTINGS)] = loss(left[0])
+    assert {run["seed"] for run in made if run["split"] == "validation"} == {0}
+    reported = [run for run in made if run["split"] == "test" and run["arm"] != "base"]
+    assert len(reported) == 3 * 4 * 5 and {run["seed"] for run in reported} == set(range(100, 105))
+    for run in reported:
+        at = best[run["arm"]] - (run["share"] == 1)
+        assert run["learning_rate"] == new_words.grid(at)
+        assert run["rest_rate"] == (0.0018 if "wte" in run["parts"] else run["learning_rate"])
 
-    monkeypatch.setattr(new_words.NewWords, "losses", losses)
-    monkeypatch.setattr(new_words.NewWords, "prepare", prepare)
-    monkeypatch.setattr(new_words.NewWords, "distance", 0, raising=False)
-    monkeypatch.setattr(new_words.NewWords, "loss_on", lambda self, model, examples: 0)
-    options = ["--model", "gpt2-mini", "--out", str(e2e.folder / "w.csv"), "--claims", str(e2e.folder / "claims")]
-    options += ["--prose", str(e2e.folder / "prose.txt"), "--meanings", "20", "--shares", "0", "0.1", "1"]
-    new_words.main(options)
-    rows = read(e2e.folder / "w.csv")
-    reported = [row for row in rows if row["split"] == "test" and row["arm"] != "base"]
-    assert len(reported) == 3 * 4 and {row["seed"] for row in rows if row["split"] == "validation"} == {"0"}
-    for row in reported:
-        at = best[row["arm"]] - (row["share"] == "1.0")
-        assert float(row["learning_rate"]) == new_words.grid(at if row["share"] != "0.1" else best[row["arm"]])
-        assert row["rest_rate"] == "0.0018" or "embedding" not in row["arm"]
-    new_words.main(options)
-    assert read(e2e.folder / "w.csv") == rows  # nothing is done twice
+
+def test_new_words_reach_the_training_and_the_losses(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(new_words, "REPORTED", (100,))
+    monkeypatch.setattr(new_words, "ARMS", {name: new_words.ARMS[name] for name in ("full", "r = 8, embedding")})
+    monkeypatch.setattr(new_words, "tuned", lambda start, loss: (start, []))
+    (tmp_path / "prose.txt").write_text("It was a dark and stormy night, and the lamp had gone out. " * 400)
+    options = f"--model {folder} --out {tmp_path}/w.csv --claims {tmp_path}/claims --prose {tmp_path}/prose.txt"
+    new_words.main(f"{options} --steps 2 --batch-size 2 --meanings 20 --tested 4 --shares 0 1".split())
+    rows = read(tmp_path / "w.csv")
+    assert [(row["arm"], row["share"]) for row in rows] == [
+        (arm, share) for arms in (["base"], new_words.ARMS) for share in ("0.0", "1.0") for arm in arms
+    ]
+    for row in rows:
+        new = row["share"] == "1.0"
+        assert (float(row["new"]) > 0.1) == new and (row["loss_new"] != "") == new
+        assert (int(row["trainable"]) > 4096 * 64) == ("embedding" in row["arm"])
+    assert len({row["loss_new"] for row in rows}) == 4  # base, full and LoRA differ, and so does p = 0
