@@ -1,7 +1,8 @@
 """When is the embedding worth training? What the rows of `experiments/new_words.py` say.
 
-A share p of all occurrences of names and values was exchanged for tokens that the base hardly knows. LoRA of r = 8 and
-full fine-tuning were trained with and without the embedding. The rule is that of `lora_lib.book.results.forgetting`.
+A share p of all occurrences of names and values was exchanged for tokens that the base hardly knows. LoRA of r = 8 was
+trained with and without the embedding, full fine-tuning with it. The rule is that of
+`lora_lib.book.results.forgetting`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from lora_lib.book.results import Difference, Row, by_seed, load_results, mean, select
+from lora_lib.book.results import Difference, Row, by_seed, load_results, select
 from lora_lib.book.results.forgetting import Compared, compared
 
+PART = "r = 8 with the embedding less without"
+USUAL, BOTH = "r = 8 less full, as usual", "r = 8 less full, embedding in both"
 # What is compared, ours less theirs, at each share.
 CONTRASTS = {
-    "with the embedding less without, r = 8": ("r = 8, embedding", "r = 8"),
-    "with the embedding less without, full": ("full, embedding", "full"),
-    "r = 8 less full, as usual": ("r = 8", "full, embedding"),
-    "r = 8 less full, embedding in both": ("r = 8, embedding", "full, embedding"),
-    "r = 8 less full, embedding in none": ("r = 8", "full"),
+    PART: ("r = 8, embedding", "r = 8"),
+    USUAL: ("r = 8", "full, embedding"),
+    BOTH: ("r = 8, embedding", "full, embedding"),
 }
-PART = "with the embedding less without, r = 8"
 
 
 def reported() -> list[Row]:
@@ -40,7 +40,7 @@ def runs(arm: str, share: float) -> list[Row]:
 
 
 def contrasts() -> dict[str, Compared]:
-    """Every contrast at every share, in loss and, for r = 8 with and without the embedding, in loss on prose."""
+    """Every contrast in loss, and `PART` in loss on prose, at every share."""
     found = {}
     for share in shares():
         for name, (ours, theirs) in CONTRASTS.items():
@@ -51,22 +51,21 @@ def contrasts() -> dict[str, Compared]:
 
 
 def _by_seed(share: float, of: Callable[[dict[str, float]], float], measure: str = "loss") -> dict[int, float]:
-    """A number made of the losses of all arms, for each seed that every arm has."""
-    arms = {row["arm"] for row in reported()} - {"base"}
-    losses = {arm: by_seed(runs(arm, share), measure) for arm in arms}
+    """A number computed from the losses of all arms, for each seed that every arm has."""
+    losses = {arm: by_seed(runs(arm, share), measure) for arm in ("r = 8", "r = 8, embedding", "full, embedding")}
     seeds = set.intersection(*(set(found) for found in losses.values()))
     return {seed: of({arm: found[seed] for arm, found in losses.items()}) for seed in sorted(seeds)}
 
 
 def part(losses: dict[str, float]) -> float:
-    """What training the embedding takes off the loss of r = 8."""
+    """By how much training the embedding lowers the loss of r = 8."""
     return losses["r = 8"] - losses["r = 8, embedding"]
 
 
 def growth() -> dict[str, Difference]:
     """By how much the embedding's part grows from one share to the next."""
-    found, given = {}, list(shares())
-    for low, high in itertools.pairwise(given):
+    found = {}
+    for low, high in itertools.pairwise(shares()):
         few, many = _by_seed(low, part), _by_seed(high, part)
         changes = [many[seed] - few[seed] for seed in few.keys() & many.keys()]
         found[f"embedding's part, p = {high:g} less {low:g}"] = Difference.of(changes)
@@ -80,16 +79,11 @@ def share_of_gap(share: float) -> Difference:
 
 
 def gain(share: float, tokens: str) -> Difference:
-    """What the embedding takes off the loss of r = 8 on "new" or on "known" tokens."""
+    """By how much training the embedding lowers the loss of r = 8 on "new" or on "known" tokens."""
     return Difference.of(list(_by_seed(share, part, f"loss_{tokens}").values()))
 
 
 def family() -> dict[str, Difference]:
-    """Every difference of these rows that a page may call one."""
+    """Every difference between these rows that a page may call one."""
     found = {f"new words, {name}": both.difference for name, both in contrasts().items()}
     return found | {f"new words, {name}": difference for name, difference in growth().items()}
-
-
-def loss_of(arm: str, share: float) -> float:
-    """The mean loss of an arm at a share."""
-    return mean(runs(arm, share), "loss").mean
