@@ -11,7 +11,7 @@ intruders `MARGIN` says how far they may differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lora_lib.book.results import (
@@ -124,8 +124,6 @@ AMOUNTS = (50, 200, 1000, 4000)  # examples
 # The arms of the map that the pages speak of, at their best rates; and full fine-tuning's lower ones.
 MAP_RATES = {arm: BEST[arm] for arm in ("full", "r = 64, α/√r", "r = 64", "r = 8")}
 LOWER_RATES = (0.00056, 0.00031)
-# The same where the embedding is trained as well, at a rate of 0.0032: tuned on seed 0 and validation data.
-EMBEDDING_RATES = {"full": 0.00056, "r = 8": 0.0032}
 
 COMPARISONS = {
     # LoRA of r = 64 and full fine-tuning, on unequal and on equal parts
@@ -280,59 +278,35 @@ def map_runs() -> list[Row]:
 
 
 def on_the_map() -> dict[str, Compared]:
-    """LoRA less full fine-tuning of exactly the same weights, at the rates of `MAP_RATES` and `EMBEDDING_RATES`.
+    """LoRA less full fine-tuning of the same linear layers: loss on the task and on prose, at the rates of `MAP_RATES`.
 
-    The loss on the task and on prose; the loss on prose where full fine-tuning, between two of its rates, has LoRA's
-    loss or KL on the task, as far as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change
-    scaled by 0.85 after training, less the same runs. The names of the runs that train the embedding as well begin with
-    "embedding, ". "full, the embedding" is what training it adds, from the linear layers alone, on the same seeds.
+    Also: the loss on prose where full fine-tuning, between two of its rates, has LoRA's loss or KL on the task, as far
+    as it reaches there; α/√r less α/r and rank 64 less 8; and each arm with its change scaled by 0.85 after training,
+    less the same runs.
     """
-    alone, both = map_runs(), load_map("linear + wte")
-    linear = {arm: select(alone, arm=arm, learning_rate=rate, scale=1.0) for arm, rate in MAP_RATES.items()}
-    found = _less_full(linear, select(alone, arm="full", scale=1.0))
-    for x in ("loss", "prose_loss"):
-        found[f"α/√r against α/r, {x}"] = compared(linear["r = 64, α/√r"], linear["r = 64"], x)
-        found[f"rank 64 against 8, {x}"] = compared(linear["r = 64"], linear["r = 8"], x)
-        for arm, rate in MAP_RATES.items():
-            scaled = select(alone, arm=arm, learning_rate=rate, scale=0.85)
-            found[f"{arm} × 0.85, {x}"] = compared(scaled, linear[arm], x)
-    wte = {arm: select(both, arm=arm, learning_rate=rate, scale=1.0) for arm, rate in EMBEDDING_RATES.items()}
-    with_it = _less_full(wte, select(both, arm="full", scale=1.0)) if both else {}
-    for x in ("loss", "prose_loss"):
-        for arm, rate in EMBEDDING_RATES.items() if both else ():
-            scaled = select(both, arm=arm, learning_rate=rate, scale=0.85)
-            with_it[f"{arm} × 0.85, {x}"] = compared(scaled, wte[arm], x)
-            found[f"{arm}, the embedding, {x}"] = compared(wte[arm], linear[arm], x)
-    return found | {f"embedding, {name}": both for name, both in with_it.items()}
-
-
-def _less_full(arms: Mapping[str, list[Row]], full: Iterable[Row]) -> dict[str, Compared]:
-    """Each arm less `arms["full"]`, and at equal loss and KL less `full`, which are runs at several rates."""
-    ours, full = [arm for arm in arms if arm != "full"], list(full)
+    runs = map_runs()
+    rows = select(runs, scale=1.0)
+    arms = {arm: select(rows, arm=arm, learning_rate=rate) for arm, rate in MAP_RATES.items()}
+    full, ours = select(rows, arm="full"), list(arms)[1:]
     found = {f"{arm}, {x}": compared(arms[arm], arms["full"], x) for arm in ours for x in ("loss", "prose_loss")}
     for arm in ours:
         for by in ("loss", "kl"):
             if any(_reaches(full, row, by) for row in arms[arm]):
                 found[f"{arm}, prose_loss at equal {by}"] = at_equal(arms[arm], full, by)
+    for x in ("loss", "prose_loss"):
+        found[f"α/√r against α/r, {x}"] = compared(arms["r = 64, α/√r"], arms["r = 64"], x)
+        found[f"rank 64 against 8, {x}"] = compared(arms["r = 64"], arms["r = 8"], x)
+        for arm, rate in MAP_RATES.items():
+            scaled = select(runs, arm=arm, learning_rate=rate, scale=0.85)
+            found[f"{arm} × 0.85, {x}"] = compared(scaled, arms[arm], x)
     return found
 
 
-def given_back(arm: str, scale: float = 0.85, parts: str = "linear") -> Difference:
-    """The share of what an arm had forgotten of prose that comes back when its change is scaled after training."""
-    rate = (MAP_RATES if parts == "linear" else EMBEDDING_RATES)[arm]
-    rows = select(load_map(parts), arm=arm, learning_rate=rate)
+def given_back(arm: str, scale: float = 0.85) -> Difference:
+    """The share of the prose forgotten by an arm that comes back when its change is scaled after training."""
+    rows = select(map_runs(), arm=arm, learning_rate=MAP_RATES[arm])
     before, after = (by_seed(select(rows, scale=s), "prose_forgotten") for s in (1.0, scale))
     return Difference.of([1 - after[seed] / before[seed] for seed in sorted(before.keys() & after.keys())])
-
-
-def closed_by_embedding(arm: str) -> Difference:
-    """By how many nats training the embedding on both sides shrinks an arm's gap to full fine-tuning, seed by seed."""
-    gaps = []
-    for parts, rates in (("linear", MAP_RATES), ("linear + wte", EMBEDDING_RATES)):
-        rows = select(load_map(parts), scale=1.0)
-        ours, full = (by_seed(select(rows, arm=a, learning_rate=rates[a]), "loss") for a in (arm, "full"))
-        gaps.append({seed: ours[seed] - full[seed] for seed in ours.keys() & full.keys()})
-    return Difference.of([gaps[0][seed] - gaps[1][seed] for seed in sorted(gaps[0].keys() & gaps[1].keys())])
 
 
 def _reaches(full: Iterable[Row], row: Row, by: str) -> bool:
