@@ -22,11 +22,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import common
 import torch
-from common import RESULTS, Row, curve, device, fit
+from common import RESULTS, Row, Rows, curve, device, fit
 from parts import RSLORA, Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
@@ -76,7 +76,9 @@ MAIN = tuple(ARMS)[:4]
 class Stage(NamedTuple):
     """A part of the map: what is trained, how long, by which arms, on how many seeds.
 
-    `beside` says which rates are reported beside an arm's best one: so many steps of the grid from it.
+    `beside` says which rates are reported beside an arm's best one: so many steps of the grid from it. `starts` is
+    where tuning begins, for arms whose `Arm.start` is far from it. With `tune_first` nothing is reported of an arm
+    before its best rate is known.
     """
 
     parts: str
@@ -84,6 +86,8 @@ class Stage(NamedTuple):
     arms: tuple[str, ...]
     seeds: int
     beside: dict[str, tuple[int, ...]]
+    starts: dict[str, int] = {}
+    tune_first: bool = False
 
 
 STAGES = {
@@ -91,7 +95,15 @@ STAGES = {
     "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
-    "wte": Stage("linear + wte", 120, MAIN, 5, {"full": (-1, -2)}),
+    "wte": Stage(
+        "linear + wte",
+        120,
+        ("full", "r = 8", "r = 64"),
+        5,
+        {"full": (-1,)},
+        {"full": -1, "r = 8": 2, "r = 64": 2},
+        True,
+    ),
     "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
 }
 
@@ -104,13 +116,15 @@ def grid(step: int) -> float:
 # --- which runs, and in which order ---------------------------------------------------------------
 
 
-def settings_of(stage: Stage, name: str, step: int, seed: int, args: argparse.Namespace) -> Row:
+def settings_of(
+    stage: Stage, name: str, step: int, seed: int, args: argparse.Namespace, wte_rate: float = WTE_RATE
+) -> Row:
     """A run's settings, the first columns of its rows."""
     arm, rate = ARMS[name], grid(step)
     return {
         "model": args.model, "arm": name, "method": arm.method, "parts": stage.parts, "rank": arm.rank,
         "alpha": arm.alpha, "use_rslora": arm.use_rslora, "learning_rate": rate,
-        "rest_rate": rate if stage.parts == "linear" else WTE_RATE, "steps": stage.steps,
+        "rest_rate": rate if stage.parts == "linear" else wte_rate, "steps": stage.steps,
         "batch_size": args.batch_size, "max_length": args.max_length, "seed": seed,
         "split": "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
     }  # fmt: skip
@@ -144,42 +158,54 @@ def plan(stages: Sequence[Stage], losses: dict[tuple[str, ...], float], args: ar
 
     Seed by seed, all arms run at their best rate and beside it, so that whatever is done when the time is up treats
     them equally. Before tuning an arm's best rate is the pilot's, `Arm.start`. Tuning comes after these runs; where it
-    finds another rate, that one is run as well. `losses` are those of the kept runs, by `key`. The base comes first.
+    finds another rate, that one is run as well. A stage with `tune_first` is tuned before it is reported, and last its
+    embedding's rate is tried a step lower and higher, on the tuning seed. `losses` are those of the kept runs, by
+    `key`. The base comes first.
     """
     yield base_settings(args)
     tuning = list[Row]()
     for stage in stages:
         best: dict[str, int] = {}
+        missing_here = list[Row]()
         for name in stage.arms:
 
             def loss(step: int, name: str = name) -> float | None:
                 return losses.get(key(settings_of(stage, name, step, TUNING_SEED, args)))  # noqa: B023
 
-            found, missing = tuned(ARMS[name].start, loss)
-            best[name] = ARMS[name].start if found is None else found
-            tuning += [settings_of(stage, name, step, TUNING_SEED, args) for step in missing]
+            start = stage.starts.get(name, ARMS[name].start)
+            found, missing = tuned(start, loss)
+            if found is not None or not stage.tune_first:
+                best[name] = start if found is None else found
+            missing_here += [settings_of(stage, name, step, TUNING_SEED, args) for step in missing]
+        if stage.tune_first:
+            yield from missing_here
+        else:
+            tuning += missing_here
         for seed in range(FIRST_REPORTED, FIRST_REPORTED + stage.seeds):
             for name, step in best.items():
                 for near in (0, *stage.beside.get(name, ())):
                     yield settings_of(stage, name, step + near, seed, args)
+        if stage.parts != "linear":
+            for name, step in best.items():
+                tuning += [settings_of(stage, name, step, TUNING_SEED, args, grid(near)) for near in (1, 3)]
     yield from tuning
 
 
-def key(settings: Row) -> tuple[str, ...]:
+def key(settings: Row, names: Sequence[str] = SETTINGS) -> tuple[str, ...]:
     """What tells a run from others: its settings as they stand in a file of rows."""
-    return tuple(str(settings[name]) for name in SETTINGS)
+    return tuple(str(settings[name]) for name in names)
 
 
 class Claims:
     """Which runs are being made, so that several processes can share the work: a file for each, with its process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: Sequence[str] = SETTINGS) -> None:
+        self.folder, self.names = folder, names
         folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, settings: Row) -> Path | None:
         """The file that says that this process makes the run; None when another one does."""
-        path = self.folder / hashlib.sha256(repr(key(settings)).encode()).hexdigest()[:16]
+        path = self.folder / hashlib.sha256(repr(key(settings, self.names)).encode()).hexdigest()[:16]
         try:
             with path.open("x", encoding="utf8") as file:
                 file.write(str(os.getpid()))
@@ -358,29 +384,37 @@ def against(model: nn.Module, examples: Sequence[Encoded], base: Sequence[Tensor
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def losses_of(rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
+class Task(Protocol):
+    """What `work` makes the runs of."""
+
+    rows: Rows
+
+    def make(self, settings: Row) -> None: ...
+
+
+def losses_of(rows: Sequence[Row], names: Sequence[str] = SETTINGS) -> dict[tuple[str, ...], float]:
     """The loss of each kept run, unscaled, by `key`; infinite where it is not a number."""
     found = {}
     for row in rows:
-        if float(row["scale"]) in (0.0, 1.0):
+        if float(row.get("scale", 1)) in (0.0, 1.0):
             loss = float(row["loss"])
-            found[tuple(row[name] for name in SETTINGS)] = loss if math.isfinite(loss) else math.inf
+            found[key(row, names)] = loss if math.isfinite(loss) else math.inf
     return found
 
 
-def work(task: Map, todo: Callable[[dict[tuple[str, ...], float]], Iterator[Row]], claims: Claims) -> None:
+def work(task: Task, todo: Callable[[dict[tuple[str, ...], float]], Iterator[Row]], claims: Claims) -> None:
     """Make all runs of `todo`, which tells from the losses so far what is needed; other processes may make some."""
     while True:
         task.rows.read()
-        kept = losses_of(task.rows.rows)
-        left = [settings for settings in todo(kept) if key(settings) not in kept]
+        kept = losses_of(task.rows.rows, claims.names)
+        left = [settings for settings in todo(kept) if key(settings, claims.names) not in kept]
         if not left:
             return
         for settings in left:
             if claim := claims.take(settings):
                 try:
                     task.rows.read()
-                    if key(settings) not in losses_of(task.rows.rows):
+                    if key(settings, claims.names) not in losses_of(task.rows.rows, claims.names):
                         task.make(settings)
                 finally:
                     claim.unlink()

@@ -1,5 +1,6 @@
 """The experiments' scripts, whole, on a GPT-2 as transformers saves it: tiny, with random weights."""
 
+import argparse
 import csv
 import itertools
 import math
@@ -14,6 +15,7 @@ import directions
 import geometry
 import layers
 import map as forgetting_map
+import new_words
 import one_sitting
 import order_fields
 import parts
@@ -519,6 +521,21 @@ def test_a_change_is_measured_and_scaled(on_the_map):
         assert 1 <= float(group[0]["stable_rank"]) <= (8.01 if group[0]["rank"] == "8" else 64)
 
 
+def test_with_tune_first_nothing_is_reported_before_its_rate_is_known(on_the_map):
+    stage = small_stage("linear + wte")._replace(starts={"full": -1, "r = 8": 2}, tune_first=True)
+    rows = on_the_map(forgetting_map, "--stages", "wte", linear=small_stage(), wte=stage)
+    for arm in ("full", "r = 8"):
+        mine = [row for row in rows if row["arm"] == arm]
+        first = next(i for i, row in enumerate(mine) if row["split"] == "test")
+        losses = {float(row["learning_rate"]): float(row["loss"]) for row in mine[:first]}
+        best = min(losses, key=losses.get)
+        assert min(losses) < best < max(losses) and {row["seed"] for row in mine[:first]} == {"0"}
+        reported = [row for row in mine if row["split"] == "test"]
+        assert max(float(row["learning_rate"]) for row in reported) == best
+        assert {row["rest_rate"] for row in mine if row["seed"] == "0"} == {"0.0032", "0.0018", "0.0058"}
+        assert {row["rest_rate"] for row in reported} == {"0.0032"}
+
+
 def test_the_best_rate_is_approached_downhill_and_needs_both_neighbours():
     losses = {0: 3.0, 1: 2.0, 2: 1.0, 3: 1.5}
     found = [forgetting_map.tuned(start, losses.get) for start in (0, 1, 2)]
@@ -543,3 +560,50 @@ def test_seeds_are_the_maps_settings_on_other_seeds(on_the_map):
         ("full", "0.001", "0"), ("r = 8", "0.0058", "0"),
     ]  # fmt: skip
     assert all(row["split"] == "validation" and float(row["prose_loss"]) > 0 and row["kl"] == "" for row in rows)
+
+
+def test_new_words_take_the_place_of_a_share_of_names_and_values():
+    content, new = {1: 50, 2: 30, 3: 10, 4: 10}, [90, 91, 92, 93]
+    found = {share: new_words.exchange(content, new, share) for share in (0.0, 0.1, 0.5, 1.0)}
+    none, few, half, every = (sum(content[i] for i in tokens) for tokens in found.values())
+    assert (none, few, every) == (0, 10, 100) and 40 <= half <= 60
+    assert set(found[1.0].values()) == set(new) and found[0.1].items() <= found[1.0].items()
+    example = (torch.tensor([1, 2, 7]), torch.tensor([-100, 2, 1]))
+    ((ids, targets),) = new_words.exchanged([example], found[1.0], 100)
+    assert ids.tolist() == [found[1.0][1], found[1.0][2], 7]
+    assert targets.tolist() == [-100, found[1.0][2], found[1.0][1]]
+
+
+def test_new_words_are_tuned_at_both_ends_and_reported_on_other_seeds():
+    args = argparse.Namespace(model="gpt2-mini", steps=2, batch_size=2, shares=[0.0, 0.1, 1.0])
+    best = {"r = 8": 3, "r = 8, embedding": 4, "full, embedding": 0}
+
+    def at(run):  # the best rate is a step lower where all words are new
+        return best.get(run["arm"], 0) - (run["share"] == 1)
+
+    made, kept = [], {}
+    while left := [run for run in new_words.plan(kept, args) if new_words.key(run, new_words.SETTINGS) not in kept]:
+        made.append(left[0])
+        far = abs(math.log((left[0]["learning_rate"] or 1) / new_words.grid(at(left[0]))))
+        kept[new_words.key(left[0], new_words.SETTINGS)] = 1 + far
+    assert {run["seed"] for run in made if run["split"] == "validation"} == {0}
+    reported = [run for run in made if run["split"] == "test" and run["arm"] != "base"]
+    assert len(reported) == 3 * 3 * 5 and {run["seed"] for run in reported} == set(range(100, 105))
+    assert all(run["learning_rate"] == new_words.grid(at(run)) for run in reported)
+
+
+def test_new_words_reach_the_training_and_the_losses(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(new_words, "REPORTED", (100,))
+    monkeypatch.setattr(new_words, "tuned", lambda start, loss: (start, []))
+    (tmp_path / "prose.txt").write_text("It was a dark and stormy night, and the lamp had gone out. " * 400)
+    options = f"--model {folder} --out {tmp_path}/w.csv --claims {tmp_path}/claims --prose {tmp_path}/prose.txt"
+    new_words.main(f"{options} --steps 2 --batch-size 2 --meanings 20 --tested 4 --shares 0 1".split())
+    rows = read(tmp_path / "w.csv")
+    assert [(row["arm"], row["share"]) for row in rows] == [
+        (arm, share) for arms in (["base"], new_words.ARMS) for share in ("0.0", "1.0") for arm in arms
+    ]
+    for row in rows:
+        new = row["share"] == "1.0"
+        assert (float(row["new"]) > 0.1) == new and (row["loss_new"] != "") == new
+        assert (int(row["trainable"]) > 4096 * 64) == ("embedding" in row["arm"])
+    assert len({row["loss_new"] for row in rows}) == 5  # the base and three arms differ; none where p = 0

@@ -193,7 +193,7 @@ def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], 
             measure = NAMES[comparison.measure]
             said = judged(comparison) + (MARK if name in survive else "")
         rows.append(f'<tr><th scope="row">{html.escape(label)}</th><td>{measure}</td><td>{html.escape(said)}</td></tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("first less second", "measure", "found"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("first minus second", "measure", "found"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
     told = "".join(f"<p><strong>{html.escape(name)}:</strong> {html.escape(text)}</p>" for name, text in notes.items())
     summary = "<summary>Numbers, control, and what would change it</summary>"

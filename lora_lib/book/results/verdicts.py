@@ -302,6 +302,13 @@ def on_the_map() -> dict[str, Compared]:
     return found
 
 
+def given_back(arm: str, scale: float = 0.85) -> Difference:
+    """The share of the prose forgotten by an arm that comes back when its change is scaled after training."""
+    rows = select(map_runs(), arm=arm, learning_rate=MAP_RATES[arm])
+    before, after = (by_seed(select(rows, scale=s), "prose_forgotten") for s in (1.0, scale))
+    return Difference.of([1 - after[seed] / before[seed] for seed in sorted(before.keys() & after.keys())])
+
+
 def _reaches(full: Iterable[Row], row: Row, by: str) -> bool:
     """Whether full fine-tuning of the row's seed has as much `by` between two of its rates."""
     values = [run[by] for run in select(full, seed=row["seed"])]
