@@ -72,10 +72,7 @@ async function look() {
   $("model-fetch").hidden = true;
   found = await lookAtHub($("model-name").value.trim(), Lab.hub);
   const files = found.files.map(({ name, bytes }) => `${name} (${megabytes(bytes)})`).join(", ");
-  say(
-    "model-status",
-    `${found.name} on ${found.hub}: ${files}. Nothing is fetched until you press Fetch.`,
-  );
+  say("model-status", `${found.name} on ${found.hub}: ${files}. Nothing is fetched until you press Fetch.`);
   $("model-fetch").textContent = `Fetch ${megabytes(found.bytes)} from ${new URL(found.hub).host}`;
   $("model-fetch").hidden = false;
 }
@@ -137,7 +134,9 @@ async function measureRounding() {
   say("rounding-status", "The model is loaded again, with 32 bits a weight …");
   const news = ({ share }) => share !== undefined && showShare(share);
   const { largest, spread, same } = await lab.engine.ask("rounding", { prompt }, { news });
-  const token = same ? "The likeliest next token stays the same." : "The likeliest next token is another one.";
+  const token = same
+    ? "The likeliest next token stays the same."
+    : "The likeliest next token is another one.";
   const [off, wide] = [largest, spread].map(value => Number(value.toPrecision(2)));
   return say(
     "rounding-status",

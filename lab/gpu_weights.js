@@ -29,7 +29,9 @@ export class Packer {
     if (dtype === "F16") return new Uint16Array(bytes);
     const numbers = numbersOf(dtype, bytes);
     if (numbers.some(number => Math.abs(number) >= LARGEST && Number.isFinite(number))) {
-      throw new LabError(`model.safetensors: ${name} has numbers too large for 16 bits: keep 32 bits a weight.`);
+      throw new LabError(
+        `model.safetensors: ${name} has numbers too large for 16 bits: keep 32 bits a weight.`,
+      );
     }
     const halves = Uint16Array.from(numbers, floatToHalf);
     this.rounded ||= halves.some((half, i) => halfToFloat(half) !== numbers[i]);

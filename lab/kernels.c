@@ -439,17 +439,17 @@ EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, fl
 // e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as
 // exponent.
 INLINE vec exp4(vec x) {
-  x = wasm_f32x4_max(wasm_f32x4_min(x, same(88)), same(-87));
+  x = wasm_f32x4_pmax(wasm_f32x4_pmin(x, same(88)), same(-87));
   vec n = wasm_f32x4_nearest(mul4(x, same(1.44269504088896341f)));
-  x = sub4(x, mul4(n, same(0.693359375f))); // ln 2 in two parts, for more digits than one float has
-  x = sub4(x, mul4(n, same(-2.12194440e-4f)));
+  x = muladd(n, same(-0.693359375f), x); // ln 2 in two parts, for more digits than one float has
+  x = muladd(n, same(2.12194440e-4f), x);
   vec p = same(1.9875691500e-4f);
-  p = add4(mul4(p, x), same(1.3981999507e-3f));
-  p = add4(mul4(p, x), same(8.3334519073e-3f));
-  p = add4(mul4(p, x), same(4.1665795894e-2f));
-  p = add4(mul4(p, x), same(1.6666665459e-1f));
-  p = add4(mul4(p, x), same(5.0000001201e-1f));
-  vec rest = add4(add4(mul4(p, mul4(x, x)), x), same(1));
+  p = muladd(p, x, same(1.3981999507e-3f));
+  p = muladd(p, x, same(8.3334519073e-3f));
+  p = muladd(p, x, same(4.1665795894e-2f));
+  p = muladd(p, x, same(1.6666665459e-1f));
+  p = muladd(p, x, same(5.0000001201e-1f));
+  vec rest = add4(muladd(p, mul4(x, x), x), same(1));
   vec power = wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23);
   return mul4(rest, power);
 }
@@ -615,7 +615,7 @@ void cross_entropy(float *logits, const int *target, int N, int V, float weight,
     }
     for (int i = V; i < L; i++) logits[i] = -1e30f;
     vec high = load(logits), sum = same(0);
-    for (int i = 4; i < L; i += 4) high = wasm_f32x4_max(high, load(logits + i));
+    for (int i = 4; i < L; i += 4) high = wasm_f32x4_pmax(high, load(logits + i));
     float top = largest_of(high);
     kept[1] = top - logits[target[n]];
     for (int i = 0; i < L; i += 4) {

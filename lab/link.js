@@ -14,7 +14,8 @@ export class Link {
       this.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
       this.worker.onmessage = ({ data }) => this.hear(data);
       this.worker.onerror = ({ message }) => this.fail(new Error(message || FORBIDDEN));
-      this.worker.onmessageerror = () => this.fail(new Error("The lab's worker sent a message that cannot be read."));
+      this.worker.onmessageerror = () =>
+        this.fail(new Error("The lab's worker sent a message that cannot be read."));
     } catch {
       this.fail(new Error(FORBIDDEN));
     }

@@ -53,9 +53,7 @@ export async function fromLink(letters) {
   const bytes = fromLetters(letters);
   const view = new DataView(bytes.buffer);
   if (bytes.length && view.getUint8(0) !== VERSION) {
-    throw new LabError(
-      "This page does not know this kind of link: it was damaged, or a newer lab made it.",
-    );
+    throw new LabError("This page does not know this kind of link: it was damaged, or a newer lab made it.");
   }
   const whole = bytes.length < BEFORE_HEADER ? Infinity : view.getUint32(1);
   if (bytes.length < whole) {

@@ -111,8 +111,7 @@ function doneWords(run) {
 function offerTrained(run) {
   const { name, settings, last, best, steps } = run;
   offerAdapter({ name, ...settings }, `yours: ${label(run)}${last ? `, best, at step ${best}` : ""}`);
-  if (last)
-    offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, last, at step ${steps}`);
+  if (last) offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, last, at step ${steps}`);
   chooseAdapter(name);
 }
 
@@ -147,7 +146,10 @@ function heard(run, { step, loss, perSecond, left, speedUp, at, heldOut, prose, 
     offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
   }
   if (pausedAt !== undefined) {
-    say("train-status", `Paused after step ${pausedAt}. You can try the adapter as it is now: it is in the list above.`);
+    say(
+      "train-status",
+      `Paused after step ${pausedAt}. You can try the adapter as it is now: it is in the list above.`,
+    );
     offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }
   drawTraining();
