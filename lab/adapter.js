@@ -11,11 +11,11 @@ const MOST_ALPHA = 1e5; // beyond that nothing of the model is left
 // Throws LabError for a rank or an alpha that no adapter has. `maxRank`: the shorter side of every layer.
 export function checkSettings({ r, alpha }, maxRank, where = "") {
   if (!(Number.isInteger(r) && r >= 1 && r <= maxRank)) {
-    throw new LabError(`${where}r must be a whole number from 1 to ${maxRank}, it is ${JSON.stringify(r)}.`);
+    throw new LabError(`${where}r must be a whole number from 1 to ${maxRank}, not ${JSON.stringify(r)}.`);
   }
   if (!(typeof alpha === "number" && alpha > 0 && alpha <= MOST_ALPHA)) {
     throw new LabError(
-      `${where}${where && "lora_"}alpha must be a number above 0, at most ${MOST_ALPHA}; it is ${JSON.stringify(alpha)}.`,
+      `${where}${where && "lora_"}alpha must be a number above 0, at most ${MOST_ALPHA}, not ${JSON.stringify(alpha)}.`,
     );
   }
 }

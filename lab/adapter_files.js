@@ -64,7 +64,7 @@ export async function readAdapter(files, model) {
     throw new LabError(
       `${strange} is not part of a LoRA adapter for this model: was it made for another base?`,
     );
-  if (!Object.keys(layers).length) throw new LabError("There is no layer in this adapter.");
+  if (!Object.keys(layers).length) throw new LabError("This adapter adapts no layer.");
   checkBase(metadata.base_sample, await model.baseSample(Object.keys(layers)));
   return { r, alpha, s: alpha / (rooted ? Math.sqrt(r) : r), layers };
 }
@@ -76,11 +76,11 @@ async function take(tensors, name, shape) {
   if (!tensor) return undefined;
   if (`${tensor.shape}` !== `${shape}`) {
     throw new LabError(
-      `${name} is ${tensor.shape.join(" × ")}, this model needs ${shape.join(" × ")}: another base?`,
+      `${name} is ${tensor.shape.join(" × ")}, but this model needs ${shape.join(" × ")}: was it made for another base?`,
     );
   }
   const floats = await floatsOf(name, tensor);
-  if (!floats.every(Number.isFinite)) throw new LabError(`${name} has NaN or infinity in it.`);
+  if (!floats.every(Number.isFinite)) throw new LabError(`${name} contains NaN or infinity.`);
   return floats;
 }
 
@@ -94,7 +94,7 @@ const KNOWN = new Set([...READ.split(/\s+/), ...Object.keys(FIELDS.ignored)]);
 function readConfig(buffer, maxRank) {
   const config = jsonOf(buffer, CONFIG_FILE);
   if (config.peft_type !== "LORA")
-    throw new LabError(`${CONFIG_FILE} is not of a LoRA adapter (peft_type "LORA").`);
+    throw new LabError(`${CONFIG_FILE} does not describe a LoRA adapter (peft_type must be "LORA").`);
   for (const [key, value] of Object.entries(config)) {
     const empty = !value || (typeof value === "object" && Object.keys(value).length === 0);
     if (empty || KNOWN.has(key) || FIELDS.off[key]?.includes(value)) continue;
@@ -112,7 +112,7 @@ function checkBase(saved, own) {
   const alike =
     found.length === own.length &&
     found.every((w, i) => Math.abs(w - own[i]) <= 2 ** -8 * Math.abs(own[i]) + 1e-7);
-  if (!alike) throw new LabError("This adapter was made for a model with other weights than this one's.");
+  if (!alike) throw new LabError("This adapter was made for a model with different weights.");
 }
 
 // M (rows, columns) as (columns, rows).

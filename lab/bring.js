@@ -16,7 +16,7 @@ let fetching = null; // an AbortController
 
 // Do `work` and say what went wrong. While it goes on, the model cannot be changed twice.
 async function trying(place, work) {
-  const buttons = ["model", "model-look", "model-fetch", "model-back", "device", "measure"];
+  const buttons = ["model", "model-look", "model-fetch", "model-back", "device", "rounding", "measure"];
   for (const id of buttons) $(id).disabled = true;
   try {
     await work();
@@ -35,7 +35,7 @@ const showShare = share => {
 // Put a model in the place of the one that is loaded. If that fails, that one stays, with its adapters.
 async function change(files, name) {
   await ready();
-  say("model-status", `${name} is being loaded …`);
+  say("model-status", `Loading ${name} …`);
   const news = ({ share }) => share !== undefined && showShare(share);
   const device = lab.engine.device?.kind;
   await lab.engine.load(files, { name, exact: $("exact").checked, device, news });
@@ -72,10 +72,7 @@ async function look() {
   $("model-fetch").hidden = true;
   found = await lookAtHub($("model-name").value.trim(), Lab.hub);
   const files = found.files.map(({ name, bytes }) => `${name} (${megabytes(bytes)})`).join(", ");
-  say(
-    "model-status",
-    `${found.name} on ${found.hub}: ${files}. Nothing of it is fetched before you press Fetch.`,
-  );
+  say("model-status", `${found.name} on ${found.hub}: ${files}. Nothing is fetched until you press Fetch.`);
   $("model-fetch").textContent = `Fetch ${megabytes(found.bytes)} from ${new URL(found.hub).host}`;
   $("model-fetch").hidden = false;
 }
@@ -83,7 +80,7 @@ async function look() {
 async function fetchFound() {
   fetching = new AbortController();
   $("model-cancel").hidden = false;
-  say("model-status", `${found.name} is being fetched …`);
+  say("model-status", `Fetching ${found.name} …`);
   const files = await fetchFromHub(found, { news: showShare, signal: fetching.signal });
   $("model-cancel").hidden = true;
   await change(files, found.name);
@@ -97,7 +94,7 @@ async function move() {
   const device = $("device").value;
   if (!lab.engine) return wantDevice(device);
   try {
-    say("device-status", "The model is being moved …");
+    say("device-status", "Moving the model …");
     await lab.engine.moveTo(device);
   } finally {
     showDevice(lab.engine.device);
@@ -105,7 +102,7 @@ async function move() {
 }
 
 async function measure() {
-  say("measure-status", "The model is loaded first …");
+  say("measure-status", "Loading the model first …");
   await ready();
   const news = ({ doing }) => doing && say("measure-status", doing);
   const { wasm, webgpu, why } = await lab.engine.ask("speed", {}, { news });
@@ -117,14 +114,34 @@ async function measure() {
   $("measured").caption.textContent = `${lab.model}, measured in this browser`;
   $("measured").hidden = false;
   const ratio = webgpu && wasm.step / webgpu.step;
-  const faster = ratio >= 1 ? `${ratio.toFixed(1)} times as fast` : `${(1 / ratio).toFixed(1)} times as slow`;
-  say("measure-status", webgpu ? `A training step on the GPU is ${faster}.` : why);
+  const compared =
+    ratio >= 1 ? `is ${ratio.toFixed(1)} times as fast` : `takes ${(1 / ratio).toFixed(1)} times as long`;
+  say("measure-status", webgpu ? `A training step ${compared} on the GPU.` : why);
 }
 
 function speedRow(on, { gflops, tokens, step }) {
   const head = made("th", { scope: "row", textContent: on });
   const cells = [gflops.toFixed(1), tokens.toFixed(0), `${step.toFixed(0)} ms`];
   return made("tr", {}, head, ...cells.map(textContent => made("td", { textContent })));
+}
+
+// Compare the logits after the prompt with those of the weights as they are in the file.
+async function measureRounding() {
+  say("rounding-status", "");
+  await ready();
+  if (!lab.engine.rounded) return say("rounding-status", "Nothing: no weight of this model was rounded.");
+  const prompt = $("prompt").value;
+  say("rounding-status", "The model is loaded again, with 32 bits a weight …");
+  const news = ({ share }) => share !== undefined && showShare(share);
+  const { largest, spread, same } = await lab.engine.ask("rounding", { prompt }, { news });
+  const token = same
+    ? "The likeliest next token stays the same."
+    : "The likeliest next token is another one.";
+  const [off, wide] = [largest, spread].map(value => Number(value.toPrecision(2)));
+  return say(
+    "rounding-status",
+    `After this prompt, rounding moves no logit by more than ${off}; the logits' standard deviation is ${wide}. ${token}`,
+  );
 }
 
 export function prepareBringing() {
@@ -146,5 +163,6 @@ export function prepareBringing() {
     trying("model-status", async () => change(await miniFiles(), MINI)),
   );
   $("device").addEventListener("change", () => trying("device-status", move));
+  $("rounding").addEventListener("click", () => trying("rounding-status", measureRounding));
   $("measure").addEventListener("click", () => trying("measure-status", measure));
 }

@@ -35,7 +35,7 @@ export function chosenModelFiles(chosen) {
     }
     files[file.name] ??= file;
   }
-  const needed = neededOf(Object.keys(files), "The choice");
+  const needed = neededOf(Object.keys(files), "Your selection");
   return Object.fromEntries(needed.map(name => [name, files[name]]));
 }
 
@@ -82,11 +82,11 @@ async function ask(url, name, hub, signal) {
     response = await fetch(url, { signal });
   } catch (error) {
     if (error.name === "AbortError") throw new LabError("Stopped; nothing was kept.");
-    throw new LabError(`${hub} could not be reached: is there a network?`);
+    throw new LabError(`${hub} could not be reached: are you online?`);
   }
   if (response.ok) return response;
   if ([401, 403, 404].includes(response.status)) {
-    throw new LabError(`${hub} has no model “${name}” that is open to all.`);
+    throw new LabError(`${hub} has no public model “${name}”.`);
   }
   throw new LabError(`${hub} answered with an error (${response.status}): try again later.`);
 }
@@ -111,7 +111,7 @@ async function blobOf(response, news) {
     }
   } catch (error) {
     if (error.name === "AbortError") throw new LabError("Stopped; nothing was kept.");
-    throw new LabError("The network broke off in the middle of a file: try again.");
+    throw new LabError("The connection broke in the middle of a file: try again.");
   }
   flush();
   return new Blob(blobs);

@@ -22,7 +22,7 @@ export function readModelConfig(text) {
     if (values.includes(value)) continue;
     const wanted = values.map(one => JSON.stringify(one)).join(" or ");
     throw new LabError(
-      `config.json: ${field} is ${JSON.stringify(value)}, and the lab computes ${wanted}: it takes GPT-2 only.`,
+      `config.json: ${field} is ${JSON.stringify(value)}, but the lab supports only ${wanted}, as in GPT-2.`,
     );
   }
   const config = {
@@ -43,29 +43,29 @@ function size(file, field, otherwise) {
   const value = file[field] ?? otherwise;
   if (Number.isInteger(value) && value > 0 && value <= 2 ** 24) return value;
   throw new LabError(
-    `config.json: ${field} must be a whole number above 0, it is ${JSON.stringify(value) ?? "missing"}.`,
+    `config.json: ${field} must be a whole number above 0, ${value === undefined ? "but it is missing" : `not ${JSON.stringify(value)}`}.`,
   );
 }
 
 function checkSizes({ C, H, V, inner, epsilon, endOfText }) {
   const head = C / H;
   if (!Number.isInteger(head)) {
-    throw new LabError(`config.json: n_embd, ${C}, cannot be divided among n_head, ${H}, heads.`);
+    throw new LabError(`config.json: n_embd (${C}) must be divisible by n_head (${H}).`);
   }
   if (C % 8 || inner % 8 || head % 4) {
     throw new LabError(
       `config.json: the width of the model (${C}) and of its MLP (${inner}) must be multiples of 8, ` +
-        `and that of a head (${head}) of 4: the lab's kernels compute in eights and fours.`,
+        `and the width of a head (${head}) a multiple of 4: the lab computes 8 or 4 numbers at a time.`,
     );
   }
   if (!(epsilon > 0 && epsilon < 1)) {
     throw new LabError(
-      `config.json: layer_norm_epsilon must be a number from 0 to 1, it is ${JSON.stringify(epsilon)}.`,
+      `config.json: layer_norm_epsilon must be a number between 0 and 1, not ${JSON.stringify(epsilon)}.`,
     );
   }
   if (endOfText !== null && !(Number.isInteger(endOfText) && endOfText >= 0 && endOfText < V)) {
     throw new LabError(
-      `config.json: eos_token_id must be a token below vocab_size, ${V}; it is ${JSON.stringify(endOfText)}.`,
+      `config.json: eos_token_id must be a token below vocab_size (${V}), not ${JSON.stringify(endOfText)}.`,
     );
   }
 }

@@ -1,11 +1,11 @@
-// Several workers train together, each with the whole model: each computes the gradients of some rows of a step, and the
-// gradients of A and B, which are small, are added. That is data-parallel training, as on several GPUs. The gradients
-// are added in a fixed order, so the same number of workers gives the same bits.
+// Data-parallel training, as on several GPUs: each worker holds the whole model and computes the gradients of some rows
+// of a step; the gradients of A and B, which are small, are added. They are added in a fixed order, so on one machine the
+// same number of workers always gives the same bits.
 import { Link } from "./link.js";
 
 export class Crew {
-  // `helpers` workers beside this one, with the model that `load` describes, see the worker's job `load`. They will
-  // learn `adapter`.
+  // Start `helpers` workers beside this one. They load the same model (`load`: see the worker's job of that name) and
+  // train `adapter`.
   static async start(helpers, load, adapter) {
     const crew = new Crew(helpers, load.source);
     try {
@@ -45,11 +45,40 @@ export class Crew {
   }
 }
 
+// How much faster a crew is than one worker, measured in the first steps of a run: one worker computes every second of
+// them alone. The first two only warm up: the browser still compiles.
+export class SpeedUp {
+  static STEPS = 8;
+
+  constructor(workers) {
+    Object.assign(this, { workers, alone: [], together: [] });
+  }
+
+  isAlone(step) {
+    return step <= SpeedUp.STEPS && step % 2 === 1;
+  }
+
+  took(step, ms) {
+    if (step > 2 && step <= SpeedUp.STEPS) (this.isAlone(step) ? this.alone : this.together).push(ms);
+  }
+
+  // {workers, alone, together}, milliseconds of a step; null until they are measured.
+  get result() {
+    const { workers, alone, together } = this;
+    if (together.length < SpeedUp.STEPS / 2 - 1) return null;
+    return { workers, alone: median(alone), together: median(together) };
+  }
+}
+
+function median(values) {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
+}
+
 export function wantedIn(targets) {
   return targets.flat().filter(target => target >= 0).length;
 }
 
-// The rows as even shares, the larger ones first. With more workers than rows, some get none.
+// The rows in even shares, larger ones first. With more workers than rows, some get none.
 function split(rows, targets, count) {
   const used = Math.min(count, rows.length);
   const ends = Array.from({ length: used + 1 }, (_, i) => Math.ceil((i * rows.length) / used));

@@ -14,7 +14,7 @@ export async function modelOn(wanted, made, news = () => {}) {
 
 async function load(wanted, made, news) {
   if (wanted && wanted !== "webgpu" && wanted !== "wasm") {
-    throw new LabError(`The device must be "webgpu" or "wasm", it is ${JSON.stringify(wanted)}.`);
+    throw new LabError(`The device must be "webgpu" or "wasm", not ${JSON.stringify(wanted)}.`);
   }
   if (wanted === "wasm") return onProcessor(made, news, "");
   try {

@@ -15,7 +15,7 @@ const LIMITS = ["maxBufferSize", "maxStorageBufferBindingSize"];
 export async function findGPU() {
   if (!globalThis.navigator?.gpu) throw new LabError("This browser has no WebGPU.");
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-  if (!adapter) throw new LabError("This browser has WebGPU, but it finds no GPU that it may use.");
+  if (!adapter) throw new LabError("This browser has WebGPU, but no GPU that it can use.");
   const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
   const names = [vendor, architecture, device, description].filter(Boolean).join(" ");
   // A browser without a GPU may simulate one on the processor: correct, and much slower than WebAssembly.
@@ -65,7 +65,7 @@ export class GPU {
     for (const tensor of this.made) this.free(tensor);
     if (report instanceof GPUOutOfMemoryError) {
       throw new LabError(
-        `The GPU's memory is too small for ${asked}: take fewer rows, a smaller model, or WebAssembly.`,
+        `The GPU's memory is too small for ${asked}: use fewer rows, a smaller model, or WebAssembly.`,
       );
     }
     throw reason ?? new LabError(`The GPU refuses: ${report.message}`);
@@ -92,8 +92,8 @@ export class GPU {
     const size = Math.max(16, Math.ceil(count / 4) * 16);
     if (size > this.largest) {
       throw new LabError(
-        `The model needs a buffer of ${megabytes(size)}, this GPU allows ${megabytes(this.largest)}: ` +
-          "take 16 bits a weight, fewer rows, a smaller model, or WebAssembly.",
+        `The model needs a buffer of ${megabytes(size)}, but this GPU allows ${megabytes(this.largest)}: ` +
+          "use 16 bits a weight, fewer rows, a smaller model, or WebAssembly.",
       );
     }
     const { COPY_SRC, COPY_DST } = GPUBufferUsage;

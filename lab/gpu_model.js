@@ -277,8 +277,8 @@ export class GPUModel {
     return loss;
   }
 
-  // The mean loss of all wanted targets, in nats a token. rows and targets: B lists of T token ids each; a target of
-  // -100 is not wanted.
+  // The mean loss over all targets that count, in nats a token. rows and targets: B lists of T token ids each; a target of
+  // -100 does not count.
   loss(rows, targets) {
     return this.pass(rows, targets, null, {});
   }

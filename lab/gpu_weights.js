@@ -13,7 +13,7 @@ export class Packer {
   packed(name, dtype, bytes, columns, half) {
     const numbers = half ? this.halves(name, dtype, bytes) : numbersOf(dtype, bytes);
     if (!numbers.every(half ? finiteHalf : Number.isFinite)) {
-      throw new LabError(`model.safetensors: ${name} has NaN or infinity in it.`);
+      throw new LabError(`model.safetensors: ${name} contains NaN or infinity.`);
     }
     if (columns % 4 === 0) return numbers;
     const rows = numbers.length / columns;
@@ -29,7 +29,9 @@ export class Packer {
     if (dtype === "F16") return new Uint16Array(bytes);
     const numbers = numbersOf(dtype, bytes);
     if (numbers.some(number => Math.abs(number) >= LARGEST && Number.isFinite(number))) {
-      throw new LabError(`model.safetensors: ${name} has numbers too large for 16 bits: keep its 32 bits.`);
+      throw new LabError(
+        `model.safetensors: ${name} has numbers too large for 16 bits: keep 32 bits a weight.`,
+      );
     }
     const halves = Uint16Array.from(numbers, floatToHalf);
     this.rounded ||= halves.some((half, i) => halfToFloat(half) !== numbers[i]);

@@ -12,7 +12,7 @@ export function jsonOf(text, file) {
     throw new LabError(`${file} is not JSON.`);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value)) {
-    throw new LabError(`${file} does not hold a JSON object.`);
+    throw new LabError(`${file} does not contain a JSON object.`);
   }
   return value;
 }

@@ -21,7 +21,7 @@ export function nextRun() {
 export async function readKept() {
   try {
     lab.kept = await keptAdapters();
-    const none = "Nothing is kept yet: what you train will be.";
+    const none = "No adapters yet: those that you train stay here.";
     say("kept-status", lab.kept.length ? "" : none);
   } catch (error) {
     say(
@@ -151,7 +151,7 @@ function deleteButton(about) {
 
 function renameTo(about, title) {
   if (!title) return told("", () => {}); // an empty name: the old one comes back
-  return told(`It is called “${title}” now.`, () => rename(about, title));
+  return told(`Renamed to “${title}”.`, () => rename(about, title));
 }
 
 // Change what is kept, read it again, and say what happened.

@@ -1,8 +1,8 @@
 // The arithmetic of the lab: float32, one thread, WebAssembly SIMD, which does four numbers at a time. No libc.
 //
-// Letters, in all functions: N rows (tokens), d inputs and k outputs of a layer, r the rank, C the model's
-// width, V its vocabulary, T tokens of one sequence, H heads of D numbers each. Matrices are row after row in
-// memory. d, k and C are multiples of 8, D and m (below) of 4; N, r, T and V may be any number.
+// Notation, in all functions: N rows (tokens), d inputs and k outputs of a layer, r the rank, C the model's
+// width, V its vocabulary, T tokens of one sequence, H heads of D numbers each. Matrices are stored row by row.
+// d, k and C are multiples of 8, D of 4; N, r, T and V may be any number.
 #include <wasm_simd128.h>
 
 typedef v128_t vec; // four float32
@@ -18,7 +18,9 @@ typedef v128_t vec; // four float32
 #define mul4 wasm_f32x4_mul
 #define div4 wasm_f32x4_div
 
-// a·b + c. Relaxed SIMD has one instruction for it, which not every browser knows: this file is compiled twice.
+// a·b + c. Relaxed SIMD has one instruction for it, but not every browser knows it: this file is compiled twice,
+// and the page takes the build that its browser accepts. The last bits of a result depend on the build and, with
+// RELAXED, on the processor; on one machine they are always the same.
 #ifdef RELAXED
 #define muladd(a, b, c) wasm_f32x4_relaxed_madd(a, b, c)
 #else
@@ -27,7 +29,7 @@ typedef v128_t vec; // four float32
 
 extern unsigned char __heap_base;
 
-// Where the memory that the compiler does not need begins.
+// Where free memory begins.
 EXPORT(heap_base) int heap_base(void) {
   return (int)&__heap_base;
 }
@@ -48,7 +50,7 @@ INLINE float largest_of(vec a) {
   return larger(low, high);
 }
 
-// ---- Simple things ----------------------------------------------------------------------------------------
+// ---- Helpers ---------------------------------------------------------------------------------------------
 
 EXPORT(zero) void zero(float *x, int n) {
   for (int i = 0; i < n; i += 4) store(x + i, same(0));
@@ -99,11 +101,11 @@ EXPORT(bfloat_to_float) void bfloat_to_float(const unsigned short *upper, float 
 
 // ---- Weights in memory ------------------------------------------------------------------------------------
 // A weight W (d, k) is kept once, in panels of 8 columns, (k/8, d, 8): what x·W needs next always lies next in
-// memory, and g·Wᵀ finds blocks of 8 by 8. Eight numbers of a row are 8 float32, or, with `packed`, 4 words of
+// memory, and g·Wᵀ reads blocks of 8 by 8. Eight numbers of a row are 8 float32, or, with `packed`, 4 words of
 // 32 bits: the first four numbers in the lower 16 bits, the last four in the upper 16.
 //
 // The 16 bits hold w·2^8 as float16. The factor keeps small weights away from the lower end of float16. Weights
-// above 255 do not fit; `found` tells.
+// above 255 do not fit; `found` reports them.
 
 #define LARGEST 255.0f
 
@@ -120,8 +122,8 @@ INLINE unsigned to_half(float w) {
   return sign | ((in.bits - 0x38000000u) >> 13);
 }
 
-// Two float16 a word. Moved down 3 bits, a half's exponent lies in the lowest 5 bits of a float32's exponent; what
-// is missing to its value is a factor of 2^112, and 2^-8 for the factor above.
+// Two float16 in a word. Shifted right by 3 bits, a half's exponent lies in the lowest 5 bits of a float32's exponent.
+// To get its value, multiply by 2^112, and by 2^-8 for the factor above.
 #define HALF_SCALE same(0x1p104f)
 #define half_bits(x) wasm_v128_and(wasm_i32x4_shr(x, 3), wasm_i32x4_splat((int)0x8fffe000))
 #define lower_half(x) half_bits(wasm_i32x4_shl(x, 16)) // of each word, without the factor
@@ -139,7 +141,7 @@ INLINE void load_eight(const float *panels, int packed, int at, vec *left, vec *
   }
 }
 
-// What `pack` finds out about the weights: the largest, and the largest error that 16 bits make.
+// What `pack` reports about the weights: the largest, and the largest error of their 16 bits.
 struct found {
   float largest, error;
 };
@@ -178,7 +180,7 @@ void pack(const float *W, int first, int rows, int d, int k, int packed, float *
   }
 }
 
-// The same for W given by columns, Wᵀ (k, d): columns `first` to `first + columns`. `first` is a multiple of 8; if
+// The same for W stored by columns, Wᵀ (k, d): columns `first` to `first + columns`. `first` is a multiple of 8; if
 // `columns` is not, zeros fill the panel.
 EXPORT(pack_columns)
 void pack_columns(float *W, int first, int columns, int d, int packed, float *panels, struct found *found) {
@@ -204,42 +206,60 @@ void embed(const int *ids, int T, int C, const float *panels, int packed, const 
   }
 }
 
-// ---- The large products -----------------------------------------------------------------------------------
+// ---- Tiles ------------------------------------------------------------------------------------------------
+// A product is computed in tiles: pieces of the result whose sums stay in registers while the loop runs.
 
-#define STRETCH 640 // inputs at a time: that much of a panel, 20 kB, stays in the nearest cache
+// Rows of numbers within a matrix: the next row is `down` numbers further, the next number of a row `right`.
+struct view {
+  const float *at;
+  int down, right;
+};
 
-// One tile: `rows` rows of x (stride `d`) times `count` inputs of one float32 panel, to rows × 8 numbers of y
-// (stride `k`). Called with a constant number of rows, so that the compiler keeps all sums in registers.
-INLINE void tile(int rows, const float *x, int d, const float *panel, int count, const float *bias, float *y,
-    int k, int onto) {
-  vec left[6], right[6];
+// y (rows, 8) = start + x·w: x (rows, count), w (count, 8). The rows of w, start and y are `w_down`, `start_down`
+// and `y_down` apart. Called with a constant number of rows. There are 15 registers: four rows take 8 for sums, 2
+// for w and some for x. With six rows, or with the loop unrolled, Chromium runs out of registers and needs half as
+// much time again.
+INLINE void tile(int rows, struct view x, int count, const float *w, int w_down, const float *start,
+    int start_down, float *y, int y_down) {
+  vec left[4], right[4];
   for (int n = 0; n < rows; n++) {
-    left[n] = onto ? load(y + n * k) : bias ? load(bias) : same(0);
-    right[n] = onto ? load(y + n * k + 4) : bias ? load(bias + 4) : same(0);
+    left[n] = load(start + n * start_down);
+    right[n] = load(start + n * start_down + 4);
   }
-#pragma clang loop unroll_count(4) // a third of the time less in Chromium
+#pragma clang loop unroll(disable)
   for (int i = 0; i < count; i++) {
-    vec w_left = load(panel + i * 8), w_right = load(panel + i * 8 + 4);
+    vec w_left = load(w + i * w_down), w_right = load(w + i * w_down + 4);
     for (int n = 0; n < rows; n++) {
-      vec x_i = load_same(x + n * d + i);
+      vec x_i = load_same(x.at + n * x.down + i * x.right);
       left[n] = muladd(x_i, w_left, left[n]);
       right[n] = muladd(x_i, w_right, right[n]);
     }
   }
   for (int n = 0; n < rows; n++) {
-    store(y + n * k, left[n]);
-    store(y + n * k + 4, right[n]);
+    store(y + n * y_down, left[n]);
+    store(y + n * y_down + 4, right[n]);
   }
 }
 
-// All N rows of x times one panel: 8 columns of y.
-INLINE void all_rows(const float *x, int N, int d, const float *panel, int count, const float *bias, float *y,
-    int k, int onto) {
-  int n = 0;
-  for (; n + 6 <= N; n += 6) tile(6, x + n * d, d, panel, count, bias, y + n * k, k, onto);
-  for (; n + 2 <= N; n += 2) tile(2, x + n * d, d, panel, count, bias, y + n * k, k, onto);
-  for (; n < N; n++) tile(1, x + n * d, d, panel, count, bias, y + n * k, k, onto);
+// The same for any number of rows N, and for a number of columns that is a multiple of 8.
+INLINE void tiles(int N, int columns, struct view x, int count, const float *w, int w_down,
+    const float *start, int start_down, float *y, int y_down) {
+  for (int rows; N > 0; N -= rows, x.at += rows * x.down, start += rows * start_down, y += rows * y_down) {
+    rows = N >= 4 ? 4 : 1;
+    for (int j = 0; j < columns; j += 8) {
+      if (rows == 4)
+        tile(4, x, count, w + j, w_down, start + j, start_down, y + j, y_down);
+      else
+        tile(1, x, count, w + j, w_down, start + j, start_down, y + j, y_down);
+    }
+  }
 }
+
+// ---- The large products -----------------------------------------------------------------------------------
+
+#define STRETCH 640 // inputs at a time: that much of a panel, 20 kB, stays in the nearest cache
+
+static const float zeros[8];
 
 // `count` numbers in eights, from number `at` on, as float32.
 INLINE void unpack(const float *panels, int at, int count, float *out) {
@@ -298,17 +318,19 @@ INLINE void one_row(
 EXPORT(matmul)
 void matmul(
     const float *x, int N, int d, const float *panels, int packed, int k, const float *bias, float *y) {
-  float room[STRETCH * 8];
   if (N == 1) {
     one_row(x, d, panels, packed, k, bias, y);
     return;
   }
+  float room[STRETCH * 8];
   for (int column = 0; column < k; column += 8) {
     for (int first = 0; first < d; first += STRETCH) {
       int count = first + STRETCH < d ? STRETCH : d - first, at = column / 8 * d + first;
       if (packed) unpack(panels, at, count, room);
-      const float *panel = packed ? room : panels + 8 * at;
-      all_rows(x + first, N, d, panel, count, bias ? bias + column : 0, y + column, k, first > 0);
+      const float *w = packed ? room : panels + 8 * at;
+      const float *start = first ? y + column : bias ? bias + column : zeros;
+      struct view x_part = {x + first, d, 1};
+      tiles(N, 8, x_part, count, w, 8, start, first ? k : 0, y + column, k);
     }
   }
 }
@@ -342,7 +364,9 @@ void matmul_transposed(const float *g, int N, int k, const float *panels, int pa
       int count = first + STRETCH < k ? STRETCH : k - first;
       for (int j = 0; j < count; j += 8)
         transpose_block(panels, packed, (first + j) / 8 * d + i, room + j * 8);
-      all_rows(g + first, N, k, room, count, 0, dx + i, d, first > 0);
+      const float *start = first ? dx + i : zeros;
+      struct view g_part = {g + first, k, 1};
+      tiles(N, 8, g_part, count, room, 8, start, first ? d : 0, dx + i, d);
     }
   }
 }
@@ -351,78 +375,63 @@ void matmul_transposed(const float *g, int N, int k, const float *panels, int pa
 // Three of them make its forward and its backward pass. M is A or B with one row for each of the r directions:
 // A transposed, (r, d), and B as it is, (r, k). Below, m is the length of such a row.
 
+// Four sums over all lanes.
+INLINE vec sums_of(vec a, vec b, vec c, vec d) {
+  vec ab = add4(wasm_i32x4_shuffle(a, b, 0, 1, 4, 5), wasm_i32x4_shuffle(a, b, 2, 3, 6, 7));
+  vec cd = add4(wasm_i32x4_shuffle(c, d, 0, 1, 4, 5), wasm_i32x4_shuffle(c, d, 2, 3, 6, 7));
+  return add4(wasm_i32x4_shuffle(ab, cd, 0, 2, 4, 6), wasm_i32x4_shuffle(ab, cd, 1, 3, 5, 7));
+}
+
+// A tile of c = s·x·Mᵀ: `rows` rows of x, 1 or 2, times `directions` rows of M, 1 or 4.
+INLINE void dots(int rows, int directions, const float *x, int m, const float *M, float s, float *c, int r) {
+  vec sum[2][4];
+  for (int n = 0; n < 2; n++)
+    for (int j = 0; j < 4; j++) sum[n][j] = same(0);
+  for (int i = 0; i < m; i += 4) {
+    for (int j = 0; j < directions; j++) {
+      vec M_j = load(M + j * m + i);
+      for (int n = 0; n < rows; n++) sum[n][j] = muladd(load(x + n * m + i), M_j, sum[n][j]);
+    }
+  }
+  for (int n = 0; n < rows; n++) {
+    vec four = mul4(same(s), sums_of(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
+    if (directions == 4)
+      store(c + n * r, four);
+    else
+      c[n * r] = wasm_f32x4_extract_lane(four, 0);
+  }
+}
+
 // c (N, r) = s · x·Mᵀ, for x (N, m).
 EXPORT(project) void project(const float *x, int N, int m, const float *M, int r, float s, float *c) {
-  for (int n = 0; n < N; n++, x += m, c += r) {
-    int j = 0;
-    for (; j + 4 <= r; j += 4) { // four directions at a time: x is loaded once for all
-      const float *row = M + j * m;
-      vec sum0 = same(0), sum1 = same(0), sum2 = same(0), sum3 = same(0);
-      for (int i = 0; i < m; i += 4) {
-        vec x_i = load(x + i);
-        sum0 = muladd(x_i, load(row + i), sum0);
-        sum1 = muladd(x_i, load(row + m + i), sum1);
-        sum2 = muladd(x_i, load(row + 2 * m + i), sum2);
-        sum3 = muladd(x_i, load(row + 3 * m + i), sum3);
-      }
-      c[j] = s * sum_of(sum0);
-      c[j + 1] = s * sum_of(sum1);
-      c[j + 2] = s * sum_of(sum2);
-      c[j + 3] = s * sum_of(sum3);
-    }
-    for (; j < r; j++) {
-      vec sum = same(0);
-      for (int i = 0; i < m; i += 4) sum = muladd(load(x + i), load(M + j * m + i), sum);
-      c[j] = s * sum_of(sum);
-    }
-  }
-}
-
-// y (N, m) += s · c·M, for c (N, r).
-EXPORT(expand) void expand(const float *c, int N, int r, const float *M, int m, float s, float *y) {
-  for (int n = 0; n < N; n++, c += r, y += m) {
+  for (; N > 0; N -= 2, x += 2 * m, c += 2 * r) {
     int j = 0;
     for (; j + 4 <= r; j += 4) {
-      const float *row = M + j * m;
-      vec c0 = same(s * c[j]), c1 = same(s * c[j + 1]), c2 = same(s * c[j + 2]), c3 = same(s * c[j + 3]);
-      for (int i = 0; i < m; i += 4) {
-        vec sum = muladd(c0, load(row + i), load(y + i));
-        sum = muladd(c1, load(row + m + i), sum);
-        sum = muladd(c2, load(row + 2 * m + i), sum);
-        store(y + i, muladd(c3, load(row + 3 * m + i), sum));
-      }
+      if (N > 1)
+        dots(2, 4, x, m, M + j * m, s, c + j, r);
+      else
+        dots(1, 4, x, m, M + j * m, s, c + j, r);
     }
     for (; j < r; j++) {
-      vec c_j = same(s * c[j]);
-      for (int i = 0; i < m; i += 4) store(y + i, muladd(c_j, load(M + j * m + i), load(y + i)));
+      if (N > 1)
+        dots(2, 1, x, m, M + j * m, s, c + j, r);
+      else
+        dots(1, 1, x, m, M + j * m, s, c + j, r);
     }
   }
 }
 
-// G (r, m) += s · cᵀ·g, for c (N, r) and g (N, m).
-EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, float s, float *G) {
-  int n = 0;
-  for (; n + 4 <= N; n += 4) { // four tokens at a time: G is loaded once for all
-    const float *g0 = g + n * m, *c_n = c + n * r;
-    for (int j = 0; j < r; j++) {
-      float *row = G + j * m;
-      vec c0 = same(s * c_n[j]), c1 = same(s * c_n[r + j]);
-      vec c2 = same(s * c_n[2 * r + j]), c3 = same(s * c_n[3 * r + j]);
-      for (int i = 0; i < m; i += 4) {
-        vec sum = muladd(c0, load(g0 + i), load(row + i));
-        sum = muladd(c1, load(g0 + m + i), sum);
-        sum = muladd(c2, load(g0 + 2 * m + i), sum);
-        store(row + i, muladd(c3, load(g0 + 3 * m + i), sum));
-      }
-    }
-  }
-  for (; n < N; n++) {
-    for (int j = 0; j < r; j++) {
-      vec c_j = same(s * c[n * r + j]);
-      for (int i = 0; i < m; i += 4)
-        store(G + j * m + i, muladd(c_j, load(g + n * m + i), load(G + j * m + i)));
-    }
-  }
+// y (N, m) += c·M, for c (N, r).
+EXPORT(expand) void expand(const float *c, int N, int r, const float *M, int m, float *y) {
+  struct view rows = {c, r, 1};
+  tiles(N, m, rows, r, M, m, y, m, y, m);
+}
+
+// G (r, m) += cᵀ·g, for c (N, r) and g (N, m).
+EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, float *G) {
+  struct view columns = {c, 1, r}; // the rows of cᵀ
+  for (int i = 0; i < m; i += 8)   // 8 columns of g at a time stay in the nearest cache
+    tiles(r, 8, columns, N, g + i, m, G + i, m, G + i, m);
 }
 
 // ---- GELU -------------------------------------------------------------------------------------------------
@@ -430,17 +439,17 @@ EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, fl
 // e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as
 // exponent.
 INLINE vec exp4(vec x) {
-  x = wasm_f32x4_max(wasm_f32x4_min(x, same(88)), same(-87));
+  x = wasm_f32x4_pmax(wasm_f32x4_pmin(x, same(88)), same(-87));
   vec n = wasm_f32x4_nearest(mul4(x, same(1.44269504088896341f)));
-  x = sub4(x, mul4(n, same(0.693359375f))); // ln 2 in two parts, for more digits than one float has
-  x = sub4(x, mul4(n, same(-2.12194440e-4f)));
+  x = muladd(n, same(-0.693359375f), x); // ln 2 in two parts, for more digits than one float has
+  x = muladd(n, same(2.12194440e-4f), x);
   vec p = same(1.9875691500e-4f);
-  p = add4(mul4(p, x), same(1.3981999507e-3f));
-  p = add4(mul4(p, x), same(8.3334519073e-3f));
-  p = add4(mul4(p, x), same(4.1665795894e-2f));
-  p = add4(mul4(p, x), same(1.6666665459e-1f));
-  p = add4(mul4(p, x), same(5.0000001201e-1f));
-  vec rest = add4(add4(mul4(p, mul4(x, x)), x), same(1));
+  p = muladd(p, x, same(1.3981999507e-3f));
+  p = muladd(p, x, same(8.3334519073e-3f));
+  p = muladd(p, x, same(4.1665795894e-2f));
+  p = muladd(p, x, same(1.6666665459e-1f));
+  p = muladd(p, x, same(5.0000001201e-1f));
+  vec rest = add4(muladd(p, mul4(x, x), x), same(1));
   vec power = wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23);
   return mul4(rest, power);
 }
@@ -477,7 +486,7 @@ EXPORT(gelu_backward) void gelu_backward(const float *x, float *g, int n) {
 
 // ---- LayerNorm --------------------------------------------------------------------------------------------
 
-// y = (x - mean) / deviation · w + b, row by row. Keeps each row's mean and 1 / deviation for the way back.
+// y = (x - mean) / deviation · w + b, row by row. Keeps each row's mean and 1 / deviation for the backward pass.
 EXPORT(norm)
 void norm(
     const float *x, int N, int C, const float *w, const float *b, float epsilon, float *y, float *kept) {
@@ -593,7 +602,7 @@ void attention_backward(
 
 // The loss of row n is log(sum) + gap, with sum = Σ e^(logit - top) and gap = top - the target's logit: kept
 // (N, 2) takes the two. logits (N, L) become `weight` times their gradient, softmax minus one at the target. L is V
-// rounded up to 8; what is beyond V counts for nothing. A target below 0 is not wanted.
+// rounded up to 8; what is beyond V counts for nothing. A target below 0 is ignored.
 EXPORT(cross_entropy)
 void cross_entropy(float *logits, const int *target, int N, int V, float weight, float *kept) {
   int L = (V + 7) & ~7;
@@ -606,7 +615,7 @@ void cross_entropy(float *logits, const int *target, int N, int V, float weight,
     }
     for (int i = V; i < L; i++) logits[i] = -1e30f;
     vec high = load(logits), sum = same(0);
-    for (int i = 4; i < L; i += 4) high = wasm_f32x4_max(high, load(logits + i));
+    for (int i = 4; i < L; i += 4) high = wasm_f32x4_pmax(high, load(logits + i));
     float top = largest_of(high);
     kept[1] = top - logits[target[n]];
     for (int i = 0; i < L; i += 4) {
@@ -622,9 +631,9 @@ void cross_entropy(float *logits, const int *target, int N, int V, float weight,
   }
 }
 
-// AdamW as PyTorch has it, betas 0.9 and 0.999, eps 1e-8, no decay, for the gradient g·clip.
-// m and v are the running means of the gradient and of its square, `fix_m` and `fix_v` make up for their
-// start at 0: 1 - 0.9^t and √(1 - 0.999^t) at step t.
+// PyTorch's AdamW with betas 0.9 and 0.999, eps 1e-8 and no decay, for the gradient g·clip. m and v are the
+// running means of the gradient and of its square; `fix_m` and `fix_v` correct their start at 0: 1 - 0.9^t and
+// √(1 - 0.999^t) at step t.
 EXPORT(adamw)
 void adamw(
     float *w, const float *g, float *m, float *v, int n, float rate, float fix_m, float fix_v, float clip) {

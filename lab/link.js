@@ -1,8 +1,8 @@
 // One end of a worker: questions out, answers and news in.
 const PATIENCE = 30_000; // milliseconds in which a worker must have begun
 const FORBIDDEN =
-  "The browser did not start the lab's worker. This page's policy, or an extension, may forbid workers: " +
-  "open the lab elsewhere, or as a file.";
+  "The browser did not start the lab's worker. The page's security policy, or an extension, may forbid workers: " +
+  "open the lab from another site, or as a file.";
 
 export class Link {
   // `source`: the worker's script.
@@ -14,7 +14,8 @@ export class Link {
       this.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
       this.worker.onmessage = ({ data }) => this.hear(data);
       this.worker.onerror = ({ message }) => this.fail(new Error(message || FORBIDDEN));
-      this.worker.onmessageerror = () => this.fail(new Error("The lab's worker sent what cannot be read."));
+      this.worker.onmessageerror = () =>
+        this.fail(new Error("The lab's worker sent a message that cannot be read."));
     } catch {
       this.fail(new Error(FORBIDDEN));
     }

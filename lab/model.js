@@ -1,4 +1,4 @@
-// GPT-2 with LoRA in it, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`.
+// GPT-2 with LoRA, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`.
 //
 // What the worker needs of a model, whatever computes it: `place`, `use`, `restart`, `next`, `loss`, `step` and
 // `baseSample`. The worker awaits all but `use` and `restart`.
@@ -7,9 +7,9 @@
 // `g`, the loss's gradient at the output, becomes the gradient at the input, and, in a LoRA layer, at A and B.
 // Nothing else is trained, so nothing else needs a gradient.
 //
-// Letters: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary, H heads;
-// a layer has d inputs and k outputs; r is the rank. A tensor is a number here: where it lies in WebAssembly's
-// memory. Its shape stands in a comment. The arithmetic is that of kernels.c.
+// Notation: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary, H heads;
+// a layer has d inputs and k outputs; r is the rank. A tensor is a number here: its address in WebAssembly's
+// memory. Its shape stands in a comment. The arithmetic is in kernels.c.
 
 import { wantedIn } from "./crew.js";
 import { LabError } from "./errors.js";
@@ -56,36 +56,36 @@ export class GPT2 {
 
   // ---- A linear layer with LoRA beside it ----------------------------------------------------------------------
 
-  // y = x·W + bias + s·(x·A)·B.  x (N, d), y (N, k); xA (N, r) is kept for the way back.
-  linearForward(l, kind, x, N, y, xA) {
+  // y = x·W + bias + s·(x·A)·B.  x (N, d), y (N, k); c (N, r) is kept for the backward pass.
+  linearForward(l, kind, x, N, y, c) {
     const { d, k, panels, packed, bias } = this.blocks[l][kind];
     this.kernels.matmul(x, N, d, panels, packed, k, bias, y);
     const lora = this.bypasses[`h.${l}.${kind}`];
     if (!lora) return;
-    this.kernels.project(x, N, d, lora.A, lora.r, 1, xA); // x·A
-    this.kernels.expand(xA, N, lora.r, lora.B, k, lora.s, y); // y += s·(x·A)·B
+    this.kernels.project(x, N, d, lora.A, lora.r, lora.s, c); // c = s·x·A
+    this.kernels.expand(c, N, lora.r, lora.B, k, y); //          y += c·B
   }
 
   // g (N, k) is the gradient at y. dx (N, d) becomes the gradient at x, or is 0 where nobody needs it.
-  linearBackward(l, kind, x, xA, g, N, dx) {
+  linearBackward(l, kind, x, c, g, N, dx) {
     const { d, k, panels, packed } = this.blocks[l][kind];
     if (dx) this.kernels.matmul_transposed(g, N, k, panels, packed, d, dx); // dx = g·Wᵀ
     const lora = this.bypasses[`h.${l}.${kind}`];
-    if (lora) this.loraBackward(lora, d, k, x, xA, g, N, dx);
+    if (lora) this.loraBackward(lora, d, k, x, c, g, N, dx);
   }
 
   // LoRA's own backward pass. A is kept transposed, (r, d), as in an adapter's file, and so is its gradient.
-  loraBackward({ A, B, dA, dB, r, s }, d, k, x, xA, g, N, dx) {
+  loraBackward({ A, B, dA, dB, r, s }, d, k, x, c, g, N, dx) {
     const { h } = this.room;
-    this.kernels.project(g, N, k, B, r, s, h); //   h = s·g·Bᵀ          (N, r)
-    this.kernels.outer(h, N, r, x, d, 1, dA); //    dA += xᵀ·h          (d, r)
-    this.kernels.outer(xA, N, r, g, k, s, dB); //   dB += s·(x·A)ᵀ·g    (r, k)
-    if (dx) this.kernels.expand(h, N, r, A, d, 1, dx); // dx += h·Aᵀ    (N, d)
+    this.kernels.project(g, N, k, B, r, s, h); //    h = s·g·Bᵀ       (N, r)
+    this.kernels.outer(h, N, r, x, d, dA); //        dA += xᵀ·h       (d, r)
+    this.kernels.outer(c, N, r, g, k, dB); //        dB += cᵀ·g       (r, k), with c = s·x·A
+    if (dx) this.kernels.expand(h, N, r, A, d, dx); // dx += h·Aᵀ     (N, d)
   }
 
-  // ---- A block: attention, then MLP, each added to the stream that flows past it -------------------------------
+  // ---- A block: attention, then MLP, each added to the residual stream -----------------------------------------
 
-  // x (N, C) to out (N, C). `kept` takes what the way back needs; `past` tokens of the sequence were read before.
+  // x (N, C) to out (N, C). `kept` takes what the backward pass needs; `past` tokens of the sequence were read before.
   blockForward(l, x, out, kept, B, T, past = 0) {
     const { kernels, C, H, blocks, inner, epsilon } = this;
     const { ln_1, ln_2 } = blocks[l];
@@ -123,7 +123,7 @@ export class GPT2 {
     this.linearBackward(l, "mlp.c_proj", kept.f, kept.xA["mlp.c_proj"], g, N, df);
     kernels.gelu_backward(kept.u, df, N * this.inner);
     this.linearBackward(l, "mlp.c_fc", kept.n2, kept.xA["mlp.c_fc"], df, N, dn);
-    kernels.norm_backward(kept.x2, N, C, ln_2.weight, kept.stats2, dn, g); // adds to what flows past
+    kernels.norm_backward(kept.x2, N, C, ln_2.weight, kept.stats2, dn, g); // adds to the residual stream's gradient
 
     this.linearBackward(l, "attn.c_proj", kept.y, kept.xA["attn.c_proj"], g, N, dn);
     kernels.zero(dqkv, 3 * N * C);
@@ -137,7 +137,7 @@ export class GPT2 {
     if (!first) kernels.norm_backward(x, N, C, ln_1.weight, kept.stats1, dn, g);
   }
 
-  // x (T, C) = each token's embedding + its place's.
+  // x (T, C) = each token's embedding + that of its position.
   embed(ids, past, x) {
     const { kernels, memory, room, wte, wpe, C } = this;
     memory.ints(room.ids, ids.length).set(ids);
@@ -221,8 +221,8 @@ export class GPT2 {
     return loss;
   }
 
-  // The mean loss of all wanted targets, in nats a token. rows and targets: B lists of T token ids each; a target of
-  // -100 is not wanted.
+  // The mean loss over all targets that count, in nats a token. rows and targets: B lists of T token ids each; a target of
+  // -100 does not count.
   async loss(rows, targets) {
     return this.lossAndGradients(rows, targets, false);
   }
@@ -284,7 +284,7 @@ export class GPT2 {
     return this.room;
   }
 
-  // Training keeps what each block computed, for the way back. Writing needs one block's room again and again.
+  // Training keeps what each block computed, for the backward pass. Writing uses one block's room again and again.
   newRoom(N, T, training) {
     const { C, H, L, depth, inner, rank, memory } = this;
     const pieces = [];

@@ -50,10 +50,10 @@ function checkTensors(found, config) {
   const shapes = tensorShapes(config);
   for (const [name, shape] of Object.entries(shapes)) {
     if (!tensors[name])
-      throw new LabError(`model.safetensors has no ${name}, which a GPT-2 of this config.json has.`);
+      throw new LabError(`model.safetensors has no ${name}, which the GPT-2 of config.json needs.`);
     if (`${tensors[name].shape}` !== `${shape}`) {
       throw new LabError(
-        `model.safetensors: ${name} is ${tensors[name].shape.join(" × ")}, by config.json it should be ` +
+        `model.safetensors: ${name} is ${tensors[name].shape.join(" × ")}, but config.json says ` +
           `${shape.join(" × ")}. Do both files belong to the same model?`,
       );
     }
@@ -61,6 +61,6 @@ function checkTensors(found, config) {
   }
   const strange = Object.keys(tensors).find(name => !(name in shapes));
   if (strange)
-    throw new LabError(`model.safetensors: ${strange} is not part of a GPT-2 of this config.json.`);
+    throw new LabError(`model.safetensors: ${strange} is not part of the GPT-2 that config.json describes.`);
   return tensors;
 }

@@ -12,7 +12,7 @@ import { prepareTraining, runs, showRecordedRun } from "./train.js";
 import { changed, playRecorded, preparePlaying, prepareWriting, showStill, startWriting } from "./write.js";
 
 const PLAYS = "This is a recording. ";
-const TOUCH = "Change anything, and the model is loaded: 24 MB, once.";
+const TOUCH = "Change anything to load the model: 24 MB, once.";
 
 function start() {
   const lacking = missing();
@@ -46,7 +46,7 @@ async function open(kept) {
     if (unknown) await kept; // it may be one of the reader's own
     if (unknown) unknown = readAddress();
     if (unknown) throw notHere(unknown);
-    say("status", `The address has settings of its own. ${TOUCH} Until then the texts are recorded ones.`);
+    say("status", `This address has its own settings. ${TOUCH} Until then you see recorded texts.`);
   } catch (error) {
     showStill(recorded.write);
     say("status", error.message, true);

@@ -35,7 +35,7 @@ export async function openSafetensors(blob) {
       throw broken(`it has ${blob.size} bytes and should have ${start + to} or more`);
     const bytes = to - from;
     if (dtype in BYTES && bytes !== BYTES[dtype] * shape.reduce((product, side) => product * side, 1)) {
-      throw broken(`${name} has not as many bytes as its shape needs`);
+      throw broken(`${name} does not have as many bytes as its shape needs`);
     }
     const row = bytes / (shape[0] ?? 1);
     const read = (first = 0, rows = (shape[0] ?? 1) - first) =>

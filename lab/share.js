@@ -21,7 +21,7 @@ export async function toLink(files, about) {
   const config = JSON.parse(new TextDecoder().decode(files[CONFIG]));
   if (config.r > MOST_RANK) {
     throw new LabError(
-      `A link carries an adapter of rank 1 or ${MOST_RANK}, and this one has rank ${config.r}: ` +
+      `A link carries an adapter of rank 1 or ${MOST_RANK}, but this one has rank ${config.r}: ` +
         `turn Rank down to ${MOST_RANK}, or send the file (“Download the adapter” below).`,
     );
   }
@@ -53,9 +53,7 @@ export async function fromLink(letters) {
   const bytes = fromLetters(letters);
   const view = new DataView(bytes.buffer);
   if (bytes.length && view.getUint8(0) !== VERSION) {
-    throw new LabError(
-      "The link begins in a way that this page does not know: it was damaged, or a newer lab made it.",
-    );
+    throw new LabError("This page does not know this kind of link: it was damaged, or a newer lab made it.");
   }
   const whole = bytes.length < BEFORE_HEADER ? Infinity : view.getUint32(1);
   if (bytes.length < whole) {
@@ -117,11 +115,11 @@ function readTensors(bytes, shapes, r) {
   for (const [name, shape] of shapes) {
     const end = at + 4 * r + shape[0] * shape[1];
     if (end > bytes.length)
-      throw new LabError(`The link describes more numbers than it has: ${name} is not whole.`);
+      throw new LabError(`The link describes more numbers than it contains: ${name} is incomplete.`);
     tensors[name] = { shape, data: fromEightBits(bytes.slice(at, end), shape, r) };
     at = end;
   }
-  if (at < bytes.length) throw new LabError("The link has more numbers than it describes.");
+  if (at < bytes.length) throw new LabError("The link contains more numbers than it describes.");
   return tensors;
 }
 

@@ -46,7 +46,7 @@ async function carryingLink() {
   await ready();
   if (lab.model !== MINI) {
     throw new LabError(
-      "A link carries adapters of gpt2-mini, which everybody has: send the file of this one.",
+      "A link can only carry adapters of gpt2-mini, which every reader has: send this one as a file.",
     );
   }
   if (view().adapter === "carried" && asked().has("carried")) return addressOfSettings();

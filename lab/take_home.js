@@ -24,10 +24,10 @@ export function takingChanged() {
   for (const id of ["download", ...Object.keys(ONE_FILE)]) $(id).disabled = !some;
   const name = $("adapter").selectedOptions[0].textContent;
   if (lab.engine) {
-    const as = `as the sliders have it: rank ${rank}, strength ${strength} × s`;
+    const as = `as the sliders are set: rank ${rank}, strength ${strength} × s`;
     $("taken").textContent = some
       ? `${name}, ${as}.`
-      : "With rank or strength at zero, or no layer chosen, nothing is left to take home.";
+      : "With rank or strength at zero, or no layer chosen, there is nothing to take home.";
   }
   offerKeeping();
   $("python").textContent = libraryLines(folderName());
@@ -86,7 +86,7 @@ async function bring(chosen) {
   offerAdapter(adapter, `brought: ${title} (r ${r})`);
   chooseAdapter(name);
   await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] });
-  return `${title} fits: rank ${r}, alpha ${alpha}, beside ${kinds.join(", ")}. It is chosen above.`;
+  return `${title} fits: rank ${r}, alpha ${alpha}, on ${kinds.join(", ")}. It is selected above.`;
 }
 
 export function prepareTaking() {

@@ -13,7 +13,7 @@ export async function readTokenizer(read, config) {
   const largest = [...parts.tokens.values()].reduce((a, b) => Math.max(a, b), end ?? 0);
   if (largest >= config.V) {
     throw new LabError(
-      `The tokenizer has tokens up to ${largest}, the model knows those below ${config.V} (vocab_size): ` +
+      `The tokenizer has tokens up to ${largest}, but the model knows only those below ${config.V} (vocab_size): ` +
         "do the files belong together?",
     );
   }
@@ -45,7 +45,7 @@ function fromVocabulary(vocabulary, merges, file) {
   const tokens = new Map();
   for (const [written, id] of Object.entries(vocabulary)) {
     if (!Number.isInteger(id) || id < 0)
-      throw new LabError(`${file}: the id of “${written}” is no whole number.`);
+      throw new LabError(`${file}: the id of “${written}” is not a whole number.`);
     if (written !== END_OF_TEXT) tokens.set(bytesOf(written, file), id);
   }
   for (let byte = 0; byte < 256; byte++) {

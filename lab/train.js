@@ -53,7 +53,7 @@ function trainingSettings() {
     settings[key] = typed === "" ? Number.NaN : Number(typed);
     if (fits(settings[key])) continue;
     $(id).focus();
-    throw new Error(`${name} must be ${expected()}; it is “${typed}”.`);
+    throw new Error(`${name} must be ${expected()}, not “${typed}”.`);
   }
   settings.kinds = checkedKinds("train-on");
   if (!settings.kinds.length) throw new Error("Choose at least one kind of layer for LoRA.");
@@ -83,8 +83,9 @@ async function trainOnce() {
   runs = [...runs.filter(old => !old.recorded).slice(1 - SHOWN_RUNS), run];
   lab.samples = [];
   $("samples").replaceChildren();
+  $("speed-up").hidden = true;
   $("pause").disabled = $("stop").disabled = false;
-  say("train-status", `${label(run)} is in training.`);
+  say("train-status", `${label(run)} is training.`);
   try {
     const news = what => heard(run, what);
     Object.assign(run, await lab.engine.ask("train", { name: run.name, settings }, { news }));
@@ -104,14 +105,13 @@ function doneWords(run) {
     ? ` It stopped early because the held-out loss had not fallen for ${PATIENCE} steps.`
     : "";
   const kept = run.last ? ` The page kept the adapter of step ${run.best}, where that loss was lowest.` : "";
-  return `${label(run)} is trained: ${run.steps} steps.${why}${kept} It is chosen above, and you can take it home below.`;
+  return `${label(run)} is trained: ${run.steps} steps.${why}${kept} It is selected above, and you can take it home below.`;
 }
 
 function offerTrained(run) {
   const { name, settings, last, best, steps } = run;
-  offerAdapter({ name, ...settings }, `yours: ${label(run)}${last ? `, the best, of step ${best}` : ""}`);
-  if (last)
-    offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, the one at the last step, ${steps}`);
+  offerAdapter({ name, ...settings }, `yours: ${label(run)}${last ? `, best, at step ${best}` : ""}`);
+  if (last) offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, last, at step ${steps}`);
   chooseAdapter(name);
 }
 
@@ -126,13 +126,14 @@ export function label({ name, title, recorded, settings: { r, rate } }) {
 }
 
 // What the worker tells on the way.
-function heard(run, { step, loss, perSecond, left, at, heldOut, prose, best, sample, pausedAt }) {
+function heard(run, { step, loss, perSecond, left, speedUp, at, heldOut, prose, best, sample, pausedAt }) {
   const { name, settings, losses, measured } = run;
   if (loss !== undefined) {
     losses.push(loss);
     run.perSecond = perSecond;
     const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
     $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
+    if (speedUp && $("speed-up").hidden) showSpeedUp(speedUp);
   }
   if (heldOut !== undefined) {
     measured.push({ at, heldOut, prose });
@@ -145,10 +146,40 @@ function heard(run, { step, loss, perSecond, left, at, heldOut, prose, best, sam
     offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
   }
   if (pausedAt !== undefined) {
-    say("train-status", `Paused after step ${pausedAt}. As it is now, the adapter can be chosen above.`);
+    say(
+      "train-status",
+      `Paused after step ${pausedAt}. You can try the adapter as it is now: it is in the list above.`,
+    );
     offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }
   drawTraining();
+}
+
+// A step's time with one worker and with all of them, as bars.
+function showSpeedUp({ workers, alone, together }) {
+  const ratio = alone / together;
+  const words = made("p", {
+    className: "lab-note",
+    textContent: `${workers} workers: ${ratio.toFixed(1)} × one${ratio < 1 ? ", so one is faster here" : ""}.`,
+  });
+  const bars = [
+    ["1 worker", alone],
+    [`${workers} workers`, together],
+  ].map(([name, ms]) => timeBar(name, ms, ms / Math.max(alone, together)));
+  $("speed-up").replaceChildren(words, ...bars);
+  $("speed-up").hidden = false;
+}
+
+function timeBar(name, ms, share) {
+  const filled = made("span", { className: "lab-filled" });
+  filled.style.width = `${100 * share}%`;
+  return made(
+    "div",
+    { className: "lab-bar lab-time" },
+    made("span", { textContent: name }),
+    made("span", { className: "lab-groove" }, filled),
+    made("span", { textContent: `${Math.round(ms)} ms a step` }),
+  );
 }
 
 function addSample(sample) {

@@ -1,6 +1,6 @@
 // A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
 import { checkSettings, newAdapter } from "./adapter.js";
-import { Crew } from "./crew.js";
+import { Crew, SpeedUp } from "./crew.js";
 import { LabError } from "./errors.js";
 import { seeded } from "./sampling.js";
 
@@ -47,7 +47,10 @@ export class Trainer {
     const { w, m, v } = this.saved;
     this.model = model;
     const helpers = Math.min(this.settings.workers ?? 1, this.settings.batch) - 1;
-    if (helpers > 0 && model.device.kind === "wasm") this.crew = await Crew.start(helpers, this.load, w);
+    if (helpers > 0 && model.device.kind === "wasm") {
+      this.crew = await Crew.start(helpers, this.load, w);
+      this.speedUp ??= new SpeedUp(helpers + 1);
+    }
     this.loaded = await model.place(w, true);
     if (m) this.loaded.write(m, "m");
     if (v) this.loaded.write(v, "v");
@@ -70,15 +73,18 @@ export class Trainer {
     return loss;
   }
 
-  learn(batch, step) {
+  async learn(batch, step) {
     const { rate, steps } = this.settings;
     this.model.use(this.loaded);
-    return this.model.step(this.loaded, ...batch, {
+    const before = performance.now();
+    const loss = await this.model.step(this.loaded, ...batch, {
       step,
       rate: rate * rateFactor(step - 1, steps),
       most: (this.first ?? Infinity) + MAX_RISE,
-      crew: this.crew,
+      crew: this.speedUp?.isAlone(step) ? null : this.crew,
     });
+    this.speedUp?.took(step, performance.now() - before);
+    return loss;
   }
 
   // Copy what a step changes out of the model, in case its GPU is lost.
@@ -91,7 +97,7 @@ export class Trainer {
   diverged(loss) {
     return new Diverged(
       `The loss is ${loss.toFixed(2)} after ${this.step} steps: a rate of ${this.settings.rate} is too high. ` +
-        `The adapter is that of step ${Math.max(0, this.step - 1)}; try a tenth of the rate.`,
+        `The page keeps the adapter of step ${Math.max(0, this.step - 1)}. Try a tenth of the rate.`,
     );
   }
 

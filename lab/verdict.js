@@ -33,7 +33,7 @@ export function verdict(run) {
     ]);
   }
   if (last.at > kept.at && last.heldOut - kept.heldOut > MATTERS && final < first) {
-    const what = `after step ${kept.at} the training loss went on falling, to ${two(final)}, but the held-out loss rose to ${two(last.heldOut)}. From there on it learned these sentences by heart.`;
+    const what = `after step ${kept.at} the training loss went on falling, to ${two(final)}, but the held-out loss rose to ${two(last.heldOut)}. From there on it memorised these sentences.`;
     said.push(["Memorising", what]);
   }
   const forgotten = kept.prose - start.prose;

@@ -121,7 +121,7 @@ class Loader {
 }
 
 function notFinite(name) {
-  return new LabError(`model.safetensors: ${name} has NaN or infinity in it.`);
+  return new LabError(`model.safetensors: ${name} contains NaN or infinity.`);
 }
 
 // One number of a matrix.

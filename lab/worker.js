@@ -134,7 +134,7 @@ async function write(view, { prompt, count, temperature, seed }, news, wanted = 
 function begin(prompt, most) {
   const ids = tokenizer.encode(prompt);
   if (ids.length > most)
-    throw new LabError(`The prompt has ${ids.length} tokens, at most ${most} fit: shorten it.`);
+    throw new LabError(`The prompt has ${ids.length} tokens, but at most ${most} fit: shorten it.`);
   if (ids.length) return ids;
   if (tokenizer.endOfText === null) throw new LabError("The prompt is empty: type a word.");
   return [tokenizer.endOfText];
@@ -175,6 +175,7 @@ async function train(settings, news) {
       loss,
       perSecond: seen.tokens / (seen.ms / 1000),
       left: ((settings.steps - step) * seen.ms) / step,
+      speedUp: trainer.speedUp?.result,
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
@@ -284,7 +285,7 @@ export const jobs = {
   // kernels, the prose that training must not forget, and this script, for helpers. The model before stays if that fails;
   // if it works, its adapters are gone.
   load(what, news) {
-    if (run) throw new LabError("A training is going on: stop it first.");
+    if (run) throw new LabError("A run is training: stop it first.");
     return inTurn(async () => {
       const source = await openModel(what.files);
       const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
@@ -307,7 +308,7 @@ export const jobs = {
   // Move the model to another device, "webgpu" or "wasm". If that fails, it stays where it is.
   device({ device }) {
     return inTurn(async () => {
-      if (run) throw new LabError("A training is going on: stop it first.");
+      if (run) throw new LabError("A run is training: stop it first.");
       if (device !== model.device.kind) await useModel(await modelOn(device, made));
       return model.device;
     });
@@ -318,7 +319,7 @@ export const jobs = {
   // loaded once more for it, as they are in the file.
   rounding({ prompt }, news) {
     return inTurn(async () => {
-      if (run) throw new LabError("A training is going on: stop it first.");
+      if (run) throw new LabError("A run is training: stop it first.");
       const ids = begin(prompt, model.config.context);
       const exact = await modelOn("wasm", { ...made, exact: true }, share => news({ share }));
       try {
@@ -332,7 +333,7 @@ export const jobs = {
   // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
   speed(_, news) {
     return inTurn(async () => {
-      if (run) throw new LabError("A training is going on: stop it first.");
+      if (run) throw new LabError("A run is training: stop it first.");
       const found = { why: "" };
       for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
         news({ doing: `measuring ${name}` });
@@ -389,7 +390,7 @@ export const jobs = {
 
   // Train on a text; `news` has each step, and each measurement. For the answer see `trained`.
   async train({ name, settings }, news) {
-    if (run) throw new LabError("A training is going on: stop it first.");
+    if (run) throw new LabError("A run is training: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
       run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));

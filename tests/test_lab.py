@@ -575,7 +575,7 @@ def test_adapters_come_back_and_what_does_not_fit_is_refused(page: Chromium, tmp
     folder = tmp_path / "mine"
     adapted(3, 6, ["attn.c_attn", "mlp.c_fc"]).save_pretrained(folder)
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    assert "rank 3, alpha 6, beside attn.c_attn, mlp.c_fc" in bring(page, weights, config)
+    assert "rank 3, alpha 6, on attn.c_attn, mlp.c_fc" in bring(page, weights, config)
     assert page.text("rank-value") == "3 of 3"
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         with zipfile.ZipFile(tmp_path / "mine.zip", "w", method) as archive:
@@ -614,7 +614,7 @@ def test_adapters_come_back_and_what_does_not_fit_is_refused(page: Chromium, tmp
     other = load_model("gpt2-mini")
     torch.nn.init.normal_(other.h[0].attn.c_attn.weight)
     get_peft_model(other, ["attn.c_attn"], 2, 4).save_pretrained(tmp_path / "other")
-    refused("other weights than this one's", *(tmp_path / "other").iterdir())
+    refused("a model with different weights", *(tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -222,7 +222,7 @@ CHOICES = {
     "a simulated GPU": ("", "", "wasm", "This browser offers only a simulated GPU", ""),
     "WebAssembly is wanted": ("wasm", REAL, "wasm", "", ""),
     "no WebGPU": ("", 'stand(Navigator.prototype, "gpu", undefined);', "wasm", "This browser has no WebGPU.", ""),
-    "no GPU": ("", 'stand(GPU.prototype, "requestAdapter", async () => null);', "wasm", "finds no GPU", ""),
+    "no GPU": ("", 'stand(GPU.prototype, "requestAdapter", async () => null);', "wasm", "no GPU that it can use", ""),
     "a GPU that fails": (
         "",
         REAL + 'stand(GPUAdapter.prototype, "requestDevice", async () => { throw new Error("too hot"); });',
@@ -267,7 +267,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error(page: Page, tiny:
     )
     assert words == "Error: This browser has no WebGPU."
     words = refused(page, 'await lab.modelOn("gpu", { source: models.source });')
-    assert words == 'Error: The device must be "webgpu" or "wasm", it is "gpu".'
+    assert words == 'Error: The device must be "webgpu" or "wasm", not "gpu".'
 
 
 def test_a_simulated_gpu_is_recognised(page: Page) -> None:
@@ -304,7 +304,7 @@ def test_a_gpu_that_is_too_small_says_so(page: Page, tiny: None) -> None:
       const source = { config: { ...config, V: 2 ** 22 }, tensors: large };
       await lab.GPUModel.load(source, { exact: true, found: { adapter: phone } });""",
     )
-    assert words.startswith("Error: The model needs a buffer of 201 MB, this GPU allows 134 MB: take 16 bits a weight")
+    assert words.startswith("Error: The model needs a buffer of 201 MB, but this GPU allows 134 MB: use 16 bits a weight")
 
 
 def test_too_large_a_step_leaves_the_model_as_it_was(page: Page, tiny: None) -> None:
@@ -318,7 +318,7 @@ def test_too_large_a_step_leaves_the_model_as_it_was(page: Page, tiny: None) -> 
       gpu.largest = 2 ** 16;
       try { await models.tiny.loss([Array(90).fill(1)], [Array(90).fill(1)]); } finally { gpu.largest = largest; }""",
     )
-    assert words.startswith("Error: The model needs a buffer of 0.0972 MB, this GPU allows 0.0655 MB: take")
+    assert words.startswith("Error: The model needs a buffer of 0.0972 MB, but this GPU allows 0.0655 MB: use")
     assert ask(page, "return models.tiny.gpu.bytes;") < bytes_before, "room is left behind"
     assert ask(page, script) == before
     assert "at most 96 tokens" in refused(page, "await models.tiny.next(Array(97).fill(1));")

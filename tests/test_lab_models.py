@@ -201,10 +201,10 @@ def changed_config(folder: Path, **changes: Any) -> dict[str, bytes]:
 
 
 BAD_CONFIGS = {
-    "n_embd": (64, r"wte.weight is 4\d\d × 48, by config.json it should be 4\d\d × 64"),
-    "n_layer": (2, r"h\.2\.\S+ is not part of a GPT-2 of this config.json"),
-    "vocab_size": (500, "it should be 500 × 48"),
-    "n_head": (5, "cannot be divided among n_head, 5"),
+    "n_embd": (64, r"wte.weight is 4\d\d × 48, but config.json says 4\d\d × 64"),
+    "n_layer": (2, r"h\.2\.\S+ is not part of the GPT-2 that config.json describes"),
+    "vocab_size": (500, "config.json says 500 × 48"),
+    "n_head": (5, r"n_embd \(48\) must be divisible by n_head \(5\)"),
     "n_inner": (100, "must be multiples of 8"),
     "model_type": ("llama", 'model_type is "llama"'),
     "activation_function": ("relu", 'activation_function is "relu"'),
@@ -234,7 +234,7 @@ def test_a_bad_file_of_weights_is_refused(engine: Engine, folder: Path, tmp_path
         (None, "has no h.1.mlp.c_fc.weight"),
         (weights.T.contiguous(), "h.1.mlp.c_fc.weight is 104 × 48"),
         (weights.to(torch.int8), "h.1.mlp.c_fc.weight is of type I8"),
-        (weights.where(weights < weights.max(), torch.nan), "h.1.mlp.c_fc.weight has NaN"),
+        (weights.where(weights < weights.max(), torch.nan), "h.1.mlp.c_fc.weight contains NaN"),
     ]:
         assert words in refusal(engine, changed_weights(folder, tmp_path, **{name: bad}))
     whole = (folder / "model.safetensors").read_bytes()
@@ -439,7 +439,7 @@ def test_what_the_hub_cannot_give_is_said(engine: Engine, hub: str) -> None:
         return str(error.value)
 
     assert "not the name of a model" in said("../../etc/passwd")
-    assert "has no model “someone/else”" in said("someone/else")
+    assert "has no public model “someone/else”" in said("someone/else")
     assert "could not be reached" in said("someone/tiny", "http://127.0.0.1:9")
     weights = Hub.files.pop("model.safetensors")
     assert "has no model.safetensors" in said("someone/tiny")

@@ -224,7 +224,7 @@ def name_and_delete(tab: Driver, site: Path) -> None:
     tab.js(f"void {delete}.click()")
     tab.until("document.getElementById('lab-kept').hidden")
     visit_again(tab, site.as_uri())
-    tab.until("document.getElementById('lab-kept-status').textContent.startsWith('Nothing is kept')")
+    tab.until("document.getElementById('lab-kept-status').textContent.startsWith('No adapters yet')")
     assert "run-1" not in options(tab)
 
 
@@ -421,7 +421,7 @@ def test_a_damaged_link_says_what_is_damaged(browser: Browser, site: Path) -> No
         letters + "AAAA": "bytes too many",
         letters[:2000] + "%" + letters[2001:]: "“%” at letter 2001",
         letters[:2000] + "😀" + letters[2001:]: "“😀” at letter 2001",
-        "_" + letters[1:]: "in a way that this page does not know",
+        "_" + letters[1:]: "does not know this kind of link",
         letters * 100: "no adapter of this page is so large",
     }
     page = browser.new_page()
@@ -470,7 +470,7 @@ HOSTILE = {
     "() => ' '.repeat(1e8)": "cannot be read",  # 100 MB out of 100 kB
     "() => 'null'": "does not describe an adapter",
     "header => JSON.stringify({ ...header, config: { ...header.config, r: 3e7 } })": "does not describe an adapter",
-    "header => JSON.stringify({ ...header, shapes: [['x', [1, 1e9]]] })": "more numbers than it has",
+    "header => JSON.stringify({ ...header, shapes: [['x', [1, 1e9]]] })": "more numbers than it contains",
     "header => JSON.stringify({ ...header, shapes: [['x', [1, 0.5]]] })": "does not describe an adapter",
     "header => JSON.stringify({ ...header, shapes: header.shapes.slice(1) })": "more numbers than it describes",
     "header => JSON.stringify({ ...header, config: { r: 1, target_modules: [5] } })": "does not describe an adapter",
