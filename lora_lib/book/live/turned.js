@@ -121,10 +121,15 @@ class Turned {
   }
 }
 
-// Bring the pictures of one kind to life, each once.
+// Bring the pictures of one kind to life, each once. A page that brings this script once for many pictures calls
+// `bookAlive` for the others.
 function enliven(kind, Kind) {
-  for (const figure of document.querySelectorAll(`.${kind}:not(.knob-alive)`)) {
-    figure.classList.add("knob-alive");
-    new Kind(figure);
-  }
+  window.bookAlive ??= {};
+  window.bookAlive[kind] = () => {
+    for (const figure of document.querySelectorAll(`.${kind}:not(.knob-alive)`)) {
+      figure.classList.add("knob-alive");
+      new Kind(figure);
+    }
+  };
+  window.bookAlive[kind]();
 }
