@@ -143,7 +143,7 @@ def colours(used: list[str]) -> str:
     """Both values of each colour. On paper it is always light."""
     light = "".join(f"--c{code}:#{code};" for code in used)
     dark = "".join(f"--c{code}:{darkened(code)};" for code in used)
-    return f"\n<style>html{{{light}}}@media screen{{html[data-theme=dark]{{{dark}}}}}</style>\n"
+    return f'\n<style class="drawn-colours">html{{{light}}}@media screen{{html[data-theme=dark]{{{dark}}}}}</style>\n'
 
 
 def darkened(code: str) -> str:

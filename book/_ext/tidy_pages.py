@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
 from sphinx.application import Sphinx
 
 SEARCH = '<button class="btn search-button-field search-button__button pst-js-only" title="Search"'
@@ -41,13 +40,6 @@ MENDED = {
     FOLD: FOLD.replace("<summary>", '<summary aria-label="The pages below this one">'),
     THEME_SAVED: THEME_SAVED + THEME_NOW,
 }
-
-
-def drop_mathjax(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Load MathJax on pages with a formula only: Sphinx loads it on their parents too, so on the start page."""
-    if doctree is None or not any(doctree.findall(lambda node: isinstance(node, (nodes.math, nodes.math_block)))):
-        path = app.config.mathjax_path
-        context["script_files"] = [file for file in context["script_files"] if not str(file.filename).endswith(path)]
 
 
 def drop_widget_state(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -102,8 +94,8 @@ def say_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], do
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_js_file("progress.js", loading_method="defer")
+    app.add_js_file("pages.js", loading_method="defer")
     app.connect("html-page-context", say_colab, priority=900)  # after the theme has made its buttons
-    app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", unmark_citations)
     app.connect("build-finished", empty_icon_script)

@@ -18,7 +18,7 @@ from lora_lib.book.figures import (
     use_book_style,
 )
 from lora_lib.book.knobs import WIDGET_VIEW, knob
-from lora_lib.book.live import KINDS, injection, product, switching
+from lora_lib.book.live import KINDS, Square, action, injection, product, run_map, switching
 from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
 from lora_lib.book.story import STORY
 
@@ -37,6 +37,8 @@ __all__ = [
     "STORY",
     "WIDGET_VIEW",
     "Message",
+    "Square",
+    "action",
     "balanced_splits",
     "check",
     "draw_history",
@@ -47,6 +49,7 @@ __all__ = [
     "load_sms_spam",
     "matrix_product_picture",
     "product",
+    "run_map",
     "show_matrix",
     "smollm2_folder",
     "switching",

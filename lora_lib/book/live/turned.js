@@ -13,6 +13,14 @@ function made(kind, attributes, ...children) {
   return element;
 }
 
+// The same for what is drawn.
+function drawn(kind, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 // A kind of picture has `toStart()`, `build()` to draw everything, `state()` in one word, and `restore(word)`, which
 // takes such a word and ignores any other. `turned` holds the place of each control's value.
 class Turned {
@@ -64,7 +72,9 @@ class Turned {
     this.toStart();
     this.build();
     this.keep();
-    this.figure.querySelector(".knob-axis input:is([type=range], :checked)").focus();
+    this.figure
+      .querySelector('.knob-axis input:is([type=range], :checked), .knob-frames [tabindex="0"]')
+      .focus();
   }
 
   // Show in the controls what was turned, and say `text` in the line below them.
