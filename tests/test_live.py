@@ -12,7 +12,6 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page
-from test_book import CHAPTERS, HTML
 from test_knobs import (
     lab,  # noqa: F401 - the fixture: JupyterLab on a folder of its own
     write_notebook,
@@ -375,13 +374,4 @@ def test_in_jupyterlab_it_lives_when_trusted_and_stands_still_when_not(browser: 
     page.locator("[data-status=idle]").first.wait_for()  # until then JupyterLab still draws
     entry(page, "A", 2, 1).press("ArrowUp")
     assert said(page).startswith("Row 2, column 1 of A is 3. All of row 2 of A·B has changed")
-    page.close()
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_something_moves_within_two_screens_of_the_top(browser: Browser, chapter: str) -> None:
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((HTML / chapter).as_uri())
-    top = page.locator(".knob").first.evaluate("knob => knob.getBoundingClientRect().top + scrollY")
-    assert top < 2 * 900, f"the first thing that moves stands {top / 900:.1f} screens below the top"
     page.close()

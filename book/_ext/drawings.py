@@ -21,8 +21,8 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent.parent
 LIVE = ROOT / "lora_lib" / "book" / "live"
-PHONE, LETTERS = 334, 9.2  # pixels: a column of text on a phone of 390, and the smallest letters there
-GROW = 1.45  # times, at most
+PHONE, LETTERS = 332, 9.2  # pixels: a column of text on a phone of 390, and the smallest letters there
+GROW = 1.35  # times, at most
 PICTURE = re.compile(r'<img [^>]*?src="([^"]+\.svg|data:image/svg\+xml;base64,[^"]+)"[^>]*>')
 ALT = re.compile(r' alt="([^"]*)"')
 COLOUR = re.compile(r"""\b((?:fill|stroke)(?::|="))#([0-9a-f]{6})\b""")
@@ -124,12 +124,20 @@ def light_knob(html: str, seen: set[str]) -> tuple[str, list[str]]:
 
     def script(match: re.Match[str]) -> str:
         kind = KIND.search(match[1])
-        if kind is None or kind[1] not in seen:
-            seen.update([kind[1]] if kind else [])
+        if kind is None:
             return match[0]
-        return f'<script>bookAlive["{kind[1]}"]()</script>'
+        if kind[1] in seen:
+            return f'<script>bookAlive["{kind[1]}"]()</script>'
+        seen.add(kind[1])
+        return f"<script>{{\n{source(kind[1])}}}</script>"
 
     return SCRIPT.sub(script, DATA.sub(data, html)), later
+
+
+def source(kind: str) -> str:
+    """The engine and the script of a kind of picture as they are now, which a notebook may have in an older state."""
+    name = "knob" if kind == "knob-drawn" else kind.removeprefix("live-")
+    return "\n".join((LIVE / file).read_text(encoding="utf8") for file in ("turned.js", f"{name}.js"))
 
 
 def write(file: Path, key: str, frames: list[str]) -> None:
@@ -160,7 +168,7 @@ def darkened(code: str) -> str:
     yellow = 0.0259040371 * long + 0.7827717662 * middle - 0.8086757660 * short
     strong = (red**2 + yellow**2) ** 0.5 > 0.08
     turned = 0.21 + (1 - light) * 0.98
-    turned = max(turned, 0.68) if strong else turned
+    turned = max(turned, 0.68) if strong else max(turned, 0.39) if turned > 0.3 else turned
     long = (turned + 0.3963377774 * red + 0.2158037573 * yellow) ** 3
     middle = (turned - 0.1055613458 * red - 0.0638541728 * yellow) ** 3
     short = (turned - 0.0894841775 * red - 1.2914855480 * yellow) ** 3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
+MATHML = "{http://www.w3.org/1998/Math/MathML}"
 LOGGER = logging.getLogger(__name__)
 NAMES = {r"\dots": r"\ldots"}  # of LaTeX's commands, those that docutils has under another name
 
@@ -22,7 +25,14 @@ def mathml(node: nodes.Element, as_block: bool) -> str:
     except MathError as error:
         LOGGER.warning("formula: %s", error, location=node)
         return f"<code>{node.astext()}</code>"
-    return "".join(line.strip() for line in found.splitlines()).replace("<mo>'</mo>", "<mo>′</mo>")
+    root = ElementTree.fromstring("".join(map(str.strip, found.splitlines())).replace("&ApplyFunction;", "\u2061"))
+    for element in root.iter():
+        if element.tag == f"{MATHML}mo" and element.text == "'":
+            element.text = "′"
+        if element.tag == f"{MATHML}msub" and "".join(element[0].itertext()).endswith("⏟"):
+            element.tag = f"{MATHML}munder"  # what is said of a brace stands below it
+    ElementTree.register_namespace("", MATHML[1:-1])
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:

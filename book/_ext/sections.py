@@ -27,8 +27,9 @@ def entries(app: Sphinx) -> Iterator[Entry]:
         address = app.builder.get_target_uri(page)
         preferred = FIRST.get(page, 1)
         for section in doctree.findall(nodes.section):
-            head = section.next_node(nodes.title).astext()
-            if head not in LEFT_OUT:
+            heading = section.next_node(nodes.title)
+            head = "" if heading is None else heading.astext()
+            if head and head not in LEFT_OUT:
                 anchor = "" if head == title else "#" + section["ids"][0]
                 yield words(head), title, address + anchor, own_text(section), preferred
         for item in doctree.findall(nodes.definition_list_item):

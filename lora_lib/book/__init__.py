@@ -17,7 +17,7 @@ from lora_lib.book.figures import (
     show_matrix,
     use_book_style,
 )
-from lora_lib.book.knobs import WIDGET_VIEW, knob
+from lora_lib.book.knobs import WIDGET_VIEW, Marked, knob
 from lora_lib.book.live import KINDS, Square, action, injection, product, run_map, switching
 from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
 from lora_lib.book.story import STORY
@@ -36,6 +36,7 @@ __all__ = [
     "PAPER",
     "STORY",
     "WIDGET_VIEW",
+    "Marked",
     "Message",
     "Square",
     "action",

@@ -29,6 +29,8 @@ MAX_FRAMES = 120  # at about 25 kB a frame, a page stays below 3 MB
 Choice = str | float  # a label of an axis, or a number between its values
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HINT = "To turn it, run this cell (Shift + Enter), or allow this page to run scripts."
+RIGHT = "background:rgb(0 158 115 / 28%)"  # of marked words; both are seen on a light and on a dark ground
+WRONG = "background:rgb(213 94 0 / 28%);text-decoration:line-through"
 HERE = Path(__file__).parent / "live"
 
 
@@ -43,7 +45,7 @@ def script(kind: str) -> str:
 
 
 def knob(
-    draw: Callable[..., Figure | str | tuple[Figure | str, str]],
+    draw: Callable[..., Figure | str | Marked | tuple[Figure | str | Marked, str]],
     *,
     caption: str,
     alt: str | Callable[..., str] | None = None,
@@ -55,8 +57,8 @@ def knob(
 
     One or two axes. A list of numbers becomes a slider; a list of anything else, or a dict of label to
     value, becomes a row of choices. `draw` is called once for every combination, by keyword
-    (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), or a pair of either
-    with a short read-out, such as "12,288 numbers instead of 147,456".
+    (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), a `Marked` text, or a pair of one
+    of them with a short read-out, such as "12,288 numbers instead of 147,456".
 
     With a kernel, a slider takes any value from the smallest to the largest, and `draw` draws it on the spot.
     Where `draw` cannot (it raises at a value halfway between two of the list, since it looks its results up, say),
@@ -185,6 +187,22 @@ class Axis:
         return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".3g", **look)
 
 
+@dataclass(frozen=True)
+class Marked:
+    """A text for a knob in which some words are marked as right (True) or wrong (False), in colour and by a line."""
+
+    text: str
+    words: Mapping[str, bool]
+
+    @property
+    def html(self) -> str:
+        body = escape(self.text)
+        for words, right in self.words.items():
+            look = RIGHT if right else WRONG
+            body = body.replace(escape(words), f'<mark style="color:inherit;{look}">{escape(words)}</mark>')
+        return f"<pre>{body}</pre>"
+
+
 class Frame(NamedTuple):
     """What the knob shows at one setting: a picture or a text as HTML, and a read-out as plain text."""
 
@@ -194,6 +212,8 @@ class Frame(NamedTuple):
     @classmethod
     def make(cls, drawn: Any, alt: str, setting: str) -> Frame:
         body, readout = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, "")
+        if isinstance(body, Marked):
+            return cls(body.html, readout)
         if not isinstance(body, (Figure, str)) or not isinstance(readout, str):
             raise TypeError(
                 f"draw returned {type(drawn).__name__} for {setting}: expected a matplotlib Figure (end draw "

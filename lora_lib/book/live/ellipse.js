@@ -102,7 +102,8 @@ class Ellipse extends Turned {
       const turn = (Math.atan2(y, x) * 180) / Math.PI;
       parts.push(drawn("path", { d: "M0 0-11-4.5v9z", transform: `translate(${x} ${y}) rotate(${turn})` }));
     }
-    const [tx, ty] = place(scaled(1 + 0.25 / Math.max(length, 0.12), v));
+    const beyond = kind === "live-x" && name === "x" ? 0.45 : 0.27; // its handle lies at the tip of x
+    const [tx, ty] = place(scaled(1 + beyond / Math.max(length, 0.12), v));
     const label = drawn("text", { x: tx, y: ty + 4 });
     label.textContent = name;
     return drawn("g", { class: kind }, ...parts, label);

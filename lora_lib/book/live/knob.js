@@ -35,6 +35,19 @@ class Knob extends Turned {
     return this.frames[at];
   }
 
+  // The height of the longest read-out.
+  roomFor(line) {
+    if (this.measured?.width !== this.width) {
+      const longest = this.data.readouts.reduce((a, b) => (b.length > a.length ? b : a), "");
+      const ghost = made("p", { "aria-hidden": "true" }, longest);
+      ghost.style = `position: absolute; visibility: hidden; width: ${this.width}px; min-height: 0`;
+      line.after(ghost);
+      this.measured = { width: this.width, height: ghost.offsetHeight };
+      ghost.remove();
+    }
+    return this.measured.height;
+  }
+
   // In a page of the book the frames lie in a file of their own (see drawings.py there). It is fetched when the reader
   // has come near, or touches the knob.
   fetchWhenNear() {

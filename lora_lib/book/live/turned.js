@@ -33,7 +33,8 @@ class Turned {
     this.still.insertAdjacentHTML("beforebegin", this.data.controls);
     this.controls = [...figure.querySelectorAll(".knob-axis")];
     this.labels = this.controls.map(axis => JSON.parse(axis.dataset.labels));
-    this.notebook = figure.closest(".jp-OutputArea");
+    // A notebook that can be run; one that was exported to HTML has outputs alone.
+    this.notebook = figure.closest(".jp-NotebookPanel") && figure.closest(".jp-OutputArea");
     this.still.hidden = !(this.notebook && this.data.any);
     if (!this.still.hidden) this.still.textContent = this.data.any;
     this.inBook = figure.closest(".bd-article") && location.protocol.startsWith("http");
@@ -93,7 +94,16 @@ class Turned {
     });
     const line = this.line.querySelector("p");
     if (line.textContent !== text) line.textContent = text; // the same words are not announced twice
+    this.keepRoom(line);
     this.reset.disabled = this.state() === this.start;
+  }
+
+  // The read-out keeps the height that it once had, so that nothing below it moves; a new width is a new beginning.
+  keepRoom(line) {
+    const width = line.clientWidth;
+    if (width !== this.width) line.style.minHeight = "";
+    this.width = width;
+    line.style.minHeight = `${Math.max(line.offsetHeight, this.roomFor?.(line) ?? 0)}px`;
   }
 
   // The address of this page with the picture as it is now.
