@@ -66,6 +66,8 @@ class Turned {
     this.figure.addEventListener("keydown", event => {
       if (event.key.startsWith("Arrow")) event.stopPropagation(); // JupyterLab would take them for itself
     });
+    const line = this.line.querySelector("p");
+    new ResizeObserver(() => line.clientWidth !== this.width && this.keepRoom(line)).observe(line);
     addEventListener("pagehide", () => this.waiting && this.writeAddress());
   }
 
