@@ -45,6 +45,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.edgecolor": BASE,
     "axes.labelcolor": INK,
+    "axes.labelpad": 8,  # on a phone the letters grow
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",

@@ -62,9 +62,9 @@ class RunMap extends Turned {
     const square = (cell, i, j) => {
       if (!cell) return made("td", {});
       const best = values[i].every(value => value === undefined || value >= cell.value);
-      const label = `${rows[i]}, ${names[1]} ${columns[j]}: ${number(cell.value)}${best ? ", the best of its row" : ""}`;
+      const label = `${rows[i]}, ${names[1]} ${columns[j]}: ${cell.value.toFixed(2)}${best ? ", the best of its row" : ""}`;
       const button = made("button", { type: "button", "data-i": i, "data-j": j, "aria-label": label });
-      button.textContent = number(cell.value);
+      button.textContent = cell.value.toFixed(2);
       const depth = (most - Math.min(most, cell.value)) / (most - least);
       button.style.setProperty("--depth", `${Math.round(8 + 42 * Math.max(0, depth))}%`);
       if (best) button.className = "live-best";
