@@ -45,7 +45,7 @@ TURNS = [
     Turn("01_rank_math", "landscape(120, 160)", "landscape(40, 60)"),
     Turn("01_rank_math", "torch.arange(1.0, 4), torch.arange(1.0, 5)", "torch.arange(2.0, 8), torch.arange(1.0, 4)"),
     Turn("01_rank_math", "for r in (1, 2, 5, 20)", "for r in (3,)"),
-    Turn("01_rank_math", "angles = [0, 45, 90]", "angles = [10, 20]"),
+    Turn("01_rank_math", "start=(75, 0.8)", "start=(10, 0.4)"),
     Turn("01_rank_math", "cuts = [8, 32, 128, 256]", "cuts = [5, 40]"),
     Turn("01_rank_math", "for angle in (0, 30, 60, 90)", "for angle in (15,)"),
     Turn("01_rank_math", "for r in (1, 8, 64, 96)", "for r in (2, 50)"),

@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 
 import lora_lib
 from lora_lib.book import WIDGET_VIEW, knob
+from lora_lib.book.figures import figure_svg
 
 NUMBERS = """from lora_lib.book import knob
 def draw(rank):
@@ -86,26 +87,33 @@ def test_html_is_self_contained_and_the_same_every_time():
     ids, other_ids = (set(re.findall(r'\bid="([^"]+)"', html)) for html in (first, other))
     assert len(ids) == 1 and not ids & other_ids
     pictures = re.search(r"<div><img.*?</div>", first)[0] + "".join(data(first)["bodies"])
-    assert re.findall(r'alt="([^"]+)" class="knob-lines" width="(\d+)" height="(\d+)"', pictures) == [
+    assert re.findall(r'alt="([^"]+)" width="(\d+)" height="(\d+)"', pictures) == [
         ("Three lines (rank 1)", "700", "300"), ("Three lines (rank 2)", "700", "300"),
     ]  # fmt: skip
     sources = re.findall(r'(?:src|href)="([^"]*)', pictures)
-    assert len(sources) == 2 and all(source.startswith("data:image/webp;base64,") for source in sources)
+    assert len(sources) == 2 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert not plt.get_fignums(), "a figure left open would be shown twice in a notebook"
 
 
-def test_a_picture_asks_for_the_width_at_which_its_letters_can_be_read():
-    def draw(rank, size):
-        fig, ax = plt.subplots(figsize=(7, 2))
-        ax.set_axis_off()
-        ax.imshow([[rank]])
-        ax.text(0, 0, "x" if size else "", fontsize=size)
-        return fig
+def test_a_figure_is_a_small_drawing_that_is_the_same_every_time():
+    def drawn():
+        fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
+        left.loglog([1, 10], [1e-3, 1e-1], "o-", label="loss")
+        left.legend()
+        right.imshow(np.arange(6.0).reshape(2, 3))
+        right.text(0, 0, "code", family="monospace")
+        svg = figure_svg(fig)
+        plt.close(fig)
+        return svg
 
-    made = knob(draw, rank=[1, 2], size={"none": 0, "small": 7.2, "large": 14.4}, caption="c")
-    widths = [re.search(r"min-width: (\d+)px", made.frame(("1", size)).body)[1] for size in ("none", "small", "large")]
-    assert widths == ["0", "630", "315"]  # 9 pixels of 10, and of 20
-    assert "knob-lines" not in made.html(), "an image keeps its colours in the dark"
+    svg = drawn()
+    assert svg == drawn() and len(svg) < 12_000
+    assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg" width="700" height="300" viewBox="0 0 504 216"')
+    texts = re.findall("<text[^>]*>([^<]*)</text>", svg)
+    assert {"loss", "code", "10⁻³"} <= set(texts) and "tspan" not in svg
+    assert svg.count('class="paper"') == 1 and svg.count("<image ") == 1
+    ids, used = set(re.findall(r'\bid="([^"]+)"', svg)), set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    assert ids == used, "an id that nothing uses would stand twice in a page of many figures"
 
 
 def test_named_numbers_are_choices():

@@ -12,14 +12,13 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page
-from test_book import CHAPTERS, HTML
 from test_knobs import (
     lab,  # noqa: F401 - the fixture: JupyterLab on a folder of its own
     write_notebook,
 )
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
-from lora_lib.book import KINDS, injection, product, switching
+from lora_lib.book import KINDS, Square, action, injection, product, run_map, switching
 
 A = [[1, 0, 1, -1], [2, 1, 0, 1], [0, -1, 2, 0], [-1, 2, 1, 1]]
 B = [[1, -1, 2, 0, 1], [0, 2, 1, -1, 1], [1, 0, -1, 1, 0], [0, 1, 1, -1, 2]]
@@ -263,6 +262,89 @@ def test_switching_and_folding_in_give_what_the_formula_gives(browser: Browser, 
     page.context.close()
 
 
+def the_ellipse() -> str:
+    return action(20, 75, strongest=1.6, weaker=[0.0, 0.4, 0.8], start=(45, 0.8), caption="An ellipse").html
+
+
+def sent(angle: float, weaker: float) -> tuple[list[float], int]:
+    """How much of x's u₁ and u₂ there is, what comes out of each, and the rank."""
+    u, x = (torch.deg2rad(torch.tensor(degrees)) for degrees in ([20.0, 110.0], angle))
+    inside = torch.cos(u - x)
+    out = inside * torch.tensor([1.6, weaker])
+    return [*inside.tolist(), *out.tolist()], 1 + (weaker > 0)
+
+
+def test_the_arrow_is_dragged_and_turned_by_keys(browser: Browser) -> None:
+    page = opened(browser, the_ellipse(), viewport={"width": 900, "height": 900})
+    handle, line = page.get_by_role("slider", name="angle of x"), page.locator(".knob-line p")
+
+    def tells(angle: float, weaker: float) -> bool:
+        found = [number(text) for text in re.findall(r"−?\d\.\d\d", line.inner_text())]
+        wanted, rank = sent(angle, weaker)
+        close = all(abs(a - b) < 0.006 for a, b in zip(found, wanted, strict=True))
+        return close and line.inner_text().endswith(f"rank {rank}")
+
+    assert tells(45.0, 0.8)
+    handle.press("ArrowUp")
+    assert handle.get_attribute("aria-valuenow") == "50" and tells(50.0, 0.8)
+    box = page.locator(".live-panel").first.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle[0] + 20, middle[1] - 20)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 60, middle[1])
+    page.mouse.up()
+    assert handle.get_attribute("aria-valuenow") == "180" and tells(180.0, 0.8)
+    page.get_by_role("slider", name="σ₂").press("Home")
+    assert tells(180.0, 0.0)
+    page.get_by_role("button", name="Back to the start").click()
+    assert tells(45.0, 0.8)
+    page.context.close()
+
+
+RUNS = {
+    ("r = 1", "0.1"): Square(3.0, "one at 0.1", [8, 4, 3]),
+    ("r = 8", "0.1"): Square(2.0, "eight at 0.1", [8, 3, 2]),
+    ("r = 8", "0.3"): Square(2.5, "eight at 0.3", [8, 5, 2.5]),
+    ("full", "0.1"): Square(1.9, "full at 0.1", [8, 2, 1.9]),
+}
+
+
+def the_map(start: tuple[str, str] = ("r = 8", "0.1"), **squares: Square) -> str:
+    return run_map(
+        ["r = 1", "r = 8", "full"], ["0.1", "0.2", "0.3"], RUNS | squares, start=start,
+        names=("rank", "rate", "held-out loss", "training loss"), axis=(1, 9, 2, 4, 8), steps=(5, 10), most=3.5,
+        apart="full", caption="A map",
+    ).html  # fmt: skip
+
+
+def test_a_square_of_the_map_is_pressed_and_arrows_pass_over_empty_ones(browser: Browser) -> None:
+    page = opened(browser, the_map())
+    line, chosen = page.locator(".knob-line p"), page.locator("button[aria-pressed=true]")
+    assert line.inner_text() == "eight at 0.1" and page.locator(".live-other").count() == 1
+    page.get_by_role("button", name="r = 8, rate 0.3: 2.50").click()
+    assert line.inner_text() == "eight at 0.3"
+    page.keyboard.press("ArrowLeft")
+    assert line.inner_text() == "eight at 0.1" and chosen.evaluate("b => b === document.activeElement")
+    page.keyboard.press("ArrowDown")
+    assert line.inner_text() == "full at 0.1" and page.locator(".live-chosen-line.live-apart").count() == 1
+    page.keyboard.press("ArrowDown")  # there is no more
+    assert line.inner_text() == "full at 0.1" and chosen.count() == 1
+    assert page.locator(".live-map-table button[tabindex='0']").count() == 1  # one stop of the Tab key
+    page.get_by_role("button", name="Back to the start").click()
+    assert line.inner_text() == "eight at 0.1" and chosen.evaluate("b => b === document.activeElement")
+    page.context.close()
+
+
+def test_maps_and_ellipses_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"starts at \('r = 1', '0.3'\), where no run is"):
+        the_map(start=("r = 1", "0.3"))
+    with pytest.raises(ValueError, match=r"no square for \[\('r = 9', '0.1'\)\]"):
+        run_map(["r = 1"], ["0.1"], {("r = 9", "0.1"): RUNS["full", "0.1"]}, start=("r = 9", "0.1"),
+                names=("", "", "", ""), axis=(0, 1), steps=(0, 1), most=1, caption="")  # fmt: skip
+    with pytest.raises(ValueError, match="σ₂ starts at 2 beside a σ₁ of 1"):
+        action(0, 0, strongest=1, weaker=[2], start=(0, 2), caption="")
+
+
 def test_adapters_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="two adapters or more"):
         switching(X, BASE, {"writer": ADAPTERS["writer"]}, caption="")
@@ -271,18 +353,21 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["active", "none"])
-@pytest.mark.parametrize("kind", ["product", "injection", "switch"])
+@pytest.mark.parametrize("kind", ["product", "injection", "switch", "ellipse", "map"])
 def test_axe_finds_nothing_and_what_matters_is_drawn_in_few_colours(browser: Browser, kind: str, scheme: str) -> None:
-    made = {"product": the_product, "injection": the_model, "switch": the_switch}[kind]
-    page = opened(browser, made(), forced_colors=scheme)
+    made = {"product": the_product, "injection": the_model, "switch": the_switch, "map": the_map}
+    page = opened(browser, made.get(kind, the_ellipse)(), forced_colors=scheme)
     if kind == "switch":
         page.get_by_text("yes", exact=True).click()
-    else:
+    elif kind in ("product", "injection"):
         page.get_by_role("slider", name="rank r").press("End")
     if kind == "product":
         entry(page, "A", 1, 1).press("ArrowUp")
     found = Axe().run(page, options={"rules": {"label-content-name-mismatch": {"enabled": True}}}).response
     assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"] if v["id"] != "region"] == []
+    if kind in ("ellipse", "map"):
+        page.context.close()
+        return
     mark = page.locator(".live-chosen .live-a" if kind == "injection" else ".live-lit").first
     style = mark.evaluate("e => [getComputedStyle(e).outlineStyle, getComputedStyle(e).backgroundColor]")
     ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
@@ -375,13 +460,4 @@ def test_in_jupyterlab_it_lives_when_trusted_and_stands_still_when_not(browser: 
     page.locator("[data-status=idle]").first.wait_for()  # until then JupyterLab still draws
     entry(page, "A", 2, 1).press("ArrowUp")
     assert said(page).startswith("Row 2, column 1 of A is 3. All of row 2 of A·B has changed")
-    page.close()
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_something_moves_within_two_screens_of_the_top(browser: Browser, chapter: str) -> None:
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((HTML / chapter).as_uri())
-    top = page.locator(".knob").first.evaluate("knob => knob.getBoundingClientRect().top + scrollY")
-    assert top < 2 * 900, f"the first thing that moves stands {top / 900:.1f} screens below the top"
     page.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import print_book
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NETWORK = {"offline": False, "latency": 150, "downloadThroughput": 1_600_000 / 8, "uploadThroughput": 750_000 / 8}
 SLOWER = 4  # times, of the processor
@@ -34,12 +34,18 @@ class Cost(NamedTuple):
     what: str  # that was painted last
 
 
-def measure(browser: Browser, url: str, *, slow: bool = True) -> Cost:
-    """Open the page, scroll to its end, and tell what it cost; not `slow`, it comes as fast as the machine can."""
+def measure(browser: Browser, url: str) -> Cost:
+    """Open the page as a slow phone does, scroll to its end, and tell what it cost."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=2)
-    tab = context.new_page()
+    cost = opened(context.new_page(), url, slow=True)
+    context.close()
+    return cost
+
+
+def opened(tab: Page, url: str, *, slow: bool) -> Cost:
+    """The same in a tab of a new context; not `slow`, the page comes as fast as the machine can."""
     tab.add_init_script(WATCH)
-    session = context.new_cdp_session(tab)
+    session = tab.context.new_cdp_session(tab)
     session.send("Network.enable")
     received = []
     session.on("Network.loadingFinished", lambda event: received.append(event["encodedDataLength"]))
@@ -47,18 +53,17 @@ def measure(browser: Browser, url: str, *, slow: bool = True) -> Cost:
         session.send("Network.emulateNetworkConditions", NETWORK)
         session.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
     tab.goto(url, timeout=120_000)
-    tab.wait_for_timeout(1500 if slow else 300)
+    tab.wait_for_timeout(1500 if slow else 200)
     before_load = int(sum(received))
-    last = tab.evaluate("(e => [e?.startTime, e?.element?.outerHTML.slice(0, 60)])(paints.at(-1))")
+    last = tab.evaluate("(e => [e?.startTime ?? 0, e?.element?.outerHTML.slice(0, 60)])(paints.at(-1))")
     if slow:
         session.send("Emulation.setCPUThrottlingRate", {"rate": 1})
     tab.evaluate(  # what comes late must have its place
         """async () => { for (let y = 0; y < document.body.scrollHeight; y += 700) {
-        scrollTo(0, y); await new Promise(done => setTimeout(done, 30)); } }"""
+        scrollTo(0, y); await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))); } }"""
     )
-    cost = Cost(last[0] / 1000, tab.evaluate("shifts"), before_load, last[1])
-    context.close()
-    return cost
+    session.detach()
+    return Cost(last[0] / 1000, tab.evaluate("shifts"), before_load, last[1])
 
 
 def main() -> None:

@@ -36,7 +36,6 @@ FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-co
 WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.fold:not(.claim), details.claim > div, .sd-tab-set > input,
 .knob script, .knob-hint, .lab, .letters, #book-cards"""
 ROOT_FILE = "book/intro.html"
-MATHJAX = "_static/mathjax/tex-chtml.js"
 TITLE = "The LoRA book"
 FILE = "lora-book.pdf"
 NAVIGATION = re.compile(r'<nav class="bd-links.*?</nav>', re.DOTALL)
@@ -50,7 +49,7 @@ body { background: #fff }
 .print-cover { min-height: 60vh; padding-top: 20vh }
 .print-contents a { display: block; padding: .2rem 0; color: inherit; text-decoration: none }
 :is(h1, h2, h3, h4) { break-after: avoid }
-:is(figure, img, .admonition-title, tr, mjx-container[display]) { break-inside: avoid }
+:is(figure, img, .admonition-title, tr, div.math) { break-inside: avoid }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 details > summary { list-style: none }
 """
@@ -99,17 +98,17 @@ def within(target: str, page: str, known: set[str]) -> str:
 def join(html: Path) -> BeautifulSoup:
     """All pages in one document."""
     names = pages(html)
-    # Styles are the same in every head; the settings of MathJax are in those of pages with a formula only.
-    first = next(name for name in names if "window.MathJax" in (html / name).read_text(encoding="utf8"))
-    out = BeautifulSoup((html / first).read_bytes(), "html.parser")
+    heads = [BeautifulSoup((html / name).read_bytes(), "html.parser") for name in names]
+    out = heads[0]  # the links to styles are the same in every head
+    colours = [style for page in heads for style in page.select(".drawn-colours")]
     out.title.string = TITLE
     for tag in out.head.find_all(["link", "script"]):
         if "stylesheet" in tag.get("rel", []):
-            tag["href"] = within(tag["href"], first, set())
-        elif "window.MathJax" not in tag.text:  # its settings, which also say where formulas are
+            tag["href"] = within(tag["href"], names[0], set())
+        else:
             tag.decompose()
+    out.head.extend(colours)
     out.head.append(out.new_tag("style", string=STYLE))
-    out.head.append(out.new_tag("script", src=MATHJAX))
     out.body.clear()
     articles = [article(html, name, set(names)) for name in names]
     out.body.append(contents(out, articles))
@@ -176,7 +175,6 @@ def print_to(html: Path, pdf: Path) -> None:
             chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
             tab = chromium.new_page()
             tab.goto(address + joined.name)
-            tab.evaluate("MathJax.startup.promise")
             tab.pdf(
                 path=pdf, prefer_css_page_size=True, print_background=True, outline=True, tagged=True,
                 display_header_footer=True, header_template="<p></p>", footer_template=foot,

@@ -16,6 +16,7 @@ SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
 PICTURE = re.compile(r'<img ((?:(?!loading=)[^>])*?)src="([^":]+\.(?:png|jpe?g|webp))"((?:(?!loading=)[^>])*?)/?>')
 ICON_NAME, ICON_RULE = re.compile(r"\bfa-[a-z0-9-]+"), re.compile(r"([^{}]+)\{content:\"\\([0-9a-f]+)\"\}")
 THEME_ICON = re.compile("[\ue000-\uf8ff]")  # the theme's own rules have the letters themselves
+THEME_CODE = re.compile(r'content:"\\(f[0-9a-f]{3})"')
 ICON_FONT = re.compile(r"src:url\(\.\./vendor/fontawesome/webfonts/(fa-[\w-]+)\.woff2\)[^}]*")
 
 
@@ -71,6 +72,8 @@ def keep_icons(static: Path, used: set[str]) -> None:
     css = style.read_text(encoding="utf8")
     codes = {int(code, 16) for names, code in ICON_RULE.findall(css) if used & set(ICON_NAME.findall(names))}
     codes |= {ord(letter) for letter in THEME_ICON.findall(css)}
+    book_theme = (static / "styles" / "sphinx-book-theme.css").read_text(encoding="utf8")
+    codes |= {int(code, 16) for code in THEME_CODE.findall(book_theme)} | set(map(ord, THEME_ICON.findall(book_theme)))
     fonts = static / "vendor" / "fontawesome" / "webfonts"
     for name in set(ICON_FONT.findall(css)):
         font = TTFont(fonts / f"{name}.ttf")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
 from sphinx.application import Sphinx
 
 SEARCH = '<button class="btn search-button-field search-button__button pst-js-only" title="Search"'
@@ -43,22 +43,27 @@ MENDED = {
 }
 
 
-def drop_mathjax(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Load MathJax on pages with a formula only: Sphinx loads it on their parents too, so on the start page."""
-    if doctree is None or not any(doctree.findall(lambda node: isinstance(node, (nodes.math, nodes.math_block)))):
-        path = app.config.mathjax_path
-        context["script_files"] = [file for file in context["script_files"] if not str(file.filename).endswith(path)]
-
-
 def drop_widget_state(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out the widgets' state: the pages show a knob's HTML, and the state would be its pictures once more."""
     state = "application/vnd.jupyter.widget-state+json"
     context["script_files"] = [f for f in context["script_files"] if getattr(f, "attributes", {}).get("type") != state]
 
 
-def unmark_citations(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Drop the list role of the bibliography: its entries are no list items, and screen readers stumble over that."""
-    context["body"] = context.get("body", "").replace('<div role="list" class="citation-list">', "<div>")
+TWICE = re.compile(r' id="(?:exercise|solution)-content"')  # nothing leads there, and each exercise has one
+BLANK_HEAD = re.compile(r"<th([^>]*)>(?:<p>)?\s*(?:</p>)?</th>")
+ROLES = (
+    ('<div role="list" class="citation-list">', "<div>"),
+    (' role="doc-biblioentry"', ""),
+    (' role="doc-backlinks"', ""),
+)
+
+
+def tidy_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Mend what a screen reader stumbles over: roles of the bibliography, empty heads of tables, doubled ids."""
+    body = BLANK_HEAD.sub(r"<td\1></td>", TWICE.sub("", context.get("body", "")))
+    for old, new in ROLES:
+        body = body.replace(old, new)
+    context["body"] = body
 
 
 def mend_theme(app: Sphinx, error: Exception | None) -> None:
@@ -102,10 +107,10 @@ def say_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], do
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_js_file("progress.js", loading_method="defer")
+    app.add_js_file("pages.js", loading_method="defer")
     app.connect("html-page-context", say_colab, priority=900)  # after the theme has made its buttons
-    app.connect("html-page-context", drop_mathjax, priority=900)  # after Sphinx has added it
     app.connect("html-page-context", drop_widget_state, priority=900)
-    app.connect("html-page-context", unmark_citations)
+    app.connect("html-page-context", tidy_body)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", mend_theme)
     app.connect("build-finished", search_in_files)

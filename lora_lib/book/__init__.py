@@ -17,8 +17,8 @@ from lora_lib.book.figures import (
     show_matrix,
     use_book_style,
 )
-from lora_lib.book.knobs import WIDGET_VIEW, knob
-from lora_lib.book.live import KINDS, injection, product, switching
+from lora_lib.book.knobs import WIDGET_VIEW, Marked, knob
+from lora_lib.book.live import KINDS, Square, action, injection, product, run_map, switching
 from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
 from lora_lib.book.story import STORY
 
@@ -36,7 +36,10 @@ __all__ = [
     "PAPER",
     "STORY",
     "WIDGET_VIEW",
+    "Marked",
     "Message",
+    "Square",
+    "action",
     "balanced_splits",
     "check",
     "draw_history",
@@ -47,6 +50,7 @@ __all__ = [
     "load_sms_spam",
     "matrix_product_picture",
     "product",
+    "run_map",
     "show_matrix",
     "smollm2_folder",
     "switching",

@@ -6,7 +6,12 @@ Okabe and Ito's (https://jfly.uni-koeln.de/color/), which readers with any colou
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
+import re
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 if TYPE_CHECKING:
     from lora_lib.training.loop import History
@@ -28,25 +34,26 @@ MATRIX_CMAP = "RdBu_r"  # blue below zero, white at zero, red above
 STYLE: dict[str, Any] = {
     "figure.figsize": (7.0, 3.2),  # the width of the page's column at 100 pixels an inch
     "figure.dpi": 100,
-    "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
+    "axes.facecolor": "none",
     "axes.prop_cycle": cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": BASE,
     "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
+    "axes.labelpad": 8,  # on a phone the letters grow
+    "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -56,22 +63,121 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 2,
     "lines.markersize": 5,
     "image.cmap": MATRIX_CMAP,
+    "image.interpolation": "none",  # one square for each entry, at any size
 }
+AS_SVG: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "book", "image.composite_image": False}
+SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+NUMBER = re.compile(r"-?\d+\.\d+")
+SIZE = re.compile(r"font-size: ?([\d.]+)px")
+NUMBERS = {"d", "x", "y", "width", "height", "transform", "points", "style", "clip-path"}  # attributes that hold some
+RAISED = str.maketrans("0123456789+−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ")
+REFERENCE = re.compile(r"url\(#([\w-]+)\)")
 
 
 def use_book_style() -> None:
-    """Give every figure drawn from here on the book's look; in a notebook, at twice the screen's resolution."""
+    """Give every figure drawn from here on the book's look; a notebook shows them as SVG."""
     plt.rcdefaults()
     plt.rcParams.update(STYLE)
     from IPython import get_ipython
 
     if shell := get_ipython():
-        from matplotlib_inline.config import InlineBackend
+        plt.switch_backend(plt.get_backend())  # now, for it brings formats of its own
+        formats = shell.display_formatter.formatters
+        for kind in formats:
+            formats[kind].pop(Figure, None)
+        formats["image/svg+xml"].for_type(Figure, figure_svg)
 
-        inline: Any = InlineBackend.instance(parent=shell)
-        inline.shell = shell
-        inline.print_figure_kwargs = {"bbox_inches": None}  # as wide as asked for, so that figures line up
-        inline.figure_formats = {"retina"}
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as SVG: the same every time, its text as text, with no other file, on white.
+
+    Its ground has the class `paper`, so that a page can leave it out. Numbers have two digits behind the point, and
+    the ids that are needed begin with a hash of the picture, since a page holds many.
+    """
+    drawn = io.StringIO()
+    with plt.rc_context(AS_SVG):
+        figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = drawn.getvalue()
+    root = ElementTree.fromstring(text)
+    root.attrib.update({"font-family": "DejaVu Sans, Verdana, sans-serif", "stroke-linejoin": "round"})
+    root.attrib.pop("version")
+    for style in root.findall(f"./{SVG}defs[{SVG}style]"):
+        root.remove(style)
+    if (ground := root.find(f".//{SVG}g[@id='figure_1']/{SVG}g[@id='patch_1']/{SVG}path")) is not None:
+        ground.set("class", "paper")
+    used = set(REFERENCE.findall(text)) | {name[1:] for e in root.iter() if (name := e.get(LINK, "")).startswith("#")}
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    names = {name: f"f{digest}{n}" for n, name in enumerate(sorted(used))}
+    for element in list(root.iter()):
+        if element.tag == f"{SVG}text" and len(element):
+            _plain(element)
+        _shorten(element, names)
+    _unwrap(root)
+    for side in ("width", "height"):  # in points, 72 to an inch; the page has 100 pixels
+        root.set(side, f"{float(root.attrib[side].removesuffix('pt')) / 0.72:.0f}")
+    ElementTree.register_namespace("", SVG[1:-1])
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _shorten(element: ElementTree.Element, names: dict[str, str]) -> None:
+    """Leave out what matplotlib writes and nobody needs."""
+    has = element.attrib
+    name, link = has.pop("id", ""), has.pop(LINK, "")
+    if name in names:
+        has["id"] = names[name]
+    if link:
+        has["href"] = f"#{names[link[1:]]}" if link.startswith("#") else _smaller(link)
+    if has.get("transform", "").startswith("rotate(-0 "):
+        del has["transform"]
+    if "style" in has:
+        parts = [part.strip() for part in has["style"].split(";")]
+        kept = [part for part in parts if not part.startswith("font-family") or "monospace" in part]
+        has["style"] = ";".join(re.sub("font-family:.*", "font-family:monospace", part) for part in kept)
+    digits = 5 if element.tag == f"{SVG}image" else 2  # of a matrix that says how large an entry is drawn
+    for key in NUMBERS & has.keys():
+        value = REFERENCE.sub(lambda match: f"url(#{names[match[1]]})", has[key])
+        value = NUMBER.sub(lambda match: f"{round(float(match[0]), digits):g}", value)
+        has[key] = " ".join(value.split()).replace(": ", ":")
+    element.text, element.tail = (part if part and part.strip() else None for part in (element.text, element.tail))
+
+
+def _plain(text: ElementTree.Element) -> None:
+    """A formula such as the 10⁻³ of an axis, drawn sign by sign, as one line of text."""
+    signs = [(SIZE.search(sign.get("style", "")), sign) for sign in text]
+    sizes = [float(found[1]) if found else 10.0 for found, _ in signs]
+    raised = [
+        size < max(sizes) and float(sign.get("y", 0)) < float(text[0].get("y", 0))
+        for size, (_, sign) in zip(sizes, signs)
+    ]
+    words = "".join((sign.text or "").translate(RAISED if up else {}) for up, (_, sign) in zip(raised, signs))
+    text.attrib.update({"x": text[0].get("x", "0"), "y": text[0].get("y", "0"), "style": text[0].get("style", "")})
+    text[:] = []
+    text.text = words
+
+
+def _unwrap(parent: ElementTree.Element) -> None:
+    """Put what stands in groups that say nothing into their parent."""
+    for place in range(len(parent) - 1, -1, -1):
+        child = parent[place]
+        _unwrap(child)
+        if (child.tag == f"{SVG}g" and not child.attrib) or (child.tag == f"{SVG}defs" and not len(child)):
+            parent[place : place + 1] = list(child)
+
+
+def _smaller(link: str) -> str:
+    """A PNG in a link as WebP, where that has fewer bytes: lossy for many colours, exact for a few entries."""
+    png = base64.b64decode(link.partition(",")[2])
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    exact, lossy = io.BytesIO(), io.BytesIO()
+    picture.save(exact, "webp", lossless=True)
+    if picture.width * picture.height > 4096:
+        picture.save(lossy, "webp", quality=88)
+    kind, data = min((("webp", exact), ("webp", lossy), ("png", io.BytesIO(png))), key=lambda k: _size(k[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _size(data: io.BytesIO) -> float:
+    return len(data.getvalue()) or float("inf")
 
 
 def show_matrix(ax: Axes, W: Any, title: str, vmax: float | None = None) -> AxesImage:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -23,15 +22,15 @@ from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.text import Text
-from PIL import Image
+
+from lora_lib.book.figures import figure_svg
 
 MAX_FRAMES = 120  # at about 25 kB a frame, a page stays below 3 MB
-LEGIBLE = 9  # pixels: a picture's smallest letters are shown no smaller, a narrow screen scrolls instead
 Choice = str | float  # a label of an axis, or a number between its values
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HINT = "To turn it, run this cell (Shift + Enter), or allow this page to run scripts."
+RIGHT = "background:rgb(0 158 115 / 28%)"  # of marked words; both are seen on a light and on a dark ground
+WRONG = "background:rgb(213 94 0 / 28%);text-decoration:line-through"
 HERE = Path(__file__).parent / "live"
 
 
@@ -46,7 +45,7 @@ def script(kind: str) -> str:
 
 
 def knob(
-    draw: Callable[..., Figure | str | tuple[Figure | str, str]],
+    draw: Callable[..., Figure | str | Marked | tuple[Figure | str | Marked, str]],
     *,
     caption: str,
     alt: str | Callable[..., str] | None = None,
@@ -58,8 +57,8 @@ def knob(
 
     One or two axes. A list of numbers becomes a slider; a list of anything else, or a dict of label to
     value, becomes a row of choices. `draw` is called once for every combination, by keyword
-    (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), or a pair of either
-    with a short read-out, such as "12,288 numbers instead of 147,456".
+    (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), a `Marked` text, or a pair of one
+    of them with a short read-out, such as "12,288 numbers instead of 147,456".
 
     With a kernel, a slider takes any value from the smallest to the largest, and `draw` draws it on the spot.
     Where `draw` cannot (it raises at a value halfway between two of the list, since it looks its results up, say),
@@ -188,6 +187,22 @@ class Axis:
         return widgets.FloatSlider(min=low, max=high, step=step, readout_format=".3g", **look)
 
 
+@dataclass(frozen=True)
+class Marked:
+    """A text for a knob in which some words are marked as right (True) or wrong (False), in colour and by a line."""
+
+    text: str
+    words: Mapping[str, bool]
+
+    @property
+    def html(self) -> str:
+        body = escape(self.text)
+        for words, right in self.words.items():
+            look = RIGHT if right else WRONG
+            body = body.replace(escape(words), f'<mark style="color:inherit;{look}">{escape(words)}</mark>')
+        return f"<pre>{body}</pre>"
+
+
 class Frame(NamedTuple):
     """What the knob shows at one setting: a picture or a text as HTML, and a read-out as plain text."""
 
@@ -197,6 +212,8 @@ class Frame(NamedTuple):
     @classmethod
     def make(cls, drawn: Any, alt: str, setting: str) -> Frame:
         body, readout = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, "")
+        if isinstance(body, Marked):
+            return cls(body.html, readout)
         if not isinstance(body, (Figure, str)) or not isinstance(readout, str):
             raise TypeError(
                 f"draw returned {type(drawn).__name__} for {setting}: expected a matplotlib Figure (end draw "
@@ -354,28 +371,12 @@ def _label(value: Any) -> str:
 
 
 def _img(figure: Figure, alt: str) -> str:
-    """A figure as an <img> that carries its own data, at two pixels for each of the page's (100 to an inch)."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=200)
+    """A figure as an <img> that carries its own data: an SVG, which a page of the book draws in its own colours."""
+    svg = figure_svg(figure)
     plt.close(figure)
-    picture = Image.open(png).convert("RGB")
-    # Lines and text come out smaller with few colours, heat maps and photographs with WebP's lossy mode.
-    # Both look like the PNG at a third to a fifteenth of its size; the smaller is kept.
-    few, lossy = io.BytesIO(), io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).convert("RGB").save(few, "webp", lossless=True)
-    picture.save(lossy, "webp", quality=85)
-    data = base64.b64encode(min(few.getvalue(), lossy.getvalue(), key=len)).decode()
-    width, height = picture.width // 2, picture.height // 2
-    drawn = "" if figure.findobj(AxesImage) else ' class="knob-lines"'  # lines may be turned light in the dark
+    data = base64.b64encode(svg.encode()).decode()
+    width, height = (round(inches * 100) for inches in figure.get_size_inches())
     return (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}"{drawn} width="{width}" height="{height}" '
-        f'decoding="sync" loading="lazy" style="min-width: {_least_width(figure, width)}px; max-width: 100%; '
-        f'height: auto">'
+        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}" '
+        f'decoding="sync" style="max-width: 100%; height: auto">'
     )
-
-
-def _least_width(figure: Figure, width: int) -> int:
-    """The width at which the smallest letters of a figure can still be read: in a phone a picture is scrolled."""
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    smallest = min((float(text.get_fontsize()) * 100 / 72 for text in texts), default=math.inf)
-    return min(width, math.ceil(width * LEGIBLE / smallest))

@@ -8,11 +8,12 @@ Where no script runs, the start stands as a table.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -186,6 +187,93 @@ def switching(x: Sequence[int], W: Matrix, adapters: Mapping[str, tuple[Matrix, 
         zip(axes, (1, 0)),
         x=[list(x)], W=W, adapters={name: {"A": A, "B": B} for name, (A, B) in adapters.items()},
         choices=choices, start=[1, 0],
+    )  # fmt: skip
+
+
+def action(
+    u: float, v: float, strongest: float, weaker: Sequence[float], *, start: tuple[float, float], caption: str
+) -> Live:
+    """The matrix σ₁·u₁ᵀv₁ + σ₂·u₂ᵀv₂ as an action on a circle: the reader drags the arrow that goes in.
+
+    u and v are the angles of u₁ and v₁ in degrees; u₂ and v₂ stand at a right angle to them. `strongest` is σ₁, and
+    `weaker` are the values of σ₂ that the reader may choose. `start` is the angle of x and the σ₂ at first.
+    Raises ValueError for a σ₂ that is not in `weaker`, or larger than σ₁.
+    """
+    angle, second = start
+    if second not in weaker or max(weaker) > strongest:
+        raise ValueError(
+            f"σ₂ starts at {second} beside a σ₁ of {strongest}: expected one of {list(weaker)}, at most σ₁"
+        )
+    at = list(weaker).index(second)
+    turns = [math.radians(degrees) for degrees in (u, u + 90, v, v + 90)]
+    u1, u2, v1, v2 = [(math.cos(turn), math.sin(turn)) for turn in turns]
+    M = [[strongest * u1[i] * v1[j] + second * u2[i] * v2[j] for j in (0, 1)] for i in (0, 1)]
+    rows = "".join(f"<tr>{''.join(f'<td>{x:.2f}</td>' for x in row)}</tr>" for row in M)
+    return _figure(
+        "ellipse",
+        f"A matrix with the singular values {strongest:g} and {second:g}",
+        caption,
+        f"σ₁ = {strongest:g}, σ₂ = {second:g}",
+        f"<table><caption>M, which stretches by {strongest:g} and {second:g}</caption><tbody>{rows}</tbody></table>",
+        [(Axis("weaker", "σ₂", [f"{x:g}" for x in weaker], list(weaker), True), at)],
+        u=u, v=v, strongest=strongest, weaker=list(weaker), start=[angle, at],
+    )  # fmt: skip
+
+
+class Square(NamedTuple):
+    """One run, or the mean of some: what came out, that in words, and its curve."""
+
+    value: float
+    said: str
+    curve: Sequence[float]
+
+    def packed(self) -> dict[str, Any]:
+        """With as many digits as can be seen."""
+        return {"value": round(self.value, 2), "said": self.said, "curve": [round(x, 2) for x in self.curve]}
+
+
+def run_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    squares: Mapping[tuple[str, str], Square],
+    *,
+    start: tuple[str, str],
+    names: tuple[str, str, str, str],
+    axis: Sequence[float],
+    steps: tuple[int, int],
+    most: float,
+    apart: str | None = None,
+    caption: str,
+) -> Live:
+    """Runs by two settings as a map: the reader presses a square, and sees the curve of its run.
+
+    `squares` has a run for some of the pairs of a row and a column. `names` say what rows, columns, the values and the
+    curves are. `axis` is the lowest and the highest value that a curve is drawn at, then the marks. A curve's first
+    value is of step `steps[0]`, and `steps[1]` lie between two. Values from `most` on have the faintest colour. The row
+    `apart`, such as full fine-tuning among ranks, has a colour of its own.
+    Raises ValueError for a run of no row or column, and for a start without a run.
+    """
+    if unknown := [key for key in squares if key[0] not in rows or key[1] not in columns]:
+        raise ValueError(f"no square for {unknown}: expected rows of {list(rows)} and columns of {list(columns)}")
+    if start not in squares:
+        raise ValueError(f"starts at {start}, where no run is: expected one of {list(squares)}")
+    cells = [[squares.get((row, column)) for column in columns] for row in rows]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (names[0], *columns))
+    body = ""
+    for row, line in zip(rows, cells):
+        values = "".join(f"<td>{square.value:.2f}</td>" if square else "<td></td>" for square in line)
+        body += f'<tr><th scope="row">{escape(row)}</th>{values}</tr>'
+    return _figure(
+        "map",
+        f"{names[2]} by {names[0]} and {names[1]}",
+        caption,
+        squares[start].said,
+        f"<table><caption>{escape(names[2])}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        [],
+        rows=list(rows), columns=list(columns), names=list(names), axis=list(axis), steps=list(steps), most=most,
+        least=min(square.value for square in squares.values()), apart=list(rows).index(apart) if apart else None,
+        start=[list(rows).index(start[0]), list(columns).index(start[1])],
+        cells=[[square and square.packed() for square in line] for line in cells],
     )  # fmt: skip
 
 

@@ -14,25 +14,72 @@ class Knob extends Turned {
   listen() {
     super.listen();
     const first = this.picture.firstElementChild;
-    this.frames = this.data.bodies.map((body, i) => {
-      if (i === this.at(this.data.start)) return first;
-      const frame = made("div", { class: "knob-away" });
-      if (body.startsWith("<pre")) frame.innerHTML = body; // a text takes its room before it is shown
-      this.picture.append(frame);
-      return frame;
-    });
-    if (first.querySelector("pre")) this.picture.ariaLive = "polite";
+    this.frames = [];
+    this.frames[this.at(this.data.start)] = first;
+    if (first.querySelector("pre")) {
+      this.picture.ariaLive = "polite";
+      for (const i of this.data.bodies.keys()) this.frame(i); // texts take their room before they are shown
+    }
+    if (this.data.later) this.fetchWhenNear();
     if (this.notebook) new MutationObserver(() => this.nameWidgets()).observe(this.notebook, WATCHED);
     new ResizeObserver(() => this.build()).observe(this.picture);
   }
 
+  // The place of frame number `at`, made when it is first asked for.
+  frame(at) {
+    if (!this.frames[at]) {
+      this.frames[at] = made("div", { class: "knob-away", "aria-hidden": "true" });
+      this.frames[at].innerHTML = this.data.bodies[at];
+      this.picture.append(this.frames[at]);
+    }
+    return this.frames[at];
+  }
+
+  // The height of the longest read-out.
+  roomFor(line) {
+    if (this.measured?.width !== this.width) {
+      const longest = this.data.readouts.reduce((a, b) => (b.length > a.length ? b : a), "");
+      const ghost = made("p", { "aria-hidden": "true" }, longest);
+      ghost.style = `position: absolute; visibility: hidden; width: ${this.width}px; min-height: 0`;
+      line.after(ghost);
+      this.measured = { width: this.width, height: ghost.offsetHeight };
+      ghost.remove();
+    }
+    return this.measured.height;
+  }
+
+  // In a page of the book the frames lie in a file of their own (see drawings.py there). It is fetched when the reader
+  // has come near, or touches the knob.
+  fetchWhenNear() {
+    const { later } = this.data;
+    this.data.later = null;
+    const ask = () => {
+      near.disconnect();
+      for (const kind of TOUCHES) this.figure.removeEventListener(kind, ask);
+      const root = document.documentElement.dataset.content_root;
+      const file = made("script", { src: `${root}_static/frames/${this.figure.id}.js?v=${later}` });
+      file.addEventListener("load", () => {
+        this.data.bodies = window.bookFrames[this.figure.id];
+        this.build();
+      });
+      document.head.append(file);
+    };
+    const near = new IntersectionObserver(seen => seen.some(entry => entry.isIntersecting) && ask());
+    for (const kind of TOUCHES) this.figure.addEventListener(kind, ask);
+    if (this.state() !== this.start) ask();
+    else if (document.readyState === "complete") near.observe(this.picture);
+    else addEventListener("load", () => setTimeout(() => near.observe(this.picture), 1000));
+  }
+
   build() {
     const at = this.at(this.turned);
-    this.frames[at].innerHTML ||= this.data.bodies[at];
-    this.frames.forEach((frame, i) => {
-      frame.classList.toggle("knob-away", i !== at);
-      frame.ariaHidden = i === at ? null : "true";
-    });
+    if (this.frames[at] || this.data.bodies.length) {
+      const shown = this.frame(at);
+      for (const frame of this.frames) {
+        frame?.classList.toggle("knob-away", frame !== shown);
+        if (frame) frame.ariaHidden = frame === shown ? null : "true";
+      }
+    }
     this.tell(this.data.readouts[at]);
     const wide = this.picture.scrollWidth > this.picture.clientWidth;
     for (const [key, value] of Object.entries(WIDE)) {
@@ -72,6 +119,7 @@ class Knob extends Turned {
   }
 }
 
+const TOUCHES = ["pointerover", "pointerdown", "focusin"];
 const WATCHED = { childList: true, subtree: true, attributes: true, attributeFilter: ["class"] };
 
 enliven("knob-drawn", Knob);

@@ -13,6 +13,14 @@ function made(kind, attributes, ...children) {
   return element;
 }
 
+// The same for what is drawn.
+function drawn(kind, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 // A kind of picture has `toStart()`, `build()` to draw everything, `state()` in one word, and `restore(word)`, which
 // takes such a word and ignores any other. `turned` holds the place of each control's value.
 class Turned {
@@ -25,7 +33,8 @@ class Turned {
     this.still.insertAdjacentHTML("beforebegin", this.data.controls);
     this.controls = [...figure.querySelectorAll(".knob-axis")];
     this.labels = this.controls.map(axis => JSON.parse(axis.dataset.labels));
-    this.notebook = figure.closest(".jp-OutputArea");
+    // A notebook that can be run; one that was exported to HTML has outputs alone.
+    this.notebook = figure.closest(".jp-NotebookPanel") && figure.closest(".jp-OutputArea");
     this.still.hidden = !(this.notebook && this.data.any);
     if (!this.still.hidden) this.still.textContent = this.data.any;
     this.inBook = figure.closest(".bd-article") && location.protocol.startsWith("http");
@@ -57,6 +66,8 @@ class Turned {
     this.figure.addEventListener("keydown", event => {
       if (event.key.startsWith("Arrow")) event.stopPropagation(); // JupyterLab would take them for itself
     });
+    const line = this.line.querySelector("p");
+    new ResizeObserver(() => line.clientWidth !== this.width && this.keepRoom(line)).observe(line);
     addEventListener("pagehide", () => this.waiting && this.writeAddress());
   }
 
@@ -64,7 +75,9 @@ class Turned {
     this.toStart();
     this.build();
     this.keep();
-    this.figure.querySelector(".knob-axis input:is([type=range], :checked)").focus();
+    this.figure
+      .querySelector('.knob-axis input:is([type=range], :checked), .knob-frames [tabindex="0"]')
+      .focus();
   }
 
   // Show in the controls what was turned, and say `text` in the line below them.
@@ -83,7 +96,16 @@ class Turned {
     });
     const line = this.line.querySelector("p");
     if (line.textContent !== text) line.textContent = text; // the same words are not announced twice
+    this.keepRoom(line);
     this.reset.disabled = this.state() === this.start;
+  }
+
+  // The read-out keeps the height that it once had, so that nothing below it moves; a new width is a new beginning.
+  keepRoom(line) {
+    const width = line.clientWidth;
+    if (width !== this.width) line.style.minHeight = "";
+    this.width = width;
+    line.style.minHeight = `${Math.max(line.offsetHeight, this.roomFor?.(line) ?? 0)}px`;
   }
 
   // The address of this page with the picture as it is now.
@@ -121,10 +143,15 @@ class Turned {
   }
 }
 
-// Bring the pictures of one kind to life, each once.
+// Bring the pictures of one kind to life, each once. A page that brings this script once for many pictures calls
+// `bookAlive` for the others.
 function enliven(kind, Kind) {
-  for (const figure of document.querySelectorAll(`.${kind}:not(.knob-alive)`)) {
-    figure.classList.add("knob-alive");
-    new Kind(figure);
-  }
+  window.bookAlive ??= {};
+  window.bookAlive[kind] = () => {
+    for (const figure of document.querySelectorAll(`.${kind}:not(.knob-alive)`)) {
+      figure.classList.add("knob-alive");
+      new Kind(figure);
+    }
+  };
+  window.bookAlive[kind]();
 }
