@@ -223,9 +223,8 @@ def vllm(folder: Path) -> None:
             log.say(f"  {answers[0]!r}")
         with ThreadPoolExecutor(2) as pool:  # both adapters in one batch
             both = list(pool.map(lambda name: ask_all(client, name, few)[0], ("tickets", "customer")))
-        log.say(
-            "both at the same time: " + "; ".join(same(a, expected[n]) for a, n in zip(both, ("tickets", "customer")))
-        )
+        for name, answers in zip(("tickets", "customer"), both):
+            log.say(f"both at the same time, model={name!r}: {same(answers, expected[name])}")
         for name in (*REFUSED, "rslora"):
             log.say(f"POST /v1/load_lora_adapter {name}: {load_adapter(name)}")
         answers, _ = ask_all(client, "rslora", few)
@@ -241,10 +240,8 @@ def vllm(folder: Path) -> None:
         log.say(f"model='merged', bfloat16, 8 at once: {same(answers, expected['tickets'])}")
         log.scored("vLLM", "merged", "bfloat16", answers)
         merged = best_speed(client, "merged", few)
-    log.say(
-        "tokens a second, one request at a time, best of 3, bfloat16, as a share of the merged model's (rough, on a"
-    )
-    log.say("busy machine): " + ", ".join(f"{name} {value / merged:.2f}" for name, value in speed.items()))
+    shares = ", ".join(f"{name} {value / merged:.2f}" for name, value in speed.items())
+    log.say(f"tokens a second as a share of the merged model's (bfloat16, one request at a time, rough): {shares}")
     log.keep(folder)
 
 
@@ -262,7 +259,16 @@ def vllm_server(folder: Path, log: Transcript, base: str, *more: str) -> Iterato
     told += ["--enforce-eager"]
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     log.say("$ " + " ".join([*(f"{name}={value}" for name, value in env.items()), *told]))
-    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    # The command asks for the version of a package called vllm; vllm-cpu 0.32.0 has another name, and would end there.
+    about = folder / "metadata" / f"vllm-{log.version}+cpu.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True, exist_ok=True)
+    about.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {log.version}+cpu\n")
+    env |= {
+        "PYTHONPATH": str(folder / "metadata"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [str(Path(sys.executable).with_name("vllm")), *told[1:]]
     path = folder / "vllm.log"
     with path.open("w") as out, subprocess.Popen(
@@ -429,8 +435,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["prepare", "vllm", "llamacpp", "score"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--test", type=int, default=100, help="prepare: test messages to score")
-    parser.add_argument("--steps", type=int, default=60, help="prepare: training steps of the adapter for tickets")
+    parser.add_argument("--test", type=int, default=60, help="prepare: test messages to score")
+    parser.add_argument("--steps", type=int, default=30, help="prepare: training steps of the adapter for tickets")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if args.step == "prepare":
