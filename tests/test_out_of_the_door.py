@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 
 import datasets
 import peft
@@ -142,3 +143,18 @@ def test_the_reference_of_dpo_is_the_tuned_model_merged_or_cloned_and_never_the_
 def test_an_adapter_and_a_config_for_another_are_refused_by_dpo(offline, tmp_path):
     with pytest.raises(ValueError, match="merge"):
         dpo(tuned_on_the_chosen(), tmp_path, peft_config=peft.LoraConfig(task_type="CAUSAL_LM"))
+
+
+# --- what was served ----------------------------------------------------------------------------------
+
+
+def test_the_commands_on_the_page_are_those_that_ran(root):
+    notebook = json.loads((root / "notebooks" / "14_out_of_the_door.ipynb").read_text(encoding="utf8"))
+    page = "".join("".join(cell["source"]) + "\n" for cell in notebook["cells"])
+    ran = "".join(path.read_text(encoding="utf8") for path in (root / "experiments" / "transcripts").glob("*.txt"))
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
+    commands = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
+    assert len(commands) >= 3
+    assert [command for command in commands if command not in ran] == []
+    for word in ("experiments/serving.py vllm", "experiments/serving.py llamacpp"):
+        assert word in ran
