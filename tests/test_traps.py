@@ -17,7 +17,8 @@ from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 from tokenizers import processors
 
 import lora_lib
-from lora_lib.data import make_tickets
+from lora_lib.adapters import AdapterError, model_card
+from lora_lib.data import make_tickets, write_answers
 from lora_lib.training import FitConfig, lr_factor
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a GPU
@@ -52,6 +53,12 @@ def test_trls_trainer_trains_our_adapters_in_the_model_inside(sft):
     sft(model.get_base_model(), max_steps=1, learning_rate=0.1).train()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all(name.endswith(".B") for name in changed)  # A has no gradient while B is zero
+
+
+def test_trls_trainer_around_our_peft_model_is_refused_with_the_mend(sft):
+    model = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training()
+    with pytest.raises(TypeError, match=r"pass the model inside, .* SFTTrainer\(model.get_base_model\(\), …\)"):
+        sft(model)
 
 
 # --- what the model reads ---------------------------------------------------------------------------
@@ -158,19 +165,46 @@ def test_what_a_trainer_saves_beside_the_adapter_names_a_folder_of_this_machine(
     assert str(tmp_path).encode() in (tmp_path / "saved" / "training_args.bin").read_bytes()
 
 
-def test_an_adapter_finds_its_base_by_the_name_in_its_config(tmp_path):
+@pytest.fixture
+def saved(tmp_path):
+    """A base in a folder, and an adapter for it that changes the answers, in another."""
     tiny_llama().save_pretrained(tmp_path / "base")
-    ours = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4)
+    letters_tokenizer().save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ours = lora_lib.get_peft_model(base, "all-linear", 4)
     with torch.no_grad():
         for layer in ours.lora_layers().values():
             layer.adapters["default"].B.normal_()
     ours.save_pretrained(tmp_path / "adapter")
-    path, ids = tmp_path / "adapter" / "adapter_config.json", torch.arange(8)[None]
-    settings = json.loads(path.read_text())
-    assert "base_model_name_or_path" not in settings  # a model that was made here has no name to go by
-    path.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "base")}))
+    return ours
+
+
+def test_a_fresh_save_names_its_base_and_its_targets_as_peft_does(saved, tmp_path):
+    ids = torch.arange(8)[None]
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.allclose(theirs(input_ids=ids).logits, ours(input_ids=ids).logits, atol=1e-4)
+    assert torch.allclose(theirs(input_ids=ids).logits, saved(input_ids=ids).logits, atol=1e-4)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    projections = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert set(settings["target_modules"]) == projections  # what PEFT writes once there are 20 layers or more
+    lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4).save_pretrained(tmp_path / "made")
+    nameless = json.loads((tmp_path / "made" / "adapter_config.json").read_text())
+    assert "base_model_name_or_path" not in nameless  # a model that was made here has no name to go by
+
+
+def test_the_model_card_asks_the_model_and_gets_its_answer(saved, tmp_path, monkeypatch, capsys):
+    card = model_card(tmp_path / "adapter", "ab", system="be kind", max_new_tokens=6)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "adapter")
+    exec(code, {})
+    chat = [{"role": "system", "content": "be kind"}, *PROMPT]
+    said, (wanted,) = capsys.readouterr().out, write_answers(saved, letters_tokenizer(), [chat], 6)
+    assert wanted and said.replace(" ", "").strip() == wanted.replace(" ", "")
+    assert f"base_model: {tmp_path / 'base'}\n" in card and "r = 4, alpha = 16" in card
+    lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4).save_pretrained(tmp_path / "made")
+    for folder, said in ((tmp_path / "made", "does not name its base"), (tmp_path, "has no adapter_config.json")):
+        with pytest.raises(AdapterError, match=said):
+            model_card(folder, "ab")
 
 
 def test_a_saved_tokenizer_has_its_template_along(tmp_path):
