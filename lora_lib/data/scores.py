@@ -106,9 +106,7 @@ def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
     Raises ValueError for shares that cannot be.
     """
     if not 0 < gain <= differ <= 1 or not 0.5 <= power < 1:
-        raise ValueError(
-            f"expected 0 < gain <= differ <= 1 and a power in [0.5, 1), got {gain}, {differ} and {power}"
-        )
+        raise ValueError(f"expected 0 < gain <= differ <= 1 and a power in [0.5, 1), got {gain}, {differ} and {power}")
     return math.ceil((Z + NormalDist().inv_cdf(power)) ** 2 * (differ - gain**2) / gain**2)
 
 
