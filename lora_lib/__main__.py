@@ -75,7 +75,7 @@ from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_columns, read_object, read_records
 from lora_lib.data.restaurants import restaurant_data, to_examples
-from lora_lib.data.scores import difference, judge_answers, score_table
+from lora_lib.data.scores import gain_table, judge_answers, score_table
 from lora_lib.gpt2.generation import generate_text
 from lora_lib.gpt2.pretrained import HUB_NAMES, find_folder, load_pretrained, save_pretrained_folder
 from lora_lib.gpt2.tokenizer import Tokenizer
@@ -305,15 +305,20 @@ def _scorer(tokenizer: Any, records: list[Record], config: RunConfig) -> Any:
 def open_trained(config: RunConfig, base: Any) -> Any:
     """What was trained and saved, in evaluation mode: the base with its adapter, or another whole model."""
     if config.method == "full":
-        return load_any(config.output, config.dtype)[0]
+        return load_any(config.output, config.dtype)[0].to(_device())
     name = config.lora.get("adapter_name", "default")
     folder = Path(config.output) if name == "default" else Path(config.output) / name
     return PeftModel.from_pretrained(base, folder, name)
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
     """The answers of what was trained, or of the `base`, to these prompts; `how` goes to `generate_text`."""
     model, tokenizer = load_any(config.model, config.dtype)
+    model.to(_device())
     asked: list[Any] = list(prompts)
     if not isinstance(tokenizer, Tokenizer) and tokenizer.chat_template:
         before = [{"role": "system", "content": config.system}] if config.system else []
@@ -328,13 +333,14 @@ def score(config: RunConfig) -> str:
     if not records:
         raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
     model, tokenizer = load_any(config.model, config.dtype)
+    model.to(_device())
     prompts, wanted = ask_records(records, tokenizer, system=config.system)
     judged = {"base": judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)}
     trained = open_trained(config, model)
     answers = generate_text(trained, tokenizer, prompts, config.max_new_tokens)
     judged["trained"] = judge_answers(answers, wanted)
-    gain = difference(judged["trained"]["exact"], judged["base"]["exact"])
-    return f"{len(records)} test items\n{score_table(judged)}\ntrained - base, exact: {gain}"
+    gains = gain_table(judged["trained"], judged["base"])
+    return f"{len(records)} test items\n{score_table(judged)}\ntrained - base:\n{gains}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -192,6 +192,15 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module's. Raises TypeError where TRL's trainer puts its own forward here: it would skip the head."""
+        if name == "forward" and "fused_lm_head" in getattr(getattr(value, "__code__", None), "co_varnames", ()):
+            raise TypeError(
+                "TRL's trainers do not know lora_lib's PeftModel: pass the model inside, with its adapters, as in "
+                "SFTTrainer(model.get_base_model(), …). The same A and B are trained; model.save_pretrained saves them"
+            )
+        super().__setattr__(name, value)
+
     # --- training ---------------------------------------------------------------------------------
 
     def enable_lora_training(self) -> PeftModel:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from lora_lib.data import difference, interval, judge_answers, score_table
+from lora_lib.data import difference, gain_table, interval, items_needed, judge_answers, score_table
 
 
 def test_json_is_judged_field_by_field() -> None:
@@ -53,6 +55,39 @@ def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
     gain = difference(better, hard)
     assert gain.mean == pytest.approx(0.1)
     assert gain.high - gain.low < interval(hard).high - interval(hard).low
+
+
+@pytest.mark.parametrize("items", [5, 16, 300])
+def test_a_difference_without_spread_is_a_floor_and_no_certainty(items) -> None:
+    unseen = 1 - 0.05 ** (1 / items)
+    assert unseen * items == pytest.approx(3, rel=0.3)  # the rule of three
+    assert difference([1.0] * items, [1.0] * items) == pytest.approx((0, -unseen, unseen))
+    assert difference([1.0] * items, [0.0] * items) == pytest.approx((1, 1 - 2 * unseen, 1))
+    assert difference([0.0] * items, [1.0] * items) == pytest.approx((-1, -1, 2 * unseen - 1))
+
+
+def test_so_many_items_show_the_gain_in_four_tries_of_five() -> None:
+    rng, gain, differ = random.Random(0), 0.2, 0.4
+    items = items_needed(gain, differ)
+    found = 0
+    for _ in range(200):
+        drawn = [rng.random() for _ in range(items)]
+        better = [float(d < (differ + gain) / 2) for d in drawn]
+        worse = [float((differ + gain) / 2 <= d < differ) for d in drawn]
+        found += difference(better, worse, draws=200).low > 0
+    assert 0.7 < found / 200 < 0.9
+    assert items_needed(0.05, 0.25) == 778 and items_needed(0.05, 0.25, power=0.5) == 381
+    for gain, differ, power in ((0, 0.1, 0.8), (0.2, 0.1, 0.8), (0.1, 1.1, 0.8), (0.1, 0.2, 1)):
+        with pytest.raises(ValueError, match="0 < gain <= differ <= 1 and a power in"):
+            items_needed(gain, differ, power)
+
+
+def test_the_gains_say_what_is_not_settled() -> None:
+    ours = {"exact": [1.0] * 9 + [0.0], "JSON": [1.0] * 10, "mood": [1.0] * 5 + [0.0] * 5}
+    theirs = {"exact": [0.0] * 10, "JSON": [1.0] * 10, "mood": [1.0] * 4 + [0.0] * 5 + [1.0]}
+    exact, same, mood = gain_table(ours, theirs).splitlines()
+    assert exact.startswith("exact   +90% [+70%, +100%]") and "not settled" not in exact
+    assert same == "JSON     +0% [-26%, +26%]  not settled" and mood.endswith("not settled")
 
 
 @pytest.mark.parametrize("act", [lambda: judge_answers(["a"], []), lambda: interval([]), lambda: difference([1], [])])

@@ -12,12 +12,14 @@ import pytest
 import torch
 import transformers
 import trl
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_chat import TEMPLATE, letters_tokenizer, tiny_llama
 from tokenizers import processors
+from torch.utils.checkpoint import checkpoint
 
 import lora_lib
-from lora_lib.data import make_tickets
+from lora_lib.adapters import AdapterError, model_card
+from lora_lib.data import encode_chat, make_tickets, prompt_ids, write_answers
 from lora_lib.training import FitConfig, lr_factor
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a GPU
@@ -42,6 +44,20 @@ def sft(tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A base in a folder, and an adapter for it that changes the answers, in another."""
+    tiny_llama().save_pretrained(tmp_path / "base")
+    letters_tokenizer().save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ours = lora_lib.get_peft_model(base, "all-linear", 4)
+    with torch.no_grad():
+        for layer in ours.lora_layers().values():
+            layer.adapters["default"].B.normal_()
+    ours.save_pretrained(tmp_path / "adapter")
+    return ours
+
+
 def trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -52,6 +68,12 @@ def test_trls_trainer_trains_our_adapters_in_the_model_inside(sft):
     sft(model.get_base_model(), max_steps=1, learning_rate=0.1).train()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed and all(name.endswith(".B") for name in changed)  # A has no gradient while B is zero
+
+
+def test_trls_trainer_around_our_peft_model_is_refused_with_the_mend(sft):
+    model = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training()
+    with pytest.raises(TypeError, match=r"pass the model inside, .* SFTTrainer\(model.get_base_model\(\), …\)"):
+        sft(model)
 
 
 # --- what the model reads ---------------------------------------------------------------------------
@@ -73,6 +95,41 @@ def test_trl_cuts_an_answer_in_silence_and_its_end_is_not_learned(sft):
     end = letters_tokenizer().eos_token_id
     assert whole["labels"][-1] == end and cut["labels"] == whole["labels"][:-2]
     assert end not in cut["labels"] and any(label >= 0 for label in cut["labels"])
+
+
+# --- which tokens are in the loss ---------------------------------------------------------------------
+
+
+def test_transformers_collator_hides_every_end_if_padding_is_the_end_and_trls_does_not(sft):
+    tokenizer = letters_tokenizer()
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    ids = [tokenizer.apply_chat_template([*PROMPT, *ANSWER[:n]], return_dict=False) for n in (1, 0)]
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    assert tokenizer.eos_token_id not in collator([{"input_ids": one} for one in ids])["labels"]
+    apart = letters_tokenizer()
+    apart.add_special_tokens({"pad_token": "<p>"})
+    labels = transformers.DataCollatorForLanguageModeling(apart, mlm=False)([{"input_ids": one} for one in ids])[
+        "labels"
+    ]
+    assert (labels == apart.eos_token_id).sum(1).tolist() == [2, 1]
+    trainer = sft(tiny_llama())
+    row = trainer.train_dataset[0]
+    short = {name: values[-3:] for name, values in row.items()}
+    batch = trainer.data_collator([row, short])["labels"]
+    assert (batch == tokenizer.eos_token_id).sum(1).tolist() == [1, 1] and (batch[1, 3:] == -100).all()
+
+
+def test_trl_learns_the_question_of_messages_and_drops_what_has_no_answer_left(sft):
+    row = sft(tiny_llama(), {"messages": [*PROMPT, *ANSWER]}).train_dataset[0]
+    assert row["labels"] == row["input_ids"]
+    asked = len(letters_tokenizer().apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False))
+    assert len(sft(tiny_llama(), max_length=asked).train_dataset) == 0
+    assert torch.nn.functional.cross_entropy(torch.zeros(4, 9), torch.full((4,), -100)).isnan()
+
+
+def test_assistant_only_loss_wants_a_template_that_marks_the_answers(sft):
+    with pytest.raises(ValueError, match="not training-compatible"):
+        sft(tiny_llama(), {"messages": [*PROMPT, *ANSWER]}, assistant_only_loss=True)
 
 
 # --- what the defaults get wrong ----------------------------------------------------------------------
@@ -122,6 +179,133 @@ def test_a_template_with_new_tokens_makes_trl_save_the_head(sft, tmp_path):
         assert any("lm_head" in name for name in saved) == bool(whole)
 
 
+def test_peft_wraps_the_right_name_and_says_nothing_of_the_wrong_one():
+    theirs = peft.get_peft_model(tiny_llama(), peft.LoraConfig(target_modules=["q_proj", "v_prj"]))
+    assert {name.split(".")[-1] for name in theirs.targeted_module_names} == {"q_proj"}
+    with pytest.raises(ValueError, match="'v_prj' matches no layer; did you mean 'v_proj'"):
+        lora_lib.get_peft_model(tiny_llama(), ["q_proj", "v_prj"])
+
+
+def test_reentrant_checkpointing_gives_no_gradient_unless_the_input_asks_for_one():
+    block = lora_lib.get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), "all-linear", 2)
+    x = torch.randn(4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch says so
+        assert not checkpoint(block, x, use_reentrant=True).requires_grad
+    assert checkpoint(block, x.clone().requires_grad_(), use_reentrant=True).requires_grad
+    assert checkpoint(block, x, use_reentrant=False).requires_grad
+
+
+@pytest.mark.parametrize(("autocast", "by_peft"), [(False, 3528), (True, 2744)])
+def test_peft_keeps_a_wide_copy_of_the_input_for_a_bfloat16_base(autocast, by_peft):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(vocab_size=30, num_key_value_heads=2, **sizes)
+
+    def kept(adapt):
+        """Bytes that the first block keeps for its backward pass, a token."""
+        base = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+        adapted, found = adapt(base), {}
+        x = torch.randn(1, 32, 64, dtype=torch.bfloat16, requires_grad=True)
+        turned = base.model.rotary_emb(x, torch.arange(32)[None])
+        own = {t.untyped_storage().data_ptr() for t in [*adapted.parameters(), *turned]}
+
+        def keep(tensor):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            base.model.layers[0](x, position_embeddings=turned)
+        return sum(n for where, n in found.items() if where not in own) / 32
+
+    linear = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = kept(lambda base: peft.get_peft_model(base, linear))
+    ours = kept(lambda base: lora_lib.get_peft_model(base, "all-linear", 4))
+    assert (theirs, ours) == pytest.approx((by_peft, 1944), rel=0.06)
+
+
+def test_trl_prepares_no_quantised_base_and_makes_its_adapter_bfloat16(sft, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_llama().save_pretrained(tmp_path / "base")
+    four = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=four, dtype=torch.bfloat16
+    )
+    trainer = sft(base, lora=peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert {p.dtype for p in trained(trainer.model).values()} == {torch.bfloat16}
+    norm = trainer.model.get_base_model().model.norm.weight
+    assert norm.dtype == torch.bfloat16  # prepare_model_for_kbit_training would make it float32
+    peft.prepare_model_for_kbit_training(base)
+    assert base.model.norm.weight.dtype == torch.float32
+
+
+# --- loaded, and nothing changed ------------------------------------------------------------------------
+
+
+def test_no_effect_after_loading_has_five_causes_each_with_its_check(saved, tmp_path):
+    ids, folder = torch.arange(8)[None], tmp_path / "adapter"
+
+    def base():
+        return transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+
+    def loaded(where):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            opened = peft.PeftModel.from_pretrained(base(), where).eval()
+        return opened, " ".join(str(warning.message) for warning in told)
+
+    plain = base()(input_ids=ids).logits
+    good, told = loaded(folder)
+    assert not torch.allclose(good(input_ids=ids).logits, plain, atol=1e-2) and "missing adapter keys" not in told
+    weights, settings = load_file(folder / "adapter_model.safetensors"), (folder / "adapter_config.json").read_text()
+
+    def written(name, tensors):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(settings)
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+        return tmp_path / name
+
+    # 1. The names in the file are not those of the model.
+    other, told = loaded(written("renamed", {n.replace(".model.layers", ".layers"): t for n, t in weights.items()}))
+    assert torch.equal(other(input_ids=ids).logits, plain) and "missing adapter keys" in told
+    # 2. The adapter that was saved was never trained: B is zero.
+    zero, told = loaded(written("untrained", {n: t * ("lora_A" in n) for n, t in weights.items()}))
+    assert torch.equal(zero(input_ids=ids).logits, plain) and "missing adapter keys" not in told
+    # 3. Another adapter is active.
+    lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    two = peft.get_peft_model(base(), lora).eval()
+    two.load_adapter(folder, "mine")
+    assert torch.equal(two(input_ids=ids).logits, plain) and two.active_adapters == ["default"]
+    two.set_adapter("mine")
+    assert torch.allclose(two(input_ids=ids).logits, good(input_ids=ids).logits, atol=1e-4)
+    # 4. The adapter works, but the question is not put as in training: the ids differ.
+    in_training = encode_chat([{"role": "system", "content": "be kind"}, *PROMPT, *ANSWER], letters_tokenizer())[0]
+    asked = prompt_ids(PROMPT, letters_tokenizer())
+    assert in_training[: len(asked)].tolist() != asked
+    # 5. The change was rounded away: a small adapter, merged into 4 bits.
+    small = get_small(base())
+    merged = lora_lib.adapters.quantise_model(small.merge_and_unload())
+    rounded = lora_lib.adapters.quantise_model(base())
+    same = [torch.equal(a.weight, b.weight) for a, b in zip(*map(quantised_layers, (merged, rounded)), strict=True)]
+    assert all(same)
+
+
+def get_small(model):
+    """The model with an adapter that changes each weight by far less than the step between two of 16 levels."""
+    torch.manual_seed(1)
+    wrapped = lora_lib.get_peft_model(model, "all-linear", 4)
+    with torch.no_grad():
+        for layer in wrapped.lora_layers().values():
+            layer.adapters["default"].B.normal_(std=1e-6)
+    return wrapped
+
+
+def quantised_layers(model):
+    return [m for m in model.modules() if isinstance(m, lora_lib.adapters.QuantisedLinear)]
+
+
 # --- new tokens -----------------------------------------------------------------------------------------
 
 
@@ -149,6 +333,23 @@ def test_peft_saves_the_whole_embedding_once_it_was_resized_unless_told_otherwis
     assert any("trainable_tokens_delta" in name for name in saved)
 
 
+@pytest.mark.parametrize("tying", [False, True])
+def test_training_embedding_and_head_whole_unties_them_unless_told_otherwise(tying):
+    torch.manual_seed(0)
+    config = tiny_llama().config
+    config.tie_word_embeddings = True
+    base = transformers.AutoModelForCausalLM.from_config(config)
+    keep = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tying}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that the weights are tied
+        theirs = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **keep))
+        optimizer = torch.optim.SGD(trained(theirs).values(), lr=1.0)
+        theirs(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+        optimizer.step()
+        merged = theirs.merge_and_unload()
+    assert torch.equal(merged.get_input_embeddings().weight, merged.get_output_embeddings().weight) == tying
+
+
 # --- out of the door --------------------------------------------------------------------------------------
 
 
@@ -158,19 +359,32 @@ def test_what_a_trainer_saves_beside_the_adapter_names_a_folder_of_this_machine(
     assert str(tmp_path).encode() in (tmp_path / "saved" / "training_args.bin").read_bytes()
 
 
-def test_an_adapter_finds_its_base_by_the_name_in_its_config(tmp_path):
-    tiny_llama().save_pretrained(tmp_path / "base")
-    ours = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4)
-    with torch.no_grad():
-        for layer in ours.lora_layers().values():
-            layer.adapters["default"].B.normal_()
-    ours.save_pretrained(tmp_path / "adapter")
-    path, ids = tmp_path / "adapter" / "adapter_config.json", torch.arange(8)[None]
-    settings = json.loads(path.read_text())
-    assert "base_model_name_or_path" not in settings  # a model that was made here has no name to go by
-    path.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "base")}))
+def test_a_fresh_save_names_its_base_and_its_targets_as_peft_does(saved, tmp_path):
+    ids = torch.arange(8)[None]
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.allclose(theirs(input_ids=ids).logits, ours(input_ids=ids).logits, atol=1e-4)
+    assert torch.allclose(theirs(input_ids=ids).logits, saved(input_ids=ids).logits, atol=1e-4)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    projections = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert set(settings["target_modules"]) == projections  # what PEFT writes once there are 20 layers or more
+    lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4).save_pretrained(tmp_path / "made")
+    nameless = json.loads((tmp_path / "made" / "adapter_config.json").read_text())
+    assert "base_model_name_or_path" not in nameless  # a model that was made here has no name to go by
+
+
+def test_the_model_card_asks_the_model_and_gets_its_answer(saved, tmp_path, monkeypatch, capsys):
+    card = model_card(tmp_path / "adapter", "ab", system="be kind", max_new_tokens=6)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "adapter")
+    exec(code, {})
+    chat = [{"role": "system", "content": "be kind"}, *PROMPT]
+    said, (wanted,) = capsys.readouterr().out, write_answers(saved, letters_tokenizer(), [chat], 6)
+    assert wanted and said.replace(" ", "").strip() == wanted.replace(" ", "")
+    assert f"base_model: {tmp_path / 'base'}\n" in card and "r = 4, alpha = 16" in card
+    lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 4).save_pretrained(tmp_path / "made")
+    for folder, said in ((tmp_path / "made", "does not name its base"), (tmp_path, "has no adapter_config.json")):
+        with pytest.raises(AdapterError, match=said):
+            model_card(folder, "ab")
 
 
 def test_a_saved_tokenizer_has_its_template_along(tmp_path):

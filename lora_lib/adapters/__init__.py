@@ -11,6 +11,7 @@ from lora_lib.adapters.analysis import (
     text_windows,
     weight_changes,
 )
+from lora_lib.adapters.card import model_card
 from lora_lib.adapters.config import LoRAConfig
 from lora_lib.adapters.files import CONFIG_FILE, WEIGHTS_FILE, AdapterError, read_adapter, write_adapter
 from lora_lib.adapters.quantised import (
@@ -41,6 +42,7 @@ __all__ = [
     "intruder_dimensions",
     "lora_plus",
     "low_rank_factors",
+    "model_card",
     "normal_levels",
     "quantise",
     "quantise_model",

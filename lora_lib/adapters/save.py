@@ -25,6 +25,7 @@ def save_adapter(
 ) -> None:
     """Write the parts of an adapter, by the dotted name of the module that each belongs to.
 
+    The base's name is written too, where the config has one or the model knows where it was loaded from.
     `lost` are modules that had a part and have been replaced in the model since: raises a warning that names them.
     Raises as `write_adapter` does.
     """
@@ -50,6 +51,7 @@ def save_adapter(
         target_modules=targets,
         rank_pattern=pattern_of({name: rank for name, (rank, _) in settings.items()}, config.r),
         alpha_pattern=pattern_of({name: alpha for name, (_, alpha) in settings.items()}, config.lora_alpha),
+        base_model_name_or_path=config.base_model_name_or_path or _name_of(names.plain),
     )
     write_adapter(
         folder, config, {name: {part: whole(t) for part, t in found.items()} for name, found in layers.items()},
@@ -57,6 +59,12 @@ def save_adapter(
         model_sample(names), task_type=config.task_type or ("CAUSAL_LM" if names.is_causal else None),
         fan_in_fan_out=names.transposes,
     )  # fmt: skip
+
+
+def _name_of(model: nn.Module) -> str | None:
+    """Where a model of Hugging Face's was loaded from: a name on the Hub or a folder. PEFT finds the base by it."""
+    name = getattr(model, "name_or_path", None)
+    return name if isinstance(name, str) and name else None
 
 
 def _targets(names: Names, config: LoRAConfig, layers: Sequence[str]) -> list[str] | str:

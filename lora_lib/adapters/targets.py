@@ -162,11 +162,21 @@ def pattern_of(values: dict[str, Value], usual: Value) -> dict[str, Value]:
 
 
 def exact_targets(names: Names, chosen: Sequence[str]) -> list[str] | str:
-    """Targets that choose these layers and no other: a list if the names allow it, else a regular expression."""
+    """Targets that choose these layers and no other: ends of names, as short as possible, else a regular expression."""
     exact = [names.in_file(name) for name in chosen]
-    ends = tuple("." + name for name in exact)
-    found = [name for name in names.modules if ("." + names.in_file(name)).endswith(ends)]
-    return exact if len(found) == len(exact) else "|".join(map(re.escape, exact))
+    kept = set(exact)
+    others = ["." + name for name in map(names.in_file, names.modules) if name not in kept]
+    found: list[str] = []
+    for name in exact:
+        if ("." + name).endswith(tuple("." + end for end in found)):
+            continue
+        parts = name.split(".")
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        fitting = [end for end in ends if not any(other.endswith("." + end) for other in others)]
+        if not fitting:  # the whole name is the end of another layer's
+            return "|".join(map(re.escape, exact))
+        found.append(fitting[0])
+    return found
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -31,7 +31,15 @@ from lora_lib.data.restaurants import (
     slot_report,
     to_examples,
 )
-from lora_lib.data.scores import Interval, difference, interval, judge_answers, score_table
+from lora_lib.data.scores import (
+    Interval,
+    difference,
+    gain_table,
+    interval,
+    items_needed,
+    judge_answers,
+    score_table,
+)
 from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
 from lora_lib.gpt2.loss import IGNORE
 
@@ -57,7 +65,9 @@ __all__ = [
     "encode_examples",
     "encode_records",
     "few_shot",
+    "gain_table",
     "interval",
+    "items_needed",
     "judge_answers",
     "make_tickets",
     "pack",

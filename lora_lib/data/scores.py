@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
@@ -73,14 +74,50 @@ def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> In
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
-    """How much higher one model scores than another on the same test items: a paired bootstrap over the items.
+    """How much higher one model scores than another on the same test items, from a paired bootstrap over the items.
+
+    Where every item has the same difference, drawing them again shows no spread, and that is not certainty. At least
+    95 % sure is then only that less than a share u of all items differs from these, u = 1 - 0.05^(1/n), about 3 / n
+    (the rule of three). The interval says what such a share could change: from -u to u where no item differed.
 
     Raises ValueError where the two are not scores of the same items.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"a paired difference needs both scores of every item: got {len(ours)} and {len(theirs)}")
     gains = [a - b for a, b in zip(ours, theirs)]
-    return Interval(sum(gains) / len(gains), *_bootstrap(gains, draws, seed))
+    mean = sum(gains) / len(gains)
+    if len(set(gains)) == 1:
+        unseen = unseen_share(len(gains))
+        return Interval(mean, mean - unseen * (mean + 1), mean + unseen * (1 - mean))
+    return Interval(mean, *_bootstrap(gains, draws, seed))
+
+
+def unseen_share(items: int) -> float:
+    """What is at most the share of something that none of so many items showed, with 95 % certainty."""
+    return float(1 - 0.05 ** (1 / items))
+
+
+def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
+    """How many test items show that one model is better by `gain`, in so many of ten tries as `power` says.
+
+    `differ` is the share of items on which the two models do not score the same, at least `gain`. With a normal
+    approximation: n = (z + z')² · (differ - gain²) / gain², z for 95 % and z' for the power.
+
+    Raises ValueError for shares that cannot be.
+    """
+    if not 0 < gain <= differ <= 1 or not 0.5 <= power < 1:
+        raise ValueError(f"expected 0 < gain <= differ <= 1 and a power in [0.5, 1), got {gain}, {differ} and {power}")
+    return math.ceil((Z + NormalDist().inv_cdf(power)) ** 2 * (differ - gain**2) / gain**2)
+
+
+def gain_table(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> str:
+    """How much higher each score of one model is than another's, with its interval, as text: a line for each score."""
+    width, lines = max(map(len, ours)), []
+    for name, values in ours.items():
+        gain = difference(values, theirs[name])
+        settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
+        lines.append(f"{name:{width}}  {gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}")
+    return "\n".join(lines)
 
 
 def score_table(models: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
