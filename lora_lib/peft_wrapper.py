@@ -145,12 +145,10 @@ class PeftModel(nn.Module):
         found: dict[str, Any] = super().state_dict(*args, **kwargs)
         seen: set[int] = set()
         for name, tensor in found.items():
-            place = tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) and not tensor.is_meta else 0
-            if (
-                place and place in seen and not isinstance(tensor, nn.Parameter)
-            ):  # keep_vars wants the parameters themselves
-                found[name] = tensor.clone()
-            seen.add(place)
+            if type(tensor) is Tensor and not tensor.is_meta:  # with `keep_vars` they are parameters
+                place = tensor.untyped_storage().data_ptr()
+                found[name] = tensor.clone() if place in seen else tensor
+                seen.add(place)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -336,8 +336,6 @@ def test_reinforcement_raises_a_reward_that_can_be_had(folder, tmp_path, monkeyp
     def reward(text, meaning):  # for one letter, which a step or two make likelier
         return min(1.0, text.count("e") / 10)
 
-    data = restaurant_data(0, slots=reinforce.SLOTS, train=60, validation=2, test=60)
-    monkeypatch.setattr(reinforce, "restaurant_data", lambda seed, **settings: data)
     monkeypatch.setattr(reinforce, "slot_accuracy", reward)
     monkeypatch.setattr(reinforce, "NEW_TOKENS", 12)
     monkeypatch.setattr(reinforce, "rate", lambda step: 1e-5)
