@@ -340,7 +340,7 @@ export const jobs = {
         try {
           found[device] = await speedOn(device);
         } catch (error) {
-          if (device === "wasm") throw error;
+          if (device === "wasm" || model.lost) throw error; // without its GPU, the model moves and this begins again
           Object.assign(found, { [device]: null, why: error.message });
         }
       }
