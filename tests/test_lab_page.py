@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -457,6 +458,13 @@ def test_a_hostile_link_is_refused(bare: Page, letters: str, change: str) -> Non
 # ---- A GPT-2 that the reader brings ------------------------------------------------------------------------------
 
 
+def rounding(page: Driver) -> str:
+    """What the page says of the difference that 16 bits make."""
+    page.click("rounding")
+    page.until("/by more|Nothing/.test(document.getElementById('lab-rounding-status').textContent)")
+    return page.text("rounding-status")
+
+
 def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
     browser: Browser, site: Path, tmp_path: Path, tiny: Path
 ) -> None:
@@ -478,15 +486,20 @@ def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
     page.click("train")
     page.until("document.getElementById('lab-train-status').textContent.includes('a whole number from 1 to 48')")
     page.usable("train")
-    train_short(page)
+    train_short(page, workers=2)
+    assert re.search(r"2 workers: \d+\.\d × one", page.text("speed-up"))
+    widths = page.js("[...document.querySelectorAll('#lab-speed-up .lab-filled')].map(bar => bar.style.width)")
+    assert len(widths) == 2 and "100%" in widths, "the slower of the two is the whole bar"
     page.until("document.getElementById('lab-kept').rows.length === 3")
     assert set(options(page)) >= {"", "run-2"} and "run-1" not in options(page)
     assert "for gpt2-mini" in page.text("kept")
     assert "your GPT-2" not in page.text("peft") and "FOLDER_OF_YOUR_MODEL" in page.text("peft")
     assert "adapters of gpt2-mini" in shared(page)
 
+    assert rounding(page).startswith("After this prompt, rounding moves no logit by more than 0.")
     page.click("model-back")
     page.until("document.getElementById('lab-model-status').textContent.startsWith('gpt2-mini is loaded')")
+    assert rounding(page) == "Nothing: no weight of this model was rounded."
     assert {"plays", "cat", "restaurants", "run-1"} <= set(options(page)) and "run-2" not in options(page)
     page.fill("adapter", "run-1")
     page.until("Lab.seen().write.view?.adapter === 'run-1'")
@@ -529,6 +542,30 @@ def test_the_device_is_said_and_both_are_measured(browser: Browser, site: Path, 
     assert len(rows) == 1 and "WebAssembly" in rows[0] and "ms" in rows[0]
     assert page.text("measure-status") != ""
     page.context.close()
+
+
+# ---- Several workers ---------------------------------------------------------------------------------------------
+
+TIMED = """async module => {
+  const { SpeedUp } = await import(module);
+  const speedUp = new SpeedUp(2);
+  const results = [];
+  const alone = [900, 40, 60, 50];
+  const together = [900, 20, 30, 10];
+  for (let step = 1; step <= 10; step++) {
+    speedUp.took(step, (speedUp.isAlone(step) ? alone : together).shift() ?? 1);
+    results.push(speedUp.result);
+  }
+  return { results, alone: [7, 8, 9, 10].map(step => speedUp.isAlone(step)) };
+}"""
+
+
+def test_the_speed_up_is_that_of_the_first_steps(bare: Page) -> None:
+    """Medians of three steps each; the two before them only warm up, and those after them are not timed."""
+    found = bare.evaluate(TIMED, as_module("crew.js"))
+    measured = {"workers": 2, "alone": 50, "together": 20}
+    assert found["results"] == [None] * 7 + [measured] * 3
+    assert found["alone"] == [True, False, False, False], "from step 9 on, all workers compute"
 
 
 # ---- What the curves say -----------------------------------------------------------------------------------------
