@@ -233,7 +233,7 @@ def test_rank_cut_is_that_of_an_svd(bare: Page, r: int, d: int, k: int) -> None:
     generator = torch.Generator().manual_seed(r)
     A, B = torch.randn(r, d, generator=generator), torch.randn(r, k, generator=generator)
     if r > 2:
-        A[2] = 2 * A[1]  # a direction that is none of its own
+        A[2] = 2 * A[1]  # a direction that adds nothing new
     script = """async ([module, A, B, r, d, k]) => { const { orderBySize } = await import(module);
         const out = orderBySize(Float32Array.from(A), Float32Array.from(B), r, d, k);
         return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes }; }"""

@@ -205,7 +205,7 @@ def test_fields_of_peft_are_known_from_the_librarys_table(engine: Engine, tmp_pa
 
 
 def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_path: Path) -> None:
-    """Its directions are put in order in slices: what is asked meanwhile is answered, and progress is told."""
+    """Its directions are sorted in slices: the worker answers other jobs meanwhile and reports its progress."""
     keep(engine, saved(tmp_path / "large", 320, ["attn.c_proj"]), "large")
     script = """async () => {
       const view = { adapter: "large", rank: 3, strength: 1, off: [] };
@@ -225,7 +225,7 @@ def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_pa
     assert len(seen["answered"]) >= 5, "the worker was deaf while it worked"
     assert all(0 <= share <= 1 for share in seen["bars"])
     again = engine.tab.evaluate(script)
-    assert (again["told"], again["bars"]) == ([], seen["bars"]), "what is in order once stays so"
+    assert (again["told"], again["bars"]) == ([], seen["bars"]), "sorted once, it stays sorted"
 
 
 # ---- Training ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ WITH_PROBE = """async ([source, relaxed]) => {
 
 
 class Engine:
-    """The lab's worker in a page of its own, with the jobs of lab/probe.js added."""
+    """The lab's worker in a separate page, with the jobs of lab/probe.js added."""
 
     def __init__(self, browser: Browser, site: Path, relaxed: bool = True) -> None:
         self.relaxed = relaxed
