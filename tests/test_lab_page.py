@@ -52,15 +52,15 @@ def test_a_recording_plays_and_nothing_is_loaded(visit: Driver) -> None:
     first = visit.text("adapted")
     assert len(first) > 100 and len(visit.text("base")) > 100, "the first scene stands there at once"
     assert visit.text("rank-value") == "8 of 8"
-    visit.until("document.getElementById('lab-rank').value === '2'", 10)
-    visit.until("document.querySelectorAll('#lab-adapted .lab-token').length > 5", 10)
+    visit.until("document.getElementById('lab-rank').value === '2'", 60)
+    visit.until("document.querySelectorAll('#lab-adapted .lab-token').length > 5", 60)
     visit.click("play")
     stopped = visit.text("adapted")
     assert stopped != first
     time.sleep(0.5)
     assert visit.text("adapted") == stopped and visit.text("play") == "Play"
     visit.click("play")
-    visit.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 5)
+    visit.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 60)
     assert not [url for url in requests(visit) if "weights" in url]
     assert "#" not in visit.js("location.href"), "a recording says nothing in the address"
 
@@ -73,12 +73,12 @@ def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, site: Path, tm
     assert (page.text("adapted"), value(page, "rank"), page.text("next")) == seen
     assert page.js("document.getAnimations().length") == 0
     page.click("play")  # who presses it asks for motion
-    page.until("document.getElementById('lab-rank').value === '2'", 10)
+    page.until("document.getElementById('lab-rank').value === '2'", 60)
     page.context.close()
 
 
 def test_a_change_loads_the_model_and_takes_the_recordings_place(visit: Driver) -> None:
-    visit.until("document.getElementById('lab-rank').value === '2'", 10)
+    visit.until("document.getElementById('lab-rank').value === '2'", 60)
     visit.fill("rank", 4)
     assert visit.js("!document.getElementById('lab-progress').hidden || Boolean(Lab.page.engine)")
     visit.until("Lab.seen().write.view?.rank === 4")
@@ -221,7 +221,7 @@ def send_and_receive(visit: Driver) -> None:
 
     before = len(requests(visit))
     visit_again(visit, link)
-    visit.until("document.getElementById('lab-adapter').value === 'carried'", 10)
+    visit.until("document.getElementById('lab-adapter').value === 'carried'", 60)
     base, text, bars = visit.text("base"), visit.text("adapted"), visit.text("next")
     assert text.startswith(value(visit, "prompt")) and len(text) > 60 and text != base and "%" in bars
     fetched = {Path(url.partition("#")[0]).name for url in requests(visit)[before:]}
@@ -238,7 +238,7 @@ def send_and_receive(visit: Driver) -> None:
         link[:30_000] + "~" + link[30_001:]: "has “~” at",
     }.items():
         visit_again(visit, broken)
-        visit.until(f"document.getElementById('lab-status').textContent.includes({json.dumps(words)})", 10)
+        visit.until(f"document.getElementById('lab-status').textContent.includes({json.dumps(words)})", 60)
         assert "carried" not in options(visit)
 
 
@@ -319,7 +319,7 @@ def test_storage_that_fails_says_so_and_the_adapter_can_be_used(
 
 def test_a_link_to_an_adapter_that_is_not_here_says_so(visit: Driver, site: Path) -> None:
     visit_again(visit, site.as_uri() + "#adapter=run-7&rank=3")
-    visit.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 10)
+    visit.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 60)
     assert "only in the browser that trained it" in visit.text("status")
     assert visit.js("document.getElementById('lab-status').classList.contains('lab-wrong')")
 
