@@ -97,6 +97,9 @@ def in_the_page(lab: Row) -> str:
     lines = [
         ("a training step of 4 × 64 tokens, processor time", f"{lab['step_ms']} ms", f"{lab['pytorch_step_ms']} ms"),
         ("the same, ratio of the two", lab["ratio"], ""),
+        ("a step at r = 64, processor time", f"{lab['step_ms_r64']} ms", f"{lab['pytorch_step_ms_r64']} ms"),
+        ("the same, ratio of the two", lab["ratio_r64"], ""),
+        ("two workers, times as fast as one", lab["two_workers"], ""),
         ("tokens written in a second of processor time", lab["tokens_per_second"], lab["pytorch_tokens_per_second"]),
         ("WebAssembly's memory, loaded", f"{lab['wasm_mb_loaded']} MB", ""),
         ("the same after training", f"{lab['wasm_mb_trained']} MB", ""),

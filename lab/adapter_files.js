@@ -84,7 +84,7 @@ async function take(tensors, name, shape) {
   return floats;
 }
 
-// What this page reads or may leave out; which layers an adapter has is told by its tensors. Any other field that is set
+// The fields that this page reads or may ignore; the tensors say which layers an adapter has. Any other field that is set
 // is refused, never ignored. The table is `lora_lib`'s.
 const READ = `r lora_alpha use_rslora target_modules exclude_modules layers_to_transform layers_pattern lora_dropout
   task_type base_model_name_or_path`;
@@ -109,10 +109,10 @@ function readConfig(buffer, maxRank) {
 function checkBase(saved, own) {
   const found = (saved ?? "").split(" ").filter(Boolean).map(Number);
   if (!found.length) return;
-  const alike =
+  const same =
     found.length === own.length &&
     found.every((w, i) => Math.abs(w - own[i]) <= 2 ** -8 * Math.abs(own[i]) + 1e-7);
-  if (!alike) throw new LabError("This adapter was made for a model with different weights.");
+  if (!same) throw new LabError("This adapter was made for a model with different weights.");
 }
 
 // M (rows, columns) as (columns, rows).

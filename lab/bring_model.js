@@ -1,4 +1,4 @@
-// A GPT-2 that the reader brings: files of their disk, or of the Hugging Face Hub. What comes out is {name: Blob}, as
+// A GPT-2 that the reader brings: files from their disk or from the Hugging Face Hub. The result is {name: Blob}, as
 // `Engine.load` takes it.
 import { LabError } from "./errors.js";
 
@@ -57,7 +57,7 @@ export async function lookAtHub(name, hub = "https://huggingface.co") {
   return { name, hub, files, bytes: files.reduce((sum, { bytes }) => sum + bytes, 0) };
 }
 
-// Fetch what `lookAtHub` found; `news` is told the share that is there. `signal` ends it.
+// Fetch what `lookAtHub` found; `news` hears the share that has arrived. `signal` ends it.
 export async function fetchFromHub({ name, hub, files, bytes }, { news = () => {}, signal } = {}) {
   const fetched = {};
   let done = 0;

@@ -84,7 +84,7 @@ function drawRun(svg, run, latest, { x, y }) {
   const right = Math.max(...ends.map(end => end.x)) + 8;
   ends.sort((a, b) => a.at - b.at);
   ends.forEach((end, i) => {
-    if (i > 0) end.at = Math.max(end.at, ends[i - 1].at + 15); // names do not lie on each other
+    if (i > 0) end.at = Math.max(end.at, ends[i - 1].at + 15); // names do not overlap
     svg.append(drawn("text", { x: right, y: end.at + 4, class: `lab-name ${end.style}` }, end.label));
   });
 }

@@ -1,4 +1,4 @@
-// Data-parallel training, as on several GPUs: each worker holds the whole model and computes the gradients of some rows
+// Data-parallel training, as on several GPUs: each worker has the whole model and computes the gradients of some rows
 // of a step; the gradients of A and B, which are small, are added. They are added in a fixed order, so on one machine the
 // same number of workers always gives the same bits.
 import { Link } from "./link.js";

@@ -58,7 +58,7 @@ export function missing() {
     : "WebAssembly SIMD, which browsers have since 2021 to 2023";
 }
 
-// gpt2-mini's files, for `Engine.load`; `progress` is told the share that is there.
+// gpt2-mini's files, for `Engine.load`; `progress` hears the share that has arrived.
 export async function miniFiles(progress = () => {}) {
   if (!delivered.tokens) await script("tokens.js");
   for (let part = 0; part < WEIGHT_PARTS && !delivered.model; part++) {
@@ -72,7 +72,7 @@ export async function miniFiles(progress = () => {}) {
 }
 
 export class Engine extends Link {
-  // Start the worker with gpt2-mini; `progress` is told the share that is there. `relaxed: false` takes the plain
+  // Start the worker with gpt2-mini; `progress` hears the share that has arrived. `relaxed: false` takes the plain
   // kernels. `device`: see `load`.
   static async start(progress = () => {}, { relaxed = true, device } = {}) {
     if (!delivered.source) await script("worker.js");

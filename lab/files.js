@@ -108,7 +108,7 @@ async function collected(stream, size, damaged) {
     });
     if (done) break;
     if (at + value.length > size) {
-      reader.cancel().catch(() => {}); // nobody waits for the rest
+      reader.cancel().catch(() => {}); // the rest is not needed
       throw damaged;
     }
     bytes.set(value, at);

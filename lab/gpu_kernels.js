@@ -3,7 +3,7 @@
 // A kernel is a small program, written in WGSL, that a GPU runs in thousands of threads at once. Each kernel here
 // stands under the algebra that it computes, and each backward kernel under its forward kernel.
 //
-// Letters, as in model.js: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its
+// Notation, as in model.js: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its
 // vocabulary, H heads of D numbers each; a layer has d inputs and k outputs; r is the rank. Matrices are stored row
 // after row.
 //

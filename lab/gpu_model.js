@@ -15,7 +15,7 @@ const UPLOAD = 2 ** 22; // numbers of a weight that are uploaded at once
 
 export class GPUModel {
   // `source`: see model_files.js. `exact`: keep float32 weights as they are, not as float16. `found`: see `findGPU`.
-  // `news` is told the share that is uploaded. Throws LabError, which says what the GPU lacks.
+  // `news` hears the share that is uploaded. Throws LabError, which says what the GPU lacks.
   static async load(source, { exact, found }, news = () => {}) {
     const onlyHalf = Object.values(source.tensors).every(({ dtype }) => dtype === "F16");
     const gpu = await GPU.open(found, onlyHalf || !exact);
@@ -342,7 +342,7 @@ export class GPUModel {
     this.used = { loaded, key };
     this.bypasses = loaded?.bypasses(view) ?? {};
     this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
-    this.forgetPlans(); // they have the former adapter in them
+    this.forgetPlans(); // they contain the previous adapter
   }
 
   // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
@@ -371,7 +371,7 @@ export class GPUModel {
     const wanted = { ...sizes, rank: this.rank };
     if (old && Object.entries(wanted).every(([what, size]) => old.sizes[what] >= size)) return old;
     for (const what of Object.keys(wanted)) wanted[what] = Math.max(wanted[what], old?.sizes[what] ?? 0);
-    this.forgetPlans(); // they have the old room in them
+    this.forgetPlans(); // they contain the old room
     for (const piece of old?.pieces ?? []) this.gpu.free(piece);
     delete this.rooms[purpose];
     this.rooms[purpose] = await this.gpu.guarded(() => this.newRoom(wanted, purpose === "training"));

@@ -141,7 +141,7 @@ function deleteButton(about) {
       ask.textContent = "Really delete?";
       return;
     }
-    await told(`“${about.title}” is deleted.`, () => remove(about));
+    await andSay(`“${about.title}” is deleted.`, () => remove(about));
   });
   ask.addEventListener("blur", () => {
     ask.textContent = "Delete";
@@ -150,12 +150,12 @@ function deleteButton(about) {
 }
 
 function renameTo(about, title) {
-  if (!title) return told("", () => {}); // an empty name: the old one comes back
-  return told(`Renamed to “${title}”.`, () => rename(about, title));
+  if (!title) return andSay("", () => {}); // an empty name: the old one comes back
+  return andSay(`Renamed to “${title}”.`, () => rename(about, title));
 }
 
 // Change what is kept, read it again, and say what happened.
-async function told(words, work) {
+async function andSay(words, work) {
   try {
     await work();
     await readKept();

@@ -23,7 +23,7 @@ const FIRST_CACHE = 128; // tokens
 
 export class GPT2 {
   // `source`: see `openModel`. `wasm`: the bytes of kernels.wasm. `exact`: keep float32 weights as they are; otherwise
-  // each takes 16 bits. `news` is told the share that is loaded.
+  // each takes 16 bits. `news` hears the share that is loaded.
   static async load(source, { wasm, exact }, news) {
     const model = new GPT2(source.config, wasm);
     await loadWeights(model, source.tensors, exact, news);

@@ -1,6 +1,7 @@
 // The worker with more jobs, for the tests and tools/measure_lab.py. The page has none of them.
+import { newAdapter } from "./adapter.js";
 import { layerShapes } from "./layers.js";
-import { likeliest } from "./sampling.js";
+import { likeliest, seeded } from "./sampling.js";
 import { rateFactor } from "./trainer.js";
 import { jobs, model, show, tokenizer } from "./worker.js";
 
@@ -31,6 +32,18 @@ async function learner(adapter) {
   return loaded;
 }
 
+// Train for some steps, and return their losses.
+async function trainOn(loaded, batches, rate) {
+  const losses = [];
+  for (const [i, [rows, targets]] of batches.entries()) {
+    const settings = { step: i + 1, rate: rate * rateFactor(i, batches.length), most: Infinity };
+    losses.push(await model.step(loaded, rows, targets, settings));
+  }
+  return losses;
+}
+
+let measured; // a new adapter, whose steps are measured
+
 Object.assign(jobs, {
   // The logits after the last of `ids`, read in two pieces, so that the caches are used.
   async logits({ view, ids, first }) {
@@ -49,13 +62,19 @@ Object.assign(jobs, {
   // The losses of these steps.
   async steps({ adapter, batches, rate }) {
     const loaded = await learner(adapter);
-    const losses = [];
-    for (const [i, [rows, targets]] of batches.entries()) {
-      const settings = { step: i + 1, rate: rate * rateFactor(i, batches.length), most: Infinity };
-      losses.push(await model.step(loaded, rows, targets, settings));
-    }
+    const losses = await trainOn(loaded, batches, rate);
     loaded.free();
     return losses;
+  },
+  // The same with a new adapter, `lora`: {r, alpha, kinds}, which stays for the next call. An adapter that travels as
+  // JSON would cost more than the steps.
+  async stepsOf({ lora, batches, rate }) {
+    if (measured?.adapter.r !== lora.r) {
+      measured?.free();
+      measured = await model.place(newAdapter(model.config, lora, seeded(2)), true);
+    }
+    model.use(measured);
+    return trainOn(measured, batches, rate);
   },
   // What the base writes, always the likeliest token.
   async greedy({ prompt, count }) {

@@ -25,7 +25,7 @@ function open() {
       request.result.createObjectStore(FILES);
     };
     request.onerror = () => refused(request.error);
-    request.onblocked = () => refused(new Error("another tab holds an older version of them open"));
+    request.onblocked = () => refused(new Error("another tab has an older version of them open"));
     request.onsuccess = () => {
       const database = request.result;
       database.onversionchange = database.onclose = () => {

@@ -45,7 +45,7 @@ const NUMBERS = {
   },
 };
 
-// What the form says. Throws an Error that names what will not do.
+// What the form says. Throws an Error that names the setting that is wrong.
 function trainingSettings() {
   const settings = { text: $("text").value, prompt: $("prompt").value, batch: onPhone() ? 2 : 4 };
   for (const [key, { id, name, fits, expected }] of Object.entries(NUMBERS)) {

@@ -11,7 +11,7 @@ export function made(kind, properties = {}, ...children) {
 // What is written for a token that shows nothing.
 const INVISIBLE = { " ": "space", "\n": "new line", "\n\n": "two new lines", "": "part of a letter" };
 
-// A text in `box`, its tokens to be clicked, or chosen with the arrow keys and Enter. `onChoose` is told which.
+// A text in `box`, its tokens to be clicked, or chosen with the arrow keys and Enter. `onChoose` gets its index.
 export class Words {
   constructor(box, onChoose) {
     Object.assign(this, { box, onChoose, tokens: [], ids: [] });

@@ -1,4 +1,4 @@
-// The worker: it holds the model and does all arithmetic, so that the page stays quick under the reader's fingers.
+// The worker: it has the model and does all arithmetic, so that the page stays responsive.
 //
 // The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
 // the GPU is lost, the page gets {device}, without an id.
@@ -87,7 +87,7 @@ export async function show(view, news = () => {}) {
 
 const orderings = new WeakMap(); // of adapters whose rank was turned down
 
-// The adapter with its directions in the order of their size. `news` is told how far it is, and messages come in.
+// The adapter with its directions in the order of their size. `news` hears how far it is, and messages come in.
 async function ordered(adapter, news) {
   const ordering = orderings.get(adapter) ?? new Ordering(adapter);
   orderings.set(adapter, ordering);
@@ -110,7 +110,7 @@ function describe(name) {
 
 const asked = { base: 0, adapted: 0 }; // they count up: a text that is no longer wanted stops
 
-// Token by token; `news` is told of them. Ends at the end of a text, or when `wanted()` is false.
+// Token by token; `news` hears each of them. Ends at the end of a text, or when `wanted()` is false.
 async function write(view, { prompt, count, temperature, seed }, news, wanted = () => true) {
   const random = seeded(seed);
   const { context } = model.config;
@@ -340,7 +340,7 @@ export const jobs = {
         try {
           found[device] = await speedOn(device);
         } catch (error) {
-          if (device === "wasm") throw error;
+          if (device === "wasm" || model.lost) throw error; // without its GPU, the model moves and this begins again
           Object.assign(found, { [device]: null, why: error.message });
         }
       }

@@ -77,7 +77,7 @@ class Tab:
 
 @contextmanager
 def open_tab(path: str, folder: Path) -> Iterator[Tab]:
-    """A new Firefox with a profile of its own; downloads go to `folder`/downloads."""
+    """A new Firefox with a new profile; downloads go to `folder`/downloads."""
     profile, downloads = folder / "profile", folder / "downloads"
     profile.mkdir()
     downloads.mkdir()

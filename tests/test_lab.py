@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import build_lab
-import firefox
 import measure_lab
 import pytest
 import safetensors.torch
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from conftest import skip_or_fail
-from lab_modules import as_module
+from lab_modules import KINDS, Chromium, Driver, as_module, probe
 from measure_lab import Engine
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
 from torch import Tensor
 
@@ -37,15 +35,17 @@ from lora_lib.adapters import low_rank_factors
 from lora_lib.training import fit
 
 LAB = build_lab.LAB
-PROBE = build_lab.bundle("probe.js")
-KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
-@pytest.fixture(scope="module", params=["relaxed", "plain"])
-def engine(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = Engine(browser, site, request.param == "relaxed")
+@pytest.fixture(scope="module")
+def plain(browser: Browser, site: Path) -> Iterator[Engine]:
+    """A worker with the plain kernels; `engine` has the relaxed ones."""
+    engine = Engine(browser, site, relaxed=False)
     yield engine
     engine.tab.close()
+
+
+BOTH_KERNELS = pytest.mark.parametrize("kernels", ["engine", "plain"])
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,12 @@ def test_kernels_are_those_of_their_source(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == (LAB / name).read_bytes(), "run `python tools/build_lab.py kernels`"
 
 
+@BOTH_KERNELS
 @pytest.mark.parametrize(("r", "B", "T", "kinds"), CASES)
-def test_loss_and_gradients_are_pytorchs(engine: Engine, r: int, B: int, T: int, kinds: list[str]) -> None:
+def test_loss_and_gradients_are_pytorchs(
+    request: pytest.FixtureRequest, kernels: str, r: int, B: int, T: int, kinds: list[str]
+) -> None:
+    engine = request.getfixturevalue(kernels)
     model = adapted(r, 12, kinds)
     ids = some_ids(B, T + 1, seed=r)
     expected = mean_loss(model, ids[:, :-1], ids[:, 1:])
@@ -173,7 +177,9 @@ def test_a_saved_adapter_is_read_cut_and_turned(engine: Engine, tmp_path: Path) 
     assert (logits(rank=3, strength=1.5, off=["mlp.c_fc"]) - logits_of(model, ids)).abs().max() < 1e-4
 
 
-def test_sixty_greedy_tokens_are_the_same(engine: Engine, base: Any) -> None:
+@BOTH_KERNELS
+def test_sixty_greedy_tokens_are_the_same(request: pytest.FixtureRequest, kernels: str, base: Any) -> None:
+    engine = request.getfixturevalue(kernels)
     model, tokenizer = base
     prompt = "The old man looked at the sea and said"
     ids = torch.tensor([tokenizer.encode(prompt)])
@@ -203,11 +209,9 @@ def hard_strings() -> list[str]:
     return strings
 
 
-def test_tokens_of_hard_strings_are_tiktokens(browser: Browser, site: Path, base: Any) -> None:
+def test_tokens_of_hard_strings_are_tiktokens(bare: Page, base: Any) -> None:
     tokenizer, texts = base[1], hard_strings()
-    tab = browser.new_page()
-    tab.goto(site.as_uri())
-    tab.evaluate(  # no model is needed for this, nor a worker
+    bare.evaluate(  # no model is needed for this, nor a worker
         """async ([module, tokens]) => {
         const { readTokenizer } = await import(module);
         const read = name => (name === "bpe.tiktoken" ? tokens : null);
@@ -215,28 +219,25 @@ def test_tokens_of_hard_strings_are_tiktokens(browser: Browser, site: Path, base
         [as_module("tokenizer_files.js"), (build_lab.MODEL / "bpe.tiktoken").read_text(encoding="ascii")],
     )
     found = json.loads(
-        tab.evaluate("texts => JSON.stringify(JSON.parse(texts).map(t => tokenizer.encode(t)))", json.dumps(texts))
+        bare.evaluate("texts => JSON.stringify(JSON.parse(texts).map(t => tokenizer.encode(t)))", json.dumps(texts))
     )
     assert [t for t, ids in zip(texts, found, strict=True) if ids != tokenizer.encode(t)] == []
     back = json.loads(
-        tab.evaluate("lists => JSON.stringify(JSON.parse(lists).map(i => tokenizer.decode(i)))", json.dumps(found))
+        bare.evaluate("lists => JSON.stringify(JSON.parse(lists).map(i => tokenizer.decode(i)))", json.dumps(found))
     )
     assert [t for t, b in zip(texts, back, strict=True) if b != t] == []
-    tab.close()
 
 
 @pytest.mark.parametrize(("r", "d", "k"), [(8, 320, 960), (5, 64, 16), (1, 8, 8), (16, 16, 24)])
-def test_rank_cut_is_that_of_an_svd(browser: Browser, site: Path, r: int, d: int, k: int) -> None:
+def test_rank_cut_is_that_of_an_svd(bare: Page, r: int, d: int, k: int) -> None:
     generator = torch.Generator().manual_seed(r)
     A, B = torch.randn(r, d, generator=generator), torch.randn(r, k, generator=generator)
     if r > 2:
-        A[2] = 2 * A[1]  # a direction that is none of its own
-    tab = browser.new_page()
+        A[2] = 2 * A[1]  # a direction that adds nothing new
     script = """async ([module, A, B, r, d, k]) => { const { orderBySize } = await import(module);
         const out = orderBySize(Float32Array.from(A), Float32Array.from(B), r, d, k);
         return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes }; }"""
-    found = tab.evaluate(script, [as_module("svd.js"), A.flatten().tolist(), B.flatten().tolist(), r, d, k])
-    tab.close()
+    found = bare.evaluate(script, [as_module("svd.js"), A.flatten().tolist(), B.flatten().tolist(), r, d, k])
     product = A.double().T @ B.double()
     U, S, Vh = torch.linalg.svd(product, full_matrices=False)
     assert torch.tensor(found["sizes"]).double() == pytest.approx(S[:r], abs=1e-6 * S[0].item())
@@ -252,112 +253,11 @@ ADAPTERS = ["restaurants", "plays", "cat"]
 PROMPT = "One day the old woman said"
 
 
-class Driver:
-    """What the tests do in a page, whichever browser it is in: all of it through scripts, as Firefox takes them."""
-
-    def __init__(self, tab: Any, downloads: Path) -> None:
-        self.tab, self.downloads = tab, downloads
-
-    def js(self, script: str) -> Any:
-        return self.tab.evaluate(script)
-
-    def text(self, name: str) -> str:
-        return self.js(f"document.getElementById('lab-{name}').textContent")
-
-    def click(self, name: str) -> None:
-        self.usable(name)
-        self.js(f"document.getElementById('lab-{name}').click()")
-
-    def fill(self, name: str, value: object) -> None:
-        element = f"document.getElementById('lab-{name}')"
-        self.js(f"void ({element}.value = {json.dumps(value)})")
-        for event in ("input", "change"):
-            self.js(f"void {element}.dispatchEvent(new Event('{event}', {{ bubbles: true }}))")
-
-    def until(self, script: str, seconds: float = 120) -> Any:
-        """The value of an expression, once it is true."""
-        end = time.monotonic() + seconds
-        while not (value := self.js(script)):
-            assert time.monotonic() < end, f"still not: {script}; {self.text('status')} {self.text('train-status')}"
-            time.sleep(0.05)
-        return value
-
-    def usable(self, name: str) -> None:
-        self.until(f"!document.getElementById('lab-{name}').disabled", 30)
-
-    def losses(self) -> list[float]:
-        return json.loads(self.js("document.getElementById('lab-loss').dataset.losses"))
-
-    def load(self) -> None:
-        self.click("load")
-        self.usable("train")
-        self.until("Boolean(Lab.seen().write.adapted && Lab.seen().write.bars)")
-
-    def train(self, **numbers: object) -> None:
-        """A whole run; the fields are named as in the page's ids."""
-        for name, value in numbers.items():
-            self.fill(name.replace("_", "-"), value)
-        self.click("train")
-        self.until("document.getElementById('lab-train').disabled")
-        self.until("!document.getElementById('lab-train').disabled")
-
-    def download(self, name: str) -> Path:
-        """The file that a click on this button brings."""
-        before = set(self.downloads.iterdir())
-        self.click(name)
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            new = [file for file in set(self.downloads.iterdir()) - before if file.stat().st_size]
-            if len(new) == 1 and new[0].suffix != ".part":
-                return new[0]
-            time.sleep(0.05)
-        raise AssertionError("no file came")
-
-
-class Chromium(Driver):
-    """A tab of Chromium, offline, with what went wrong in it and what it asked for."""
-
-    def __init__(self, browser: Browser, folder: Path, url: str, **context: Any) -> None:
-        self.context = browser.new_context(**context)
-        super().__init__(self.context.new_page(), folder)
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
-        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.context.set_offline(True)
-        self.tab.goto(url)
-
-    def download(self, name: str) -> Path:
-        self.usable(name)
-        with self.tab.expect_download() as coming:
-            self.js(f"document.getElementById('lab-{name}').click()")
-        file = self.downloads / coming.value.suggested_filename
-        coming.value.save_as(file)
-        return file
-
-
-@pytest.fixture(params=["chromium", "firefox"])
-def visit(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterator[Driver]:
-    """The page, newly opened, in each browser."""
-    if request.param == "chromium":
-        page = Chromium(request.getfixturevalue("browser"), tmp_path, site.as_uri())
-        yield page
-        page.context.close()
-        return
-    path = firefox.find()
-    if path is None:
-        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
-    with firefox.open_tab(path, tmp_path) as tab:
-        tab.goto(site.as_uri())
-        yield Driver(tab, tmp_path / "downloads")
-
-
 def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     buttons = ["pause", "stop", "download"]  # the others load the model first
     assert [b for b in buttons if not visit.js(f"document.getElementById('lab-{b}').disabled")] == []
     assert visit.js("document.querySelectorAll('#lab-adapted .lab-token, #lab-loss polyline').length") > 20
-    visit.js(f"{WITH_PROBE}({json.dumps(PROBE)})")
+    visit.js(f"{WITH_PROBE}({json.dumps(probe())})")
     visit.load()
 
     # Write and turn: the text and the bars follow the sliders, and the base's do not change.
@@ -373,20 +273,20 @@ def test_load_write_turn_train_and_take_home(visit: Driver, monkeypatch: pytest.
     assert len(seen) == len(ADAPTERS) and len(base) == 1
 
     # Train, pause, go on.
-    visit.fill("steps", 40)
+    visit.fill("steps", 20)
     visit.click("train")
     visit.until("JSON.parse(document.getElementById('lab-loss').dataset.losses).length >= 3")
     visit.click("pause")
     visit.until("document.getElementById('lab-train-status').textContent.startsWith('Paused')")
     paused = len(visit.losses())
     time.sleep(1)
-    assert len(visit.losses()) == paused < 40
+    assert len(visit.losses()) == paused < 20
     visit.click("pause")
     visit.until("!document.getElementById('lab-train').disabled")
     losses = visit.losses()
-    assert len(losses) == 40
-    assert sum(losses[:3]) / 3 - sum(losses[-3:]) / 3 > 1
-    assert visit.js("document.querySelectorAll('#lab-samples li').length") == 5  # at 0, 10, 20, 30 and 40
+    assert len(losses) == 20
+    assert sum(losses[:3]) / 3 - sum(losses[-3:]) / 3 > 0.5
+    assert visit.js("document.querySelectorAll('#lab-samples li').length") == 3  # at 0, 10 and 20
 
     # Take it home, half as strong and at rank 3.
     visit.fill("rank", 3)

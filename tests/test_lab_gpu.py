@@ -16,6 +16,7 @@ import measure_lab
 import print_book
 import pytest
 import torch
+from lab_modules import KINDS, probe
 from playwright.sync_api import Browser, Page, Route
 from safetensors.torch import save
 from small_models import scatter, stir
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model
 
 LAB = build_lab.LAB
-KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 ADDRESS = "https://lab.test/"  # WebGPU wants a secure address; nothing is fetched from it
 RATE, STEPS = 1e-2, 4
 
@@ -304,7 +304,9 @@ def test_a_gpu_that_is_too_small_says_so(page: Page, tiny: None) -> None:
       const source = { config: { ...config, V: 2 ** 22 }, tensors: large };
       await lab.GPUModel.load(source, { exact: true, found: { adapter: phone } });""",
     )
-    assert words.startswith("Error: The model needs a buffer of 201 MB, but this GPU allows 134 MB: use 16 bits a weight")
+    assert words.startswith(
+        "Error: The model needs a buffer of 201 MB, but this GPU allows 134 MB: use 16 bits a weight"
+    )
 
 
 def test_too_large_a_step_leaves_the_model_as_it_was(page: Page, tiny: None) -> None:
@@ -440,7 +442,7 @@ def worker(browser: Browser, site: Path) -> Iterator[Page]:
     with simulated_gpu(browser) as chromium:
         tab = chromium.new_page()
         tab.goto(site.as_uri())
-        tab.evaluate(measure_lab.WITH_PROBE, [build_lab.bundle("probe.js"), True])
+        tab.evaluate(measure_lab.WITH_PROBE, [probe(), True])
         yield tab
 
 

@@ -4,84 +4,24 @@ from __future__ import annotations
 
 import base64
 import copy
-import http.server
 import json
 import re
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import build_lab
 import firefox
 import pytest
 import torch
 from conftest import skip_or_fail
-from lab_modules import as_module
+from lab_modules import KINDS, PROSE, Hub, as_module, probe, read_files
 from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
 from playwright.sync_api import Browser
 from playwright.sync_api import Error as PlaywrightError
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
-
-KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-PROSE = (build_lab.LAB / "prose.txt").read_text(encoding="utf8")
-
-
-@pytest.fixture(scope="module")
-def engine(browser: Browser, site: Path) -> Iterator[Engine]:
-    engine = Engine(browser, site)
-    yield engine
-    engine.tab.close()
-
-
-# A vocabulary that is no multiple of 8, heads of 12 numbers, an MLP that is not four times as wide, another epsilon.
-SIZES = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 50, "n_inner": 104, "layer_norm_epsilon": 1e-3}
-
-
-def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
-    """A random GPT-2 whose biases and norms are not those of a new one."""
-    torch.manual_seed(0)
-    end = vocab_size - 1
-    config = GPT2Config(vocab_size=vocab_size, bos_token_id=end, eos_token_id=end, **{**SIZES, **sizes})
-    model = GPT2LMHeadModel(config).eval()
-    for name, weights in model.named_parameters():
-        torch.nn.init.normal_(weights, mean=float("ln_" in name and "weight" in name), std=0.08)
-    return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2's own kind of files, of a small vocabulary: vocab.json and merges.txt, and tokenizer.json."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([PROSE, "aaaa aaaaaaaa héllo — 你好 " * 20], vocab_size=411, min_frequency=2)
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    tokenizer.save_model(str(folder))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def vocab_size(tokenizer_files: Path) -> int:
-    return Tokenizer.from_file(str(tokenizer_files / "tokenizer.json")).get_vocab_size()
-
-
-@pytest.fixture(scope="module")
-def folder(tokenizer_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model of transformers', in float32."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_gpt2(vocab_size(tokenizer_files)).save_pretrained(folder)
-    for name in ("vocab.json", "merges.txt"):
-        (folder / name).write_bytes((tokenizer_files / name).read_bytes())
-    return folder
-
-
-def read_files(folder: Path, *left_out: str) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in left_out}
-
+from transformers import GPT2LMHeadModel
 
 LOAD = """async ([files, settings]) => {
   const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer;
@@ -163,9 +103,9 @@ def check(engine: Engine, model: GPT2LMHeadModel, within: float) -> None:
 # ---- Weights -----------------------------------------------------------------------------------------------------
 
 
-def test_any_gpt2_in_float32_is_computed_exactly(engine: Engine, folder: Path) -> None:
-    model = GPT2LMHeadModel.from_pretrained(folder)
-    said = bring(engine, read_files(folder), exact=True, name="tiny")
+def test_any_gpt2_in_float32_is_computed_exactly(engine: Engine, tiny: Path) -> None:
+    model = GPT2LMHeadModel.from_pretrained(tiny)
+    said = bring(engine, read_files(tiny), exact=True, name="tiny")
     assert (said["stored"], said["rounded"], said["name"]) == ("float32", False, "tiny")
     assert {key: said["config"][key] for key in ("C", "H", "depth", "context", "inner")} == {
         "C": 48,
@@ -179,15 +119,15 @@ def test_any_gpt2_in_float32_is_computed_exactly(engine: Engine, folder: Path) -
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_types_prefixes_and_buffers(engine: Engine, folder: Path, tmp_path: Path, dtype: Any, prefix: str) -> None:
-    model = GPT2LMHeadModel.from_pretrained(folder).to(dtype).float()
+def test_types_prefixes_and_buffers(engine: Engine, tiny: Path, tmp_path: Path, dtype: Any, prefix: str) -> None:
+    model = GPT2LMHeadModel.from_pretrained(tiny).to(dtype).float()
     tensors = {n.replace("transformer.", prefix): w.to(dtype).contiguous() for n, w in model.state_dict().items()}
     tensors.pop("lm_head.weight", None)
     if not prefix:  # as in the file of the real one
         tensors["h.0.attn.bias"] = torch.ones(1, 1, 50, 50, dtype=torch.bool)
         tensors["h.0.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(tensors, tmp_path / "model.safetensors")
-    files = {**read_files(folder), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    files = {**read_files(tiny), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
     said = bring(engine, files)
     assert said["stored"] == "float16"
     assert said["rounded"] == (dtype in (torch.float32, torch.float64))
@@ -195,9 +135,9 @@ def test_types_prefixes_and_buffers(engine: Engine, folder: Path, tmp_path: Path
     check(engine, model, 1e-4 if lossless else 5e-3)
 
 
-def changed_config(folder: Path, **changes: Any) -> dict[str, bytes]:
-    config = {**json.loads((folder / "config.json").read_text()), **changes}
-    return {**read_files(folder), "config.json": json.dumps(config).encode()}
+def changed_config(tiny: Path, **changes: Any) -> dict[str, bytes]:
+    config = {**json.loads((tiny / "config.json").read_text()), **changes}
+    return {**read_files(tiny), "config.json": json.dumps(config).encode()}
 
 
 BAD_CONFIGS = {
@@ -216,41 +156,41 @@ BAD_CONFIGS = {
 
 
 @pytest.mark.parametrize("field", BAD_CONFIGS)
-def test_a_model_that_does_not_fit_its_config_is_refused(engine: Engine, folder: Path, field: str) -> None:
+def test_a_model_that_does_not_fit_its_config_is_refused(engine: Engine, tiny: Path, field: str) -> None:
     value, words = BAD_CONFIGS[field]
-    assert re.search(words, refusal(engine, changed_config(folder, **{field: value})))
+    assert re.search(words, refusal(engine, changed_config(tiny, **{field: value})))
 
 
-def changed_weights(folder: Path, tmp_path: Path, **tensors: Tensor | None) -> dict[str, bytes]:
-    weights = {**load_file(folder / "model.safetensors"), **tensors}
+def changed_weights(tiny: Path, tmp_path: Path, **tensors: Tensor | None) -> dict[str, bytes]:
+    weights = {**load_file(tiny / "model.safetensors"), **tensors}
     save_file({n: w for n, w in weights.items() if w is not None}, tmp_path / "model.safetensors")
-    return {**read_files(folder), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+    return {**read_files(tiny), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
 
 
-def test_a_bad_file_of_weights_is_refused(engine: Engine, folder: Path, tmp_path: Path) -> None:
+def test_a_bad_file_of_weights_is_refused(engine: Engine, tiny: Path, tmp_path: Path) -> None:
     name = "transformer.h.1.mlp.c_fc.weight"
-    weights = load_file(folder / "model.safetensors")[name]
+    weights = load_file(tiny / "model.safetensors")[name]
     for bad, words in [
         (None, "has no h.1.mlp.c_fc.weight"),
         (weights.T.contiguous(), "h.1.mlp.c_fc.weight is 104 × 48"),
         (weights.to(torch.int8), "h.1.mlp.c_fc.weight is of type I8"),
         (weights.where(weights < weights.max(), torch.nan), "h.1.mlp.c_fc.weight contains NaN"),
     ]:
-        assert words in refusal(engine, changed_weights(folder, tmp_path, **{name: bad}))
-    whole = (folder / "model.safetensors").read_bytes()
-    files = read_files(folder)
+        assert words in refusal(engine, changed_weights(tiny, tmp_path, **{name: bad}))
+    whole = (tiny / "model.safetensors").read_bytes()
+    files = read_files(tiny)
     assert "not a whole safetensors file" in refusal(engine, {**files, "model.safetensors": whole[:-100]})
     assert "not a whole safetensors file" in refusal(engine, {**files, "model.safetensors": b"version https://git-lfs"})
     assert "config.json is not JSON" in refusal(engine, {**files, "config.json": b"{"})
-    assert "model.safetensors is missing" in refusal(engine, read_files(folder, "model.safetensors"))
-    assert "tokenizer's files are missing" in refusal(engine, read_files(folder, "merges.txt"))
+    assert "model.safetensors is missing" in refusal(engine, read_files(tiny, "model.safetensors"))
+    assert "tokenizer's files are missing" in refusal(engine, read_files(tiny, "merges.txt"))
 
 
-def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, folder: Path, tmp_path: Path) -> None:
-    model = GPT2LMHeadModel.from_pretrained(folder)
+def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, tiny: Path, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel.from_pretrained(tiny)
     model.transformer.h[1].mlp.c_fc.weight.data[3, 5] = 300
     name = "transformer.h.1.mlp.c_fc.weight"
-    said = bring(engine, changed_weights(folder, tmp_path, **{name: model.state_dict()[name]}))
+    said = bring(engine, changed_weights(tiny, tmp_path, **{name: model.state_dict()[name]}))
     assert said["stored"] == "float32"
     ids = some_ids(model.config.vocab_size, 1, 30)[0].tolist()
     with torch.no_grad():
@@ -259,10 +199,10 @@ def test_weights_too_large_for_16_bits_are_kept_in_32(engine: Engine, folder: Pa
     assert (found - expected).abs().max() < 0.02
 
 
-def test_what_16_bits_change_is_measured(engine: Engine, folder: Path, tokenizer_files: Path) -> None:
+def test_what_16_bits_change_is_measured(engine: Engine, tiny: Path, tokenizer_files: Path) -> None:
     """Against transformers with the weights of the file, and with the same weights in float16."""
     prompt = "The miller's daughter went down to the river."
-    model = GPT2LMHeadModel.from_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(tiny)
     ids = torch.tensor([Tokenizer.from_file(str(tokenizer_files / "tokenizer.json")).encode(prompt).ids])
     rounded = copy.deepcopy(model)
     for weights in rounded.parameters():
@@ -270,12 +210,12 @@ def test_what_16_bits_change_is_measured(engine: Engine, folder: Path, tokenizer
             weights.data = weights.half().float()
     with torch.no_grad():
         exact, near = (m(ids).logits[0, -1] for m in (model, rounded))
-    bring(engine, read_files(folder))
+    bring(engine, read_files(tiny))
     found = engine.ask("rounding", prompt=prompt)
     assert found["largest"] == pytest.approx((exact - near).abs().max().item(), rel=0.05)
     assert found["spread"] == pytest.approx(exact.std(correction=0).item(), rel=1e-3)
     assert found["same"] == (exact.argmax() == near.argmax()).item()
-    bring(engine, read_files(folder), exact=True)
+    bring(engine, read_files(tiny), exact=True)
     assert engine.ask("rounding", prompt=prompt)["largest"] == 0
 
 
@@ -311,8 +251,8 @@ def in_page(browser: Browser, site: Path, files: dict[str, str], texts: list[str
     return answer
 
 
-def test_tokenizers_that_are_not_gpt2s_are_refused(engine: Engine, folder: Path, tokenizer_files: Path) -> None:
-    files = read_files(folder, "vocab.json", "merges.txt")
+def test_tokenizers_that_are_not_gpt2s_are_refused(engine: Engine, tiny: Path, tokenizer_files: Path) -> None:
+    files = read_files(tiny, "vocab.json", "merges.txt")
     whole = json.loads((tokenizer_files / "tokenizer.json").read_text(encoding="utf8"))
 
     def refused(**changes: Any) -> str:
@@ -330,8 +270,8 @@ def test_tokenizers_that_are_not_gpt2s_are_refused(engine: Engine, folder: Path,
 # ---- Training and taking home ------------------------------------------------------------------------------------
 
 
-def test_an_adapter_trained_on_it_opens_in_peft(engine: Engine, folder: Path, tmp_path: Path) -> None:
-    bring(engine, read_files(folder), exact=True, name="someone/tiny")
+def test_an_adapter_trained_on_it_opens_in_peft(engine: Engine, tiny: Path, tmp_path: Path) -> None:
+    bring(engine, read_files(tiny), exact=True, name="someone/tiny")
     settings = {
         "text": PROSE,
         "prompt": "The goose",
@@ -353,7 +293,7 @@ def test_an_adapter_trained_on_it_opens_in_peft(engine: Engine, folder: Path, tm
     for name, data in engine.tab.evaluate(script, view).items():
         (tmp_path / name).write_bytes(bytes(data))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/tiny"
-    base = GPT2LMHeadModel.from_pretrained(folder)
+    base = GPT2LMHeadModel.from_pretrained(tiny)
     ids = some_ids(base.config.vocab_size, 1, 30)[0].tolist()
     with torch.no_grad():
         alone = base(torch.tensor([ids])).logits[0, -1]
@@ -363,53 +303,14 @@ def test_an_adapter_trained_on_it_opens_in_peft(engine: Engine, folder: Path, tm
     assert (alone - expected).abs().max() > 0.05, "the adapter does nothing, so nothing was compared"
 
 
-def test_a_text_of_the_whole_context_can_be_written(engine: Engine, folder: Path) -> None:
-    bring(engine, read_files(folder))
+def test_a_text_of_the_whole_context_can_be_written(engine: Engine, tiny: Path) -> None:
+    bring(engine, read_files(tiny))
     settings = {"prompt": "The goose ran", "count": 60, "temperature": 0.8, "seed": 1}
     written = engine.ask("write", view=None, base=True, **settings)["base"]
     assert 10 < len(written["ids"]) <= 49  # 50 tokens fit, the prompt's among them
 
 
 # ---- The Hub -----------------------------------------------------------------------------------------------------
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A stand-in for the Hub on this machine: lists a model's files, and hands them out."""
-
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        name = self.path.removeprefix("/someone/tiny/resolve/main/")
-        if self.path == "/api/models/someone/tiny/tree/main":
-            listed = [{"type": "file", "path": n, "size": len(data)} for n, data in self.files.items()]
-            data = json.dumps([*listed, {"type": "directory", "path": "onnx", "size": 0}]).encode()
-        elif name in self.files:
-            data = self.files[name]
-        else:
-            self.send_response(404)
-            self.send_header("Access-Control-Allow-Origin", "*")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Access-Control-Allow-Origin", "*")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Not on the terminal."""
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[str]:
-    Hub.files, Hub.asked = {**read_files(folder), "README.md": b"tiny"}, []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 HUB = """async ([module, name, hub]) => {
@@ -422,14 +323,14 @@ HUB = """async ([module, name, hub]) => {
 }"""
 
 
-def test_a_model_comes_from_the_hub(engine: Engine, folder: Path, hub: str) -> None:
+def test_a_model_comes_from_the_hub(engine: Engine, tiny: Path, hub: str) -> None:
     found = engine.tab.evaluate(HUB, [as_module("bring_model.js"), "someone/tiny", hub])
     needed = ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
     assert [file["name"] for file in found["look"]["files"]] == needed
     assert found["look"]["bytes"] == sum(len(Hub.files[name]) for name in needed)
     assert found["share"] == 1
     assert Hub.asked[0] == "/api/models/someone/tiny/tree/main" and len(Hub.asked) == 5
-    check(engine, GPT2LMHeadModel.from_pretrained(folder), 5e-3)
+    check(engine, GPT2LMHeadModel.from_pretrained(tiny), 5e-3)
 
 
 def test_what_the_hub_cannot_give_is_said(engine: Engine, hub: str) -> None:
@@ -462,9 +363,9 @@ TRAIN = """async ([settings, workers]) => {
 }"""
 
 
-def test_several_workers_train_as_one_does(engine: Engine, folder: Path) -> None:
+def test_several_workers_train_as_one_does(engine: Engine, tiny: Path) -> None:
     """Rows shared among 2, 3 and 4 workers: the losses of one worker; the same number twice: the same bits."""
-    bring(engine, read_files(folder), exact=True)
+    bring(engine, read_files(tiny), exact=True)
     settings = {"text": PROSE, "prompt": "The", "batch": 4, "r": 3, "alpha": 6, "rate": 0.01, "steps": 8}
     settings["kinds"] = KINDS
     runs = {n: engine.tab.evaluate(TRAIN, [settings, n]) for n in (1, 2, 3, 9)}
@@ -475,7 +376,7 @@ def test_several_workers_train_as_one_does(engine: Engine, folder: Path) -> None
     assert engine.tab.evaluate(TRAIN, [settings, 3])["bytes"] == runs[3]["bytes"]
 
 
-def test_a_second_worker_that_does_not_start_is_told(engine: Engine, folder: Path) -> None:
+def test_a_second_worker_that_does_not_start_is_told(engine: Engine, tiny: Path) -> None:
     settings = {"text": PROSE, "prompt": "The", "batch": 2, "r": 3, "alpha": 6, "rate": 0.01, "steps": 1}
     settings["kinds"] = KINDS
     engine.ask("noWorkers")
@@ -503,15 +404,15 @@ FIREFOX = """(async ([source, files, settings, ids]) => {
 })"""
 
 
-def test_firefox_takes_it_too(site: Path, folder: Path, tmp_path: Path) -> None:
+def test_firefox_takes_it_too(site: Path, tiny: Path, tmp_path: Path) -> None:
     path = firefox.find()
     if path is None:
         skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
-    model = GPT2LMHeadModel.from_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(tiny)
     ids = some_ids(model.config.vocab_size, 1, 40)[0].tolist()
     settings = {"text": PROSE, "prompt": "The", "batch": 2, "r": 3, "alpha": 6, "rate": 0.01, "steps": 3}
-    coded = {name: base64.b64encode(data).decode() for name, data in read_files(folder).items()}
-    asked = [build_lab.bundle("probe.js"), coded, {**settings, "kinds": KINDS}, ids]
+    coded = {name: base64.b64encode(data).decode() for name, data in read_files(tiny).items()}
+    asked = [probe(), coded, {**settings, "kinds": KINDS}, ids]
     with firefox.open_tab(path, tmp_path) as tab:
         tab.goto(site.as_uri())
         seen = tab.evaluate(f"{FIREFOX}({json.dumps(asked)})")

@@ -6,42 +6,19 @@ The arithmetic is in tests/test_lab.py; the page is opened here in the same way,
 from __future__ import annotations
 
 import base64
-import http.server
 import json
+import re
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import firefox
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import skip_or_fail
-from lab_modules import as_module
+from lab_modules import Chromium, Driver, Hub, as_module
 from PIL import Image
-from playwright.sync_api import Browser
-from test_lab import Chromium, Driver
-from test_lab_models import PROSE, Hub, tiny_gpt2
-from tokenizers import ByteLevelBPETokenizer
-
-
-@pytest.fixture(params=["chromium", "firefox"])
-def tab(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterator[Driver]:
-    """The page, newly opened, in each browser."""
-    if request.param == "chromium":
-        page = Chromium(request.getfixturevalue("browser"), tmp_path, site.as_uri())
-        yield page
-        page.context.close()
-        return
-    path = firefox.find()
-    if path is None:
-        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
-    with firefox.open_tab(path, tmp_path) as opened:
-        opened.goto(site.as_uri())
-        yield Driver(opened, tmp_path / "downloads")
+from playwright.sync_api import Browser, Page
 
 
 def opened(browser: Browser, site: Path, folder: Path, address: str = "", **context: Any) -> Chromium:
@@ -71,21 +48,21 @@ def visit_again(page: Driver, url: str) -> None:
 # ---- The first screen --------------------------------------------------------------------------------------------
 
 
-def test_a_recording_plays_and_nothing_is_loaded(tab: Driver) -> None:
-    first = tab.text("adapted")
-    assert len(first) > 100 and len(tab.text("base")) > 100, "the first scene stands there at once"
-    assert tab.text("rank-value") == "8 of 8"
-    tab.until("document.getElementById('lab-rank').value === '2'", 10)
-    tab.until("document.querySelectorAll('#lab-adapted .lab-token').length > 5", 10)
-    tab.click("play")
-    stopped = tab.text("adapted")
+def test_a_recording_plays_and_nothing_is_loaded(visit: Driver) -> None:
+    first = visit.text("adapted")
+    assert len(first) > 100 and len(visit.text("base")) > 100, "the first scene stands there at once"
+    assert visit.text("rank-value") == "8 of 8"
+    visit.until("document.getElementById('lab-rank').value === '2'", 60)
+    visit.until("document.querySelectorAll('#lab-adapted .lab-token').length > 5", 60)
+    visit.click("play")
+    stopped = visit.text("adapted")
     assert stopped != first
     time.sleep(0.5)
-    assert tab.text("adapted") == stopped and tab.text("play") == "Play"
-    tab.click("play")
-    tab.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 5)
-    assert not [url for url in requests(tab) if "weights" in url]
-    assert "#" not in tab.js("location.href"), "a recording says nothing in the address"
+    assert visit.text("adapted") == stopped and visit.text("play") == "Play"
+    visit.click("play")
+    visit.until(f"document.getElementById('lab-adapted').textContent !== {json.dumps(stopped)}", 60)
+    assert not [url for url in requests(visit) if "weights" in url]
+    assert "#" not in visit.js("location.href"), "a recording says nothing in the address"
 
 
 def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, site: Path, tmp_path: Path) -> None:
@@ -96,19 +73,19 @@ def test_a_reader_who_wants_no_motion_gets_none(browser: Browser, site: Path, tm
     assert (page.text("adapted"), value(page, "rank"), page.text("next")) == seen
     assert page.js("document.getAnimations().length") == 0
     page.click("play")  # who presses it asks for motion
-    page.until("document.getElementById('lab-rank').value === '2'", 10)
+    page.until("document.getElementById('lab-rank').value === '2'", 60)
     page.context.close()
 
 
-def test_a_change_loads_the_model_and_takes_the_recordings_place(tab: Driver) -> None:
-    tab.until("document.getElementById('lab-rank').value === '2'", 10)
-    tab.fill("rank", 4)
-    assert tab.js("!document.getElementById('lab-progress').hidden || Boolean(Lab.page.engine)")
-    tab.until("Lab.seen().write.view?.rank === 4")
-    assert tab.js("Lab.seen().write.view.adapter") == "cat", "the adapter that was on the page"
-    assert "rank=4" in tab.js("location.hash")
-    assert tab.js("document.getElementById('lab-play').hidden && document.getElementById('lab-load').hidden")
-    assert tab.text("adapted").startswith("The door opened, and")
+def test_a_change_loads_the_model_and_takes_the_recordings_place(visit: Driver) -> None:
+    visit.until("document.getElementById('lab-rank').value === '2'", 60)
+    visit.fill("rank", 4)
+    assert visit.js("!document.getElementById('lab-progress').hidden || Boolean(Lab.page.engine)")
+    visit.until("Lab.seen().write.view?.rank === 4")
+    assert visit.js("Lab.seen().write.view.adapter") == "cat", "the adapter that was on the page"
+    assert "rank=4" in visit.js("location.hash")
+    assert visit.js("document.getElementById('lab-play').hidden && document.getElementById('lab-load').hidden")
+    assert visit.text("adapted").startswith("The door opened, and")
 
 
 # The standing page has no header: the book's is 191 pixels on a phone and 234 on a desk (its title and one sentence).
@@ -177,55 +154,108 @@ BARS = """name => Lab.page.engine.ask("bars", {
   view: { adapter: name, rank: 8, strength: 1, off: [] }, prompt: "Arr", ids: [], count: 8, also: [] })"""
 
 
-def test_one_press_trains_and_the_best_adapter_stays(tab: Driver, site: Path) -> None:
-    tab.click("train-now")
-    tab.until("document.getElementById('lab-train').disabled")
-    tab.until("!document.getElementById('lab-train').disabled", 300)
-    run = tab.js("({ ...Lab.seen().train, losses: Lab.seen().train.losses.length, settings: 0, samples: 0 })")
+def test_one_press_trains_and_the_best_adapter_stays(visit: Driver, site: Path) -> None:
+    visit.click("train-now")
+    visit.until("document.getElementById('lab-train').disabled")
+    visit.until("!document.getElementById('lab-train').disabled", 300)
+    run = visit.js("({ ...Lab.seen().train, losses: Lab.seen().train.losses.length, settings: 0, samples: 0 })")
     lowest = min(run["measured"], key=lambda at: at["heldOut"])
     last = run["measured"][-1]
     assert run["best"] == lowest["at"] < last["at"] == run["losses"] == run["best"] + 30 < 60, "it stopped by itself"
-    said = tab.text("verdict")
+    said = visit.text("verdict")
     assert f"fell from {run['measured'][0]['heldOut']:.2f} to {lowest['heldOut']:.2f}" in said
     assert "Memorising: " in said and "Forgetting: " in said
-    assert f"step {run['best']}" in tab.text("train-status")
-    assert f"{lowest['heldOut']:.2f} ({last['heldOut']:.2f})" in tab.text("runs"), "the best beside the last"
-    assert "run-1-last" in options(tab) and value(tab, "adapter") == "run-1"
-    assert value(tab, "prompt") == "Ninth day. Arr,"
+    assert f"step {run['best']}" in visit.text("train-status")
+    assert f"{lowest['heldOut']:.2f} ({last['heldOut']:.2f})" in visit.text("runs"), "the best beside the last"
+    assert "run-1-last" in options(visit) and value(visit, "adapter") == "run-1"
+    assert value(visit, "prompt") == "Ninth day. Arr,"
 
     # The two adapters differ.
-    both = [tab.js(f"({BARS})('{name}')") for name in ("run-1", "run-1-last")]
+    both = [visit.js(f"({BARS})('{name}')") for name in ("run-1", "run-1-last")]
     assert both[0] != both[1]
 
     # It is here after a reload, and writes as before.
-    tab.until("document.getElementById('lab-kept').rows.length === 2")
-    tab.until("Lab.seen().write.view?.adapter === 'run-1' && Lab.seen().write.prompt === 'Ninth day. Arr,'")
-    text = tab.text("adapted")
-    visit_again(tab, tab.js("location.href"))
-    tab.until("document.getElementById('lab-adapter').value === 'run-1'")
-    assert "a pirate's log, run 1" in options(tab)["run-1"]
-    tab.click("load")
-    tab.until("Lab.seen().write.view?.adapter === 'run-1'")
-    assert tab.text("adapted") == text
-    name_and_delete(tab, site)
+    visit.until("document.getElementById('lab-kept').rows.length === 2")
+    visit.until("Lab.seen().write.view?.adapter === 'run-1' && Lab.seen().write.prompt === 'Ninth day. Arr,'")
+    text = visit.text("adapted")
+    visit_again(visit, visit.js("location.href"))
+    visit.until("document.getElementById('lab-adapter').value === 'run-1'")
+    assert "a pirate's log, run 1" in options(visit)["run-1"]
+    visit.click("load")
+    visit.until("Lab.seen().write.view?.adapter === 'run-1'")
+    assert visit.text("adapted") == text
+    rename(visit)
+    send_and_receive(visit)
+    delete_all(visit, site)
 
 
-def name_and_delete(tab: Driver, site: Path) -> None:
+def rename(visit: Driver) -> None:
     field = "document.querySelector('#lab-kept input[type=text]')"
-    tab.js(f"void ({field}.value = 'Arr <b>7</b>')")
-    tab.js(f"void {field}.dispatchEvent(new Event('change'))")
-    tab.until("document.getElementById('lab-kept-status').textContent.includes('Arr <b>7</b>')")
-    visit_again(tab, site.as_uri())
-    tab.until("document.getElementById('lab-kept').rows.length === 2")
-    assert options(tab)["run-1"] == "yours: Arr <b>7</b>"
-    delete = "[...document.querySelectorAll('#lab-kept button')].at(-1)"
-    tab.js(f"void {delete}.click()")
-    assert tab.js(f"{delete}.textContent") == "Really delete?"
-    tab.js(f"void {delete}.click()")
-    tab.until("document.getElementById('lab-kept').hidden")
-    visit_again(tab, site.as_uri())
-    tab.until("document.getElementById('lab-kept-status').textContent.startsWith('No adapters yet')")
-    assert "run-1" not in options(tab)
+    visit.js(f"void ({field}.value = 'Arr <b>7</b>')")
+    visit.js(f"void {field}.dispatchEvent(new Event('change'))")
+    visit.until("document.getElementById('lab-kept-status').textContent.includes('Arr <b>7</b>')")
+    assert options(visit)["run-1"] == "yours: Arr <b>7</b>"
+
+
+COPY = """Object.defineProperty(navigator, "clipboard", {
+  value: { writeText(text) { window.copied = text; } }, configurable: true })"""
+
+
+def shared(page: Driver) -> str:
+    """What the page says to a click on the button that copies a link."""
+    page.js(f"void ({COPY})")
+    page.js("void (document.getElementById('lab-shared').textContent = '')")
+    page.click("share")
+    page.until("document.getElementById('lab-shared').textContent !== ''")
+    return page.text("shared")
+
+
+def send_and_receive(visit: Driver) -> None:
+    """A link carries the selected adapter: its receiver sees the text at once, before a model is loaded."""
+    assert "this one has rank 8: turn Rank down to 2, or send the file" in shared(visit)
+    visit.fill("rank", 1)
+    visit.until("Lab.seen().write.view.rank === 1")
+    assert "It carries the adapter" in shared(visit)
+    link = visit.js("window.copied")
+    assert 40_000 < len(link) < 46_000
+
+    before = len(requests(visit))
+    visit_again(visit, link)
+    visit.until("document.getElementById('lab-adapter').value === 'carried'", 60)
+    base, text, bars = visit.text("base"), visit.text("adapted"), visit.text("next")
+    assert text.startswith(value(visit, "prompt")) and len(text) > 60 and text != base and "%" in bars
+    fetched = {Path(url.partition("#")[0]).name for url in requests(visit)[before:]}
+    assert fetched - {"about:blank", "blank"} == {"lab.html", "lab.css", "page.js"}
+    visit.click("load")
+    visit.until("Boolean(Lab.seen().write.adapted && Lab.seen().write.bars)")
+    assert (visit.text("base"), visit.text("adapted"), visit.text("next")) == (base, text, bars)
+    assert visit.js("location.href.includes('carried=')"), "a reload must not lose it"
+    visit.click("keep")
+    visit.until("document.getElementById('lab-kept').rows.length === 3")
+
+    for broken, words in {
+        link[:20_000]: "The link is cut off",
+        link[:30_000] + "~" + link[30_001:]: "has “~” at",
+    }.items():
+        visit_again(visit, broken)
+        visit.until(f"document.getElementById('lab-status').textContent.includes({json.dumps(words)})", 60)
+        assert "carried" not in options(visit)
+
+
+def delete_all(visit: Driver, site: Path) -> None:
+    visit_again(visit, site.as_uri())
+    for rows in (3, 2):
+        visit.until(f"document.getElementById('lab-kept').rows.length === {rows}")
+        delete = "[...document.querySelectorAll('#lab-kept button')].at(-1)"
+        visit.js(f"void {delete}.click()")
+        assert visit.js(f"{delete}.textContent") == "Really delete?"
+        visit.js(f"void {delete}.click()")
+    visit.until("document.getElementById('lab-kept').hidden")
+    visit_again(visit, site.as_uri())
+    visit.until("document.getElementById('lab-kept-status').textContent.startsWith('No adapters yet')")
+    assert "run-1" not in options(visit)
+    tab = visit if isinstance(visit, Chromium) else visit.tab
+    assert tab.errors == []
 
 
 SHORT = "The lamp is on the table, and the table is by the door. " * 12
@@ -287,64 +317,11 @@ def test_storage_that_fails_says_so_and_the_adapter_can_be_used(
 # ---- Links -------------------------------------------------------------------------------------------------------
 
 
-COPY = "navigator.clipboard.writeText = text => { window.copied = text; }"
-
-
-def shared(page: Driver) -> str:
-    """What the page says to a click on the button that copies a link."""
-    page.js(f"void ({COPY})")
-    page.js("void (document.getElementById('lab-shared').textContent = '')")
-    page.click("share")
-    page.until("document.getElementById('lab-shared').textContent !== ''")
-    return page.text("shared")
-
-
-def link_of(page: Driver) -> str:
-    assert "It carries the adapter" in shared(page)
-    return page.js("window.copied")
-
-
-def test_a_link_carries_an_adapter(browser: Browser, site: Path, tmp_path: Path) -> None:
-    page = opened(browser, site, tmp_path)
-    train_short(page, train_rank=4, rate=0.003)
-    page.fill("seed", 3)
-    page.until("Lab.seen().write.seed === 3 && Lab.seen().write.view.adapter === 'run-1'")
-    assert "this one has rank 4: turn Rank down to 2, or send the file" in shared(page)
-    page.fill("rank", 1)
-    page.until("Lab.seen().write.view.rank === 1")
-    link = link_of(page)
-    assert 40_000 < len(link) < 46_000
-    page.context.close()
-
-    receiver = Chromium(browser, tmp_path, link)
-    receiver.until("document.getElementById('lab-adapter').value === 'carried'", 10)
-    base, text, bars = receiver.text("base"), receiver.text("adapted"), receiver.text("next")
-    assert text.startswith(value(receiver, "prompt")) and len(text) > 60 and text != base and "%" in bars
-    assert {Path(url.partition("#")[0]).name for url in receiver.requests} == {"lab.html", "lab.css", "page.js"}
-    receiver.click("load")
-    receiver.until("Boolean(Lab.seen().write.adapted && Lab.seen().write.bars)")
-    assert (receiver.text("base"), receiver.text("adapted"), receiver.text("next")) == (base, text, bars)
-    assert receiver.js("location.href.includes('carried=')"), "a reload must not lose it"
-    receiver.click("keep")
-    receiver.until("document.getElementById('lab-kept').rows.length === 2")
-    assert receiver.errors == []
-    receiver.context.close()
-
-    for broken, words in {
-        link[:20_000]: "The link is cut off",
-        link[:30_000] + "~" + link[30_001:]: "has “~” at",
-    }.items():
-        receiver = Chromium(browser, tmp_path, broken)
-        receiver.until(f"document.getElementById('lab-status').textContent.includes({json.dumps(words)})", 10)
-        assert "carried" not in options(receiver)
-        receiver.context.close()
-
-
-def test_a_link_to_an_adapter_that_is_not_here_says_so(tab: Driver, site: Path) -> None:
-    visit_again(tab, site.as_uri() + "#adapter=run-7&rank=3")
-    tab.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 10)
-    assert "only in the browser that trained it" in tab.text("status")
-    assert tab.js("document.getElementById('lab-status').classList.contains('lab-wrong')")
+def test_a_link_to_an_adapter_that_is_not_here_says_so(visit: Driver, site: Path) -> None:
+    visit_again(visit, site.as_uri() + "#adapter=run-7&rank=3")
+    visit.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 60)
+    assert "only in the browser that trained it" in visit.text("status")
+    assert visit.js("document.getElementById('lab-status').classList.contains('lab-wrong')")
 
 
 CODEC = """async ([share, config, weights, about]) => {
@@ -372,21 +349,22 @@ def files_of(r: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
-def carried(browser: Browser, site: Path, r: int) -> dict[str, Any]:
+def carried(bare: Page, r: int) -> dict[str, Any]:
     config, tensors = files_of(r)
     texts = [base64.b64encode(part).decode() for part in (json.dumps(config).encode(), safetensors.numpy.save(tensors))]
-    page = browser.new_page()
-    page.goto(site.as_uri())
-    try:
-        return page.evaluate(CODEC, [as_module("share.js"), *texts, {"title": "Ü 😀"}])
-    finally:
-        page.close()
+    return bare.evaluate(CODEC, [as_module("share.js"), *texts, {"title": "Ü 😀"}])
+
+
+@pytest.fixture(scope="module")
+def letters(bare: Page) -> str:
+    """A link's letters for an adapter of rank 1."""
+    return carried(bare, 1)["letters"]
 
 
 @pytest.mark.parametrize("r", [1, 2])
-def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, site: Path, r: int) -> None:
+def test_eight_bits_keep_each_direction_to_half_a_step(bare: Page, r: int) -> None:
     config, tensors = files_of(r)
-    found = carried(browser, site, r)
+    found = carried(bare, r)
     assert found["config"] == config and found["about"] == {"title": "Ü 😀"}
     back = safetensors.numpy.load(base64.b64decode(found["weights"]))
     assert set(back) == set(tensors)
@@ -397,9 +375,9 @@ def test_eight_bits_keep_each_direction_to_half_a_step(browser: Browser, site: P
     assert numbers * 4 / 3 < len(found["letters"]) < numbers * 4 / 3 + 1500
 
 
-def test_rank_three_does_not_travel(browser: Browser, site: Path) -> None:
+def test_rank_three_does_not_travel(bare: Page) -> None:
     with pytest.raises(Exception, match="this one has rank 3"):
-        carried(browser, site, 3)
+        carried(bare, 3)
 
 
 READ = """async ([share, links]) => {
@@ -408,8 +386,7 @@ READ = """async ([share, links]) => {
 }"""
 
 
-def test_a_damaged_link_says_what_is_damaged(browser: Browser, site: Path) -> None:
-    letters = carried(browser, site, 1)["letters"]
+def test_a_damaged_link_says_what_is_damaged(bare: Page, letters: str) -> None:
     other = "B" if letters[2000] == "A" else "A"
     links = {
         letters: "taken",  # the control
@@ -424,10 +401,7 @@ def test_a_damaged_link_says_what_is_damaged(browser: Browser, site: Path) -> No
         "_" + letters[1:]: "does not know this kind of link",
         letters * 100: "no adapter of this page is so large",
     }
-    page = browser.new_page()
-    page.goto(site.as_uri())
-    said = page.evaluate(READ, [as_module("share.js"), list(links)])
-    page.close()
+    said = bare.evaluate(READ, [as_module("share.js"), list(links)])
     assert [(words, found) for words, found in zip(links.values(), said, strict=True) if words not in found] == []
 
 
@@ -478,28 +452,18 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change", HOSTILE)
-def test_a_hostile_link_is_refused(browser: Browser, site: Path, change: str) -> None:
-    letters = carried(browser, site, 1)["letters"]
-    page = browser.new_page()
-    page.goto(site.as_uri())
-    assert HOSTILE[change] in page.evaluate(BROKEN, [as_module("share.js"), letters, change])
-    page.close()
+def test_a_hostile_link_is_refused(bare: Page, letters: str, change: str) -> None:
+    assert HOSTILE[change] in bare.evaluate(BROKEN, [as_module("share.js"), letters, change])
 
 
 # ---- A GPT-2 that the reader brings ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 with gpt2-mini's tokenizer's kind of files."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([PROSE], vocab_size=400)
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    tokenizer.save_model(str(folder))
-    tiny_gpt2(tokenizer.get_vocab_size()).save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    return folder
+def rounding(page: Driver) -> str:
+    """What the page says of the difference that 16 bits make."""
+    page.click("rounding")
+    page.until("/by more|Nothing/.test(document.getElementById('lab-rounding-status').textContent)")
+    return page.text("rounding-status")
 
 
 def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
@@ -513,7 +477,7 @@ def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
     assert page.js("Lab.page.model") == "gpt2-mini" and value(page, "adapter") == "run-1"
     page.tab.set_input_files("#lab-model", sorted(tiny.iterdir()))
     page.until("document.getElementById('lab-model-status').textContent.includes('is loaded')")
-    assert "3 blocks, 48 wide, 401 tokens" in page.text("model-status")
+    assert "3 blocks, 48 wide, " in page.text("model-status")
     assert options(page) == {"": "none yet: train one"} and "your GPT-2" in page.text("base-title")
     page.until("Lab.seen().write.base && Lab.seen().write.view.adapter === ''")
     assert page.text("adapted") == page.text("base"), "there is no adapter yet"
@@ -523,15 +487,20 @@ def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
     page.click("train")
     page.until("document.getElementById('lab-train-status').textContent.includes('a whole number from 1 to 48')")
     page.usable("train")
-    train_short(page)
+    train_short(page, workers=2)
+    assert re.search(r"2 workers: \d+\.\d × one", page.text("speed-up"))
+    widths = page.js("[...document.querySelectorAll('#lab-speed-up .lab-filled')].map(bar => bar.style.width)")
+    assert len(widths) == 2 and "100%" in widths, "the slower of the two is the whole bar"
     page.until("document.getElementById('lab-kept').rows.length === 3")
     assert set(options(page)) >= {"", "run-2"} and "run-1" not in options(page)
     assert "for gpt2-mini" in page.text("kept")
     assert "your GPT-2" not in page.text("peft") and "FOLDER_OF_YOUR_MODEL" in page.text("peft")
     assert "adapters of gpt2-mini" in shared(page)
 
+    assert rounding(page).startswith("After this prompt, rounding moves no logit by more than 0.")
     page.click("model-back")
     page.until("document.getElementById('lab-model-status').textContent.startsWith('gpt2-mini is loaded')")
+    assert rounding(page) == "Nothing: no weight of this model was rounded."
     assert {"plays", "cat", "restaurants", "run-1"} <= set(options(page)) and "run-2" not in options(page)
     page.fill("adapter", "run-1")
     page.until("Lab.seen().write.view?.adapter === 'run-1'")
@@ -539,15 +508,10 @@ def test_a_gpt2_from_the_disk_writes_trains_and_makes_place_again(
     page.context.close()
 
 
-def test_the_hub_is_asked_only_when_the_reader_says_so(
-    site: Path, browser: Browser, tmp_path: Path, tiny: Path
-) -> None:
-    Hub.files, Hub.asked = {file.name: file.read_bytes() for file in tiny.iterdir()}, []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def test_the_hub_is_asked_only_when_the_reader_says_so(site: Path, browser: Browser, tmp_path: Path, hub: str) -> None:
     page = opened(browser, site, tmp_path)
     page.context.set_offline(False)
-    page.js(f"void (Lab.hub = 'http://127.0.0.1:{server.server_port}')")
+    page.js(f"void (Lab.hub = '{hub}')")
     page.fill("model-name", "no/such model")
     page.click("model-look")
     page.until("document.getElementById('lab-model-status').textContent.includes('not the name of a model')")
@@ -558,12 +522,10 @@ def test_the_hub_is_asked_only_when_the_reader_says_so(
     assert Hub.asked == ["/api/models/someone/tiny/tree/main"]
     weights = len(Hub.files["model.safetensors"])
     assert f"model.safetensors ({-(-weights // 1000)} kB)" in page.text("model-status")
-    assert f"from 127.0.0.1:{server.server_port}" in page.text("model-fetch")
+    assert f"from {hub.removeprefix('http://')}" in page.text("model-fetch")
     page.click("model-fetch")
     page.until("document.getElementById('lab-model-status').textContent.startsWith('someone/tiny is loaded')")
     assert len(Hub.asked) == 5 and 'from_pretrained("someone/tiny")' in page.text("peft")
-    server.shutdown()
-    server.server_close()
     page.context.close()
 
 
@@ -583,6 +545,30 @@ def test_the_device_is_said_and_both_are_measured(browser: Browser, site: Path, 
     page.context.close()
 
 
+# ---- Several workers ---------------------------------------------------------------------------------------------
+
+TIMED = """async module => {
+  const { SpeedUp } = await import(module);
+  const speedUp = new SpeedUp(2);
+  const results = [];
+  const alone = [900, 40, 60, 50];
+  const together = [900, 20, 30, 10];
+  for (let step = 1; step <= 10; step++) {
+    speedUp.took(step, (speedUp.isAlone(step) ? alone : together).shift() ?? 1);
+    results.push(speedUp.result);
+  }
+  return { results, alone: [7, 8, 9, 10].map(step => speedUp.isAlone(step)) };
+}"""
+
+
+def test_the_speed_up_is_that_of_the_first_steps(bare: Page) -> None:
+    """Medians of three steps each; the two before them only warm up, and those after them are not timed."""
+    found = bare.evaluate(TIMED, as_module("crew.js"))
+    measured = {"workers": 2, "alone": 50, "together": 20}
+    assert found["results"] == [None] * 7 + [measured] * 3
+    assert found["alone"] == [True, False, False, False], "from step 9 on, all workers compute"
+
+
 # ---- What the curves say -----------------------------------------------------------------------------------------
 
 # Held-out and prose losses at steps 0, 10, 20; training losses at the start and at the end; what is said.
@@ -597,17 +583,13 @@ CURVES = {
 
 
 @pytest.mark.parametrize("kind", CURVES)
-def test_curves_are_told_in_words(browser: Browser, site: Path, kind: str) -> None:
+def test_curves_are_told_in_words(bare: Page, kind: str) -> None:
     held_out, prose, (first, final), said = CURVES[kind]
     measured = [{"at": 10 * i, "heldOut": h, "prose": p} for i, (h, p) in enumerate(zip(held_out, prose, strict=True))]
     best = 10 * held_out.index(min(held_out))
     run = {"losses": [first, *[final] * 20], "measured": measured, "best": best}
-    page = browser.new_page()
-    page.goto(site.as_uri())
-    found = page.evaluate(
-        "async ([module, run]) => (await import(module)).verdict(run)", [as_module("verdict.js"), run]
-    )
-    page.close()
+    script = "async ([module, run]) => (await import(module)).verdict(run)"
+    found = bare.evaluate(script, [as_module("verdict.js"), run])
     assert [what for what, _ in found] == said
     words = dict(found)
     if "Memorising" in words:

@@ -9,39 +9,17 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import build_lab
 import pytest
 import torch
-from lab_modules import as_module
+from lab_modules import KINDS, PROSE, as_module
 from measure_lab import Engine
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
 
 from lora_lib import Tokenizer, get_peft_model, load_model
-
-KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-PROSE = (build_lab.LAB / "prose.txt").read_text(encoding="utf8")
-
-
-@pytest.fixture(scope="module")
-def engine(browser: Browser, site: Path) -> Iterator[Engine]:
-    engine = Engine(browser, site)
-    yield engine
-    engine.tab.close()
-
-
-@pytest.fixture
-def tab(browser: Browser, site: Path) -> Iterator[Page]:
-    """The page, with nothing loaded."""
-    tab = browser.new_page()
-    tab.goto(site.as_uri())
-    yield tab
-    tab.close()
-
 
 # ---- Text without spaces -----------------------------------------------------------------------------------------
 
@@ -109,28 +87,28 @@ def inside(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": data for name, data in files.items()}
 
 
-def test_the_final_adapter_wins_over_checkpoints(tab: Page) -> None:
+def test_the_final_adapter_wins_over_checkpoints(bare: Page) -> None:
     run = {
         **inside("run/checkpoint-500", pair("of step 500")),
         **inside("run", pair("at the end")),
         **inside("run/z", pair("of z")),
     }
     expected = ["config at the end", "weights at the end"]
-    assert adapter_files(tab, {"run.zip": archive(run)}) == expected
-    assert adapter_files(tab, {"run.zip": archive(dict(reversed(run.items())), zipfile.ZIP_STORED)}) == expected
-    assert adapter_files(tab, run) == expected
+    assert adapter_files(bare, {"run.zip": archive(run)}) == expected
+    assert adapter_files(bare, {"run.zip": archive(dict(reversed(run.items())), zipfile.ZIP_STORED)}) == expected
+    assert adapter_files(bare, run) == expected
     numbered = {"adapter_config (1).json": b"config 1", "adapter_model (1).safetensors": b"weights 1"}
-    assert adapter_files(tab, numbered) == ["config 1", "weights 1"]
+    assert adapter_files(bare, numbered) == ["config 1", "weights 1"]
     with_other = {**pair("alone"), "trainer_state.json": b"{}"}
-    assert adapter_files(tab, {"a.zip": archive(with_other)}) == ["config alone", "weights alone"]
+    assert adapter_files(bare, {"a.zip": archive(with_other)}) == ["config alone", "weights alone"]
 
 
-def test_several_adapters_or_none_are_refused(tab: Page) -> None:
+def test_several_adapters_or_none_are_refused(bare: Page) -> None:
     two = {**inside("a", pair("of a")), **inside("b", pair("of b"))}
-    assert "There are several adapters, a and b" in refusal(tab, {"two.zip": archive(two)})
-    assert "adapter_config.json is missing" in refusal(tab, {"none.zip": archive({})})
-    assert "adapter_model.safetensors is missing" in refusal(tab, {"adapter_config.json": b"{}"})
-    assert "which of them is meant" in refusal(tab, {"a.json": b"{}", "b.json": b"{}", "c.safetensors": b""})
+    assert "There are several adapters, a and b" in refusal(bare, {"two.zip": archive(two)})
+    assert "adapter_config.json is missing" in refusal(bare, {"none.zip": archive({})})
+    assert "adapter_model.safetensors is missing" in refusal(bare, {"adapter_config.json": b"{}"})
+    assert "which of them is meant" in refusal(bare, {"a.json": b"{}", "b.json": b"{}", "c.safetensors": b""})
 
 
 def bomb(said: int) -> bytes:
@@ -153,25 +131,25 @@ def bomb(said: int) -> bytes:
     return local + config[:end_of_config] + directory + end
 
 
-def test_a_zip_that_unpacks_to_gigabytes_is_refused(tab: Page) -> None:
-    assert len(adapter_files(tab, {"honest.zip": bomb(2**23)})[1]) == 2**23  # the control
-    assert "has 4,096 MB, and an adapter's file has 512 MB at most" in refusal(tab, {"big.zip": bomb(2**32 - 1)})
-    assert "is damaged" in refusal(tab, {"lies.zip": bomb(1000)})
-    assert "is damaged" in refusal(tab, {"lies.zip": bomb(2**24)})
+def test_a_zip_that_unpacks_to_gigabytes_is_refused(bare: Page) -> None:
+    assert len(adapter_files(bare, {"honest.zip": bomb(2**23)})[1]) == 2**23  # the control
+    assert "has 4,096 MB, and an adapter's file has 512 MB at most" in refusal(bare, {"big.zip": bomb(2**32 - 1)})
+    assert "is damaged" in refusal(bare, {"lies.zip": bomb(1000)})
+    assert "is damaged" in refusal(bare, {"lies.zip": bomb(2**24)})
 
 
-def test_a_zip_with_a_wrong_checksum_or_a_password_is_refused(tab: Page) -> None:
+def test_a_zip_with_a_wrong_checksum_or_a_password_is_refused(bare: Page) -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         whole = archive(pair("x" * 200), method)
         at = whole.index(b"weights") if method == zipfile.ZIP_STORED else whole.rindex(b"PK\x01\x02") + 16
         torn = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]  # a letter, or the checksum
-        assert "is damaged" in refusal(tab, {"torn.zip": torn})
+        assert "is damaged" in refusal(bare, {"torn.zip": torn})
     locked = bytearray(archive(pair("locked")))
     at = locked.index(b"PK\x01\x02")
     locked[at + 8] |= 1
-    assert "encrypted" in refusal(tab, {"locked.zip": bytes(locked)})
-    assert "not a whole zip" in refusal(tab, {"cut.zip": archive(pair("cut"))[:-30]})
-    assert "not a whole zip" in refusal(tab, {"not.zip": b"no zip at all"})
+    assert "encrypted" in refusal(bare, {"locked.zip": bytes(locked)})
+    assert "not a whole zip" in refusal(bare, {"cut.zip": archive(pair("cut"))[:-30]})
+    assert "not a whole zip" in refusal(bare, {"not.zip": b"no zip at all"})
 
 
 # ---- Adapters with mad settings ----------------------------------------------------------------------------------
@@ -227,7 +205,7 @@ def test_fields_of_peft_are_known_from_the_librarys_table(engine: Engine, tmp_pa
 
 
 def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_path: Path) -> None:
-    """Its directions are put in order in slices: what is asked meanwhile is answered, and progress is told."""
+    """Its directions are sorted in slices: the worker answers other jobs meanwhile and reports its progress."""
     keep(engine, saved(tmp_path / "large", 320, ["attn.c_proj"]), "large")
     script = """async () => {
       const view = { adapter: "large", rank: 3, strength: 1, off: [] };
@@ -247,7 +225,7 @@ def test_a_rank_of_320_is_turned_while_the_worker_answers(engine: Engine, tmp_pa
     assert len(seen["answered"]) >= 5, "the worker was deaf while it worked"
     assert all(0 <= share <= 1 for share in seen["bars"])
     again = engine.tab.evaluate(script)
-    assert (again["told"], again["bars"]) == ([], seen["bars"]), "what is in order once stays so"
+    assert (again["told"], again["bars"]) == ([], seen["bars"]), "sorted once, it stays sorted"
 
 
 # ---- Training ----------------------------------------------------------------------------------------------------
