@@ -287,9 +287,42 @@ def test_knob_in_a_notebook_made_into_a_page(browser, tmp_path, monkeypatch):
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.goto((tmp_path / "knob.html").as_uri())
+    assert not page.get_by_text("run this cell").is_visible(), "there is nothing to run in an export"
     page.get_by_label("rank r", exact=True).press("ArrowRight")
     assert shown(page) == [["r = 64"], ["rank 64 stores 196,608 numbers"]]
     context.close()
+
+
+LIVE = """<div class="jp-NotebookPanel"><i class="jp-Notebook-ExecutionIndicator" data-status="idle"></i>
+<div class="jp-OutputArea">{}
+<div class="knob-live live-{}"><div class="widget-inline-hbox"><label>target</label>
+<button class="widget-toggle-button">query</button><button class="widget-toggle-button mod-active">all</button>
+</div></div></div></div>"""
+
+
+def test_rows_of_buttons_beside_a_kernel_have_a_name_and_say_what_is_pressed(browser):
+    page = browser.new_page()
+    page.set_content(LIVE.format(two_axes().html(), two_axes().key))
+    first = page.locator(".widget-toggle-button").first
+    page.evaluate("document.querySelector('.knob-live').append('a change, as ipywidgets make them')")
+    group = page.get_by_role("group", name="target")
+    group.get_by_role("button", name="all", pressed=True).wait_for()
+    assert group.get_by_role("button", name="query", pressed=False).count() == 1
+    first.evaluate("button => button.classList.add('mod-active')")
+    group.get_by_role("button", name="query", pressed=True).wait_for()
+    page.close()
+
+
+def test_the_frames_take_over_when_the_kernel_is_shut_down(browser):
+    page = browser.new_page()
+    page.set_content(LIVE.format(two_axes().html(), two_axes().key))
+    still, live = page.locator("figure.knob"), page.locator(".knob-live")
+    assert live.is_visible() and not still.is_visible()
+    for status, gone in (("busy", False), ("unknown", True)):  # what JupyterLab says while it works, and after
+        page.locator("i").evaluate("(mark, status) => { mark.dataset.status = status; }", status)
+        page.wait_for_timeout(50)
+        assert (live.is_visible(), still.is_visible()) == (not gone, gone)
+    page.close()
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ class Knob extends Turned {
       for (const i of this.data.bodies.keys()) this.frame(i); // texts take their room before they are shown
     }
     if (this.data.later) this.fetchWhenNear();
-    if (this.notebook) new MutationObserver(() => this.nameWidgets()).observe(this.notebook, WATCHED);
+    if (this.notebook) {
+      new MutationObserver(() => this.nameWidgets()).observe(this.notebook, WATCHED);
+      this.takeOverFromKernel();
+    }
     new ResizeObserver(() => this.build()).observe(this.picture);
   }
 
@@ -96,6 +99,19 @@ class Knob extends Turned {
   restore(word) {
     const turned = word.split("~").map((label, n) => (this.labels[n] ?? []).indexOf(label));
     if (turned.length === this.labels.length && !turned.includes(-1)) this.turned = turned;
+  }
+
+  // ipywidgets do not notice when a kernel is shut down; JupyterLab shows it in the notebook's bar. The widget is then
+  // marked, so that the drawn frames stand in for it.
+  takeOverFromKernel() {
+    const state = this.notebook.closest(".jp-NotebookPanel").querySelector(".jp-Notebook-ExecutionIndicator");
+    if (!state) return;
+    const look = () => {
+      if (!["unknown", "dead"].includes(state.dataset.status)) return;
+      for (const live of this.notebook.querySelectorAll(`.live-${this.figure.id}`))
+        live.classList.add("knob-gone");
+    };
+    new MutationObserver(look).observe(state, { attributes: true, attributeFilter: ["data-status"] });
   }
 
   // In a notebook with a kernel ipywidgets stand in for the knob: their sliders and rows of buttons have no name, and
