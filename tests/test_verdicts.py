@@ -97,6 +97,9 @@ def test_the_map_compares_equal_layers():
     }  # fmt: skip
     assert forgetting.tuned_rates() == verdicts.MAP_RATES
     (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
+    back = [1 - (float(scaled[s]["prose_loss"]) - base) / (float(full[s]["prose_loss"]) - base) for s in sorted(scaled)]
+    low, high = stats.ttest_1samp(back, 0).confidence_interval(0.95)
+    assert verdicts.given_back("full")[1:3] == pytest.approx((low, high), abs=1e-4)
     levels = []
     for seed in seeds:
         runs = [map_runs("full", rate)[seed] for rate in ("0.001", "0.00056", "0.00031")]  # losses rise
