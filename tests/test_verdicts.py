@@ -97,6 +97,9 @@ def test_the_map_compares_equal_layers():
     }  # fmt: skip
     assert forgetting.tuned_rates() == verdicts.MAP_RATES
     (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
+    back = [1 - (float(scaled[s]["prose_loss"]) - base) / (float(full[s]["prose_loss"]) - base) for s in sorted(scaled)]
+    low, high = stats.ttest_1samp(back, 0).confidence_interval(0.95)
+    assert verdicts.given_back("full")[1:3] == pytest.approx((low, high), abs=1e-4)
     levels = []
     for seed in seeds:
         runs = [map_runs("full", rate)[seed] for rate in ("0.001", "0.00056", "0.00031")]  # losses rise
@@ -109,6 +112,47 @@ def test_the_map_compares_equal_layers():
     difference, of = found["r = 64, α/√r, prose_loss at equal loss"]
     assert (difference.low, difference.high) == pytest.approx((low, high), abs=1e-3)
     assert of == pytest.approx(stats.tmean(levels))
+
+
+def with_embedding(arm, rate):
+    settings = {"arm": arm, "learning_rate": rate, "scale": "1.0", "split": "test", "parts": "linear + wte"}
+    rows = [row for row in kept("map") if all(row[key] == value for key, value in settings.items())]
+    return {row["seed"]: float(row["loss"]) for row in rows}
+
+
+@pytest.mark.parametrize(("arm", "linear_rate"), [("r = 8", "0.0058"), ("r = 64", "0.0058")])
+def test_the_embedding_is_compared_on_equal_parts(arm, linear_rate):
+    ours, full = with_embedding(arm, "0.0032"), with_embedding("full", "0.00056")
+    seeds = sorted(ours.keys() & full.keys())
+    gap = np.array([ours[s] - full[s] for s in seeds])
+    found, of = verdicts.on_the_map()[f"embedding, {arm}, loss"]
+    low, high = stats.ttest_1samp(gap, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.runs == len(seeds)
+    assert of == pytest.approx(stats.tmean([full[s] for s in seeds]))
+    linear = [map_runs(arm, linear_rate), map_runs("full", "0.001")]
+    before = np.array([float(linear[0][s]["loss"]) - float(linear[1][s]["loss"]) for s in seeds])
+    low, high = stats.ttest_1samp(before - gap, 0).confidence_interval(0.95)
+    closed = verdicts.closed_by_embedding(arm)
+    assert (closed.difference.low, closed.difference.high) == pytest.approx((low, high), abs=1e-4)
+    assert closed.of == pytest.approx(before.mean())
+    assert forgetting.tuned_rates("linear + wte") == verdicts.EMBEDDING_RATES
+
+
+def test_the_embeddings_part_grows_with_new_words():
+    rows = [row for row in kept("new_words") if row["split"] == "test"]
+
+    def losses(arm, share):
+        found = {row["seed"]: float(row["loss"]) for row in rows if row["arm"] == arm and row["share"] == share}
+        return np.array([found[seed] for seed in sorted(found)])
+
+    part = {share: losses("r = 8", share) - losses("r = 8, embedding", share) for share in ("0.0", "0.1", "0.3", "1.0")}
+    family = verdicts.family()
+    low, high = stats.ttest_1samp(-part["0.1"], 0).confidence_interval(0.95)
+    found = family["new words, r = 8 with the embedding less without, p = 0.1"]
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    low, high = stats.ttest_1samp(part["1.0"] - part["0.3"], 0).confidence_interval(0.95)
+    found = family["new words, embedding's part, p = 1 less 0.3"]
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_family_holds_every_difference():
