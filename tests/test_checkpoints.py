@@ -241,6 +241,16 @@ def test_a_checkpoint_path_that_is_a_folder_is_named(tmp_path: Path):
         fit(model, data, checkpoint=tmp_path, **SETTINGS)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch):
+    def refuses(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints, "read_tensors", refuses)
+    (tmp_path / "run.safetensors").touch()
+    with pytest.raises(OSError, match="run.safetensors cannot be read: .*Permission denied.*; check its permissions"):
+        fit(*make(), checkpoint=tmp_path / "run.safetensors", **SETTINGS)
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "other"])
 def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path: Path, content):
     path = tmp_path / "run.safetensors"
