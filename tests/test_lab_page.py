@@ -157,7 +157,7 @@ BARS = """name => Lab.page.engine.ask("bars", {
 def test_one_press_trains_and_the_best_adapter_stays(visit: Driver, site: Path) -> None:
     visit.click("train-now")
     visit.until("document.getElementById('lab-train').disabled")
-    visit.until("!document.getElementById('lab-train').disabled", 300)
+    visit.until("!document.getElementById('lab-train').disabled", 600)
     run = visit.js("({ ...Lab.seen().train, losses: Lab.seen().train.losses.length, settings: 0, samples: 0 })")
     lowest = min(run["measured"], key=lambda at: at["heldOut"])
     last = run["measured"][-1]
