@@ -13,7 +13,7 @@ about 3 GB afterwards. Kept are `transcripts/vllm.txt` and `transcripts/llamacpp
 of the test part (18 of 120 made-up reviews) in `serving.csv`.
 
 What was run: `prepare` and `llamacpp`, the latter with `--ask 4`, on a processor that was too busy for more. The step
-`vllm` got as far as a server that starts; it was not run to its end, and there is no transcript of it yet.
+`vllm` was begun twice and stopped before its server answered, so there is no transcript of it yet.
 
 The servers need an environment of their own, Python 3.11 on Linux, x86-64:
 
