@@ -29,6 +29,7 @@ SHORTER = {
     ],
     "08_lora_vs_full": [("STEPS = 40", "STEPS = 3")],
     "09_adapters": [('STEPS = {"writer": 150, "reader": 80}', 'STEPS = {"writer": 2, "reader": 2}')],
+    "13_a_real_model": [("WATCHED = 0.33", "WATCHED = 0.02"), ("test[:16]", "test[:4]")],
     "10_your_own_data": [
         ("FEW_STEPS = [1, 8, 64], 8, 24", "FEW_STEPS = [1, 8, 64], 8, 3"),
         ("STEPS = 48\nmodel", "STEPS = 2\nmodel"),
@@ -151,6 +152,9 @@ TURNS = [
     Turn("10_your_own_data", "BLOCK = 128", "BLOCK = 40"),
     Turn("10_your_own_data", "SHOTS, NEW = 3, 40", "SHOTS, NEW = 1, 20"),
     Turn("10_your_own_data", "factors = [0, 0.25, 0.5, 0.75, 1]", "factors = [0, 0.1, 2]"),
+    Turn("13_a_real_model", "4, [1e-3]", "2, [1e-3, 2e-3]"),
+    Turn("13_a_real_model", '{"role": "user", "content": "And of Italy?"}', '{"role": "user", "content": "$5?"}'),
+    Turn("13_a_real_model", '["customer", "order", "product", "problem", "wants"]', '["problem"]'),
 ]
 
 # Where a chapter asks for a file: the text that stands there, what a reader puts in its place, and a file.
