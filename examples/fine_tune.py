@@ -224,7 +224,7 @@ def make_trainer(args: argparse.Namespace, model: Any, tokenizer: Any, parts: An
         seed=args.seed, **machine,
     )  # fmt: skip
     lora = LoraConfig(
-        r=args.rank, lora_alpha=args.alpha or 2 * args.rank, lora_dropout=args.dropout, target_modules="all-linear",
+        r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules="all-linear",
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return ScoringTrainer(
@@ -288,7 +288,7 @@ def main() -> None:
     one.add_argument("--system", default="", help="the task in one line, a system turn before each question")
     one.add_argument("--quantise", action="store_true", help="QLoRA: the base in 4 bits")
     one.add_argument("--rank", type=int, default=16)
-    one.add_argument("--alpha", type=float, default=None, help="default: 2 × rank")
+    one.add_argument("--alpha", type=float, default=32.0)
     one.add_argument("--dropout", type=float, default=0.0)
     one.add_argument("--learning-rate", type=float, default=None, help="default: by the model's size")
     one.add_argument("--passes", type=float, default=3.0, help="how often each row is seen")

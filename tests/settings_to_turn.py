@@ -23,6 +23,7 @@ SHORTER = {
     "00_lora_in_one_sitting": [("steps=120", "steps=4"), ("data.test[:40]", "data.test[:4]")],
     "01_rank_math": [('"steps": 40', '"steps": 6')],
     "05_fine_tuning": [("steps=250", "steps=10"), ("validate_every=50", "validate_every=5"), ("test[:60]", "test[:4]")],
+    "13_a_real_model": [("WATCHED = 0.33", "WATCHED = 0.02"), ("test[:16]", "test[:4]")],
     "07_rank_comparison": [
         ("STEPS, RATE, ALPHA = 40", "STEPS, RATE, ALPHA = 3"),
         ("FACTS, FACT_STEPS = 256, 150", "FACTS, FACT_STEPS = 60, 5"),
@@ -118,6 +119,9 @@ TURNS = [
     Turn("05_fine_tuning", "steps=250", "steps=1"),
     Turn("05_fine_tuning", "validate_every=50", "validate_every=4"),
     Turn("05_fine_tuning", '"temperature": 0.7', '"temperature": 0'),
+    Turn("13_a_real_model", "4, [1e-3]", "2, [1e-3, 2e-3]"),
+    Turn("13_a_real_model", '{"role": "user", "content": "And of Italy?"}', '{"role": "user", "content": "$5?"}'),
+    Turn("13_a_real_model", '["customer", "order", "product", "problem", "wants"]', '["problem"]'),
     Turn("06_gpu_training", "BATCH, TIME, RANK = 8, 128, 8", "BATCH, TIME, RANK = 3, 100, 24"),
     Turn("06_gpu_training", "vocabularies = [5_000, 20_000, 50_257]", "vocabularies = [3_000, 9_000]"),
     Turn("06_gpu_training", "d, k, r, N = 768, 2304, 16, 1024", "d, k, r, N = 300, 500, 3, 200"),

@@ -7,6 +7,7 @@ import pooch
 import pytest
 import torch
 
+from lora_lib import get_peft_model
 from lora_lib.book import smollm2
 from lora_lib.data import prompt_ids, write_answers
 
@@ -73,3 +74,17 @@ def test_the_model_is_plain_and_answers():
     assert model.name_or_path == model.config._name_or_path == smollm2.NAME
     assert tokenizer.decode(prompt_ids(QUESTION, tokenizer)).endswith("<|im_start|>assistant\n")
     assert write_answers(model, tokenizer, [QUESTION], 16) == ["The capital of France is Paris."]
+    # What chapter 13 says of its template: a system turn that nobody wrote, and a turn that has to be opened.
+    unasked = tokenizer.apply_chat_template(QUESTION, return_dict=False)
+    assert "named SmolLM" in tokenizer.decode(unasked)
+    with torch.no_grad():
+        likeliest = model(torch.tensor([unasked])).logits[0, -1].argmax()
+    assert tokenizer.decode(likeliest) == "<|im_start|>"
+    # It stops at the token that ends a turn, and goes on if the program waits for another.
+    asked = torch.tensor([prompt_ids(QUESTION, tokenizer)])
+    for token, stops in (("<|im_end|>", True), ("<|endoftext|>", False)):
+        stop = tokenizer.convert_tokens_to_ids(token)
+        out = model.generate(asked, max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0)
+        assert (out.shape[1] < asked.shape[1] + 12) == stops
+    trained, _ = get_peft_model(model, "all-linear", 8).get_nb_trainable_parameters()
+    assert trained == 2_442_240

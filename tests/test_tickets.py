@@ -6,6 +6,7 @@ import json
 import pytest
 from tiny_chat import tiny_chat_model
 
+from lora_lib.book.results import load_results, mean, select
 from lora_lib.data import FIELDS, few_shot, make_tickets, score_tickets
 
 
@@ -61,6 +62,20 @@ def test_too_many_are_refused(monkeypatch):
     monkeypatch.setattr("lora_lib.data.tickets._ticket", lambda rng, held_out: one)
     with pytest.raises(ValueError, match="different messages"):
         make_tickets(0, 2, 0, 0)
+
+
+def test_the_kept_rows_say_what_chapter_13_says():
+    kept = load_results("tickets")
+    prompted, trained = select(kept, method="prompt"), select(kept, method="lora", learning_rate=0.001)
+    assert max(row["exact"] for row in prompted) == 0 and min(row["exact"] for row in trained) > 0.25
+    assert min(row["json"] for row in trained) > 0.95
+    assert min(row[name] for row in trained for name in FIELDS[:3]) > 0.85  # what is copied
+    for row in trained:  # what is judged
+        assert max(row[name] for name in FIELDS[3:]) < min(row[name] for name in FIELDS[:3])
+        assert row["problem"] == min(row[name] for name in FIELDS)
+    by_seed = [row["exact"] for row in select(trained, rank=8)]
+    ranks = [mean(select(trained, rank=rank), "exact").mean for rank in (1, 8)]
+    assert max(by_seed) - min(by_seed) > abs(ranks[0] - ranks[1])
 
 
 def test_the_experiment_writes_a_row_for_each_run(monkeypatch, tmp_path):
