@@ -397,9 +397,10 @@ def test_a_sum_beyond_the_layers_size_is_still_the_sum(inputs, outputs):
     torch.testing.assert_close(deltas(model, "sum")["0"], wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_a_sum_keeps_dropout_and_precision():
+@pytest.mark.parametrize("rank", [3, 22])  # with 22 the ranks add up to more than the layer has
+def test_a_sum_keeps_dropout_and_precision(rank):
     model = get_peft_model(small().double(), ["c_attn"], 4, 8, 0.25)
-    model.add_adapter("b", LoRAConfig(["c_attn"], 3, lora_dropout=0.5))
+    model.add_adapter("b", LoRAConfig(["c_attn"], rank, lora_dropout=0.5))
     model.add_weighted_adapter(["default", "b"], [1, 2], "sum")
     for layer in model.lora_layers().values():
         made = layer.adapters["sum"]
