@@ -5,15 +5,17 @@
     python experiments/serving.py prepare FOLDER RUN        # the same: adapters, PyTorch's answers
     SERVING/bin/python experiments/serving.py vllm FOLDER        # the servers' environment
     SERVING/bin/python experiments/serving.py llamacpp FOLDER    # the same
+    SERVING/bin/python experiments/serving.py merged FOLDER      # the same: the merged model in 8 and 4 bits
     python experiments/serving.py score FOLDER              # the book's environment: which answers are right
 
 `make test-serving` does all of it. The two adapters are the run's best and its first checkpoint ("early"); the base is
 SmolLM2-135M-Instruct, which its package holds in 4 bits, as float32. FOLDER must not exist before `prepare`, and holds
-about 3 GB afterwards. Kept are `transcripts/vllm.txt` and `transcripts/llamacpp.txt` beside this file, and the scores
-of the test part (18 of 120 made-up reviews) in `serving.csv`.
+about 3 GB afterwards. Kept are the transcripts beside this file, and the scores of the test part (18 of 120
+made-up reviews) in `serving.csv`.
 
-What was run: `prepare` and `llamacpp`, the latter with `--ask 4`, on a processor that was too busy for more. The step
-`vllm` was begun twice and stopped before its server answered, so there is no transcript of it yet.
+What was run: `prepare`, `llamacpp` with `--ask 4`, `merged` with the whole test part, and `score`, on a processor that
+was too busy for more. The step `vllm` was begun twice and stopped before its server answered, so there is no transcript
+of it yet.
 
 The servers need an environment of their own, Python 3.11 on Linux, x86-64:
 

@@ -166,6 +166,15 @@ def test_the_table_of_qloras_merges_is_what_the_rows_say(root):
     assert difference(wrong[2], wrong[0]).low < 0 < difference(wrong[3], wrong[0]).low
 
 
+def test_what_eight_and_four_bits_cost_is_what_the_rows_say(root):
+    whole, eight, four = load_results("serving")
+    items = [[float(digit) for digit in row["exact_by_item"][1:]] for row in (whole, eight, four)]
+    assert eight["same_as_pytorch"] == eight["test"] == 18 and sum(items[1]) == 16 and sum(items[2]) == 13
+    lost = difference(items[2], items[0])
+    points = f"{100 * lost.mean:+.0f} points [{100 * lost.low:+.0f}, {100 * lost.high:+.0f}]".replace("-", "−")
+    assert points in page_of(root) and "16 of them exact" in page_of(root)
+
+
 # --- what was served ----------------------------------------------------------------------------------
 
 
