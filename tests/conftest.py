@@ -131,3 +131,12 @@ def splits() -> Splits[Restaurant]:
 def tokenizer() -> Tokenizer:
     """gpt2-mini's."""
     return read_tokenizer(MINI_FOLDER)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put all tests that visit one page of the book behind one another, so that it is opened once."""
+    visits = [item for item in items if "visit" in getattr(item, "fixturenames", ())]
+    pages = list(dict.fromkeys(item.callspec.params["visit"] for item in visits))
+    ordered = iter(sorted(visits, key=lambda item: pages.index(item.callspec.params["visit"])))
+    items[:] = [next(ordered) if item in visits else item for item in items]

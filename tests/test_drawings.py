@@ -76,6 +76,7 @@ def table(*rows: tuple[str, ...]) -> str:
 def test_a_wide_table_names_its_cells_and_a_narrow_one_stays() -> None:
     narrow = table(("r", "loss"), ("8", "2.17"))
     assert table_cards.as_cards(narrow) == narrow
-    wide = table_cards.as_cards(table(("setting", "what it does & why"), ("r", "how many columns A has, and rows B")))
+    said = "how many columns A has, and rows B"
+    wide = table_cards.as_cards(table(("setting", "what it does & why", "where it is read"), ("r", said, said)))
     assert wide.startswith('<table class="cards table">')
-    assert wide.count("data-label") == 2 and 'data-label="what it does &amp; why">how many' in wide
+    assert wide.count("data-label") == 3 and 'data-label="what it does &amp; why">how many' in wide

@@ -38,6 +38,7 @@ WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.fold:not(.claim), d
 ROOT_FILE = "book/intro.html"
 TITLE = "The LoRA book"
 FILE = "lora-book.pdf"
+COLOURS = re.compile(r'<style class="drawn-colours">.*?</style>')
 NAVIGATION = re.compile(r'<nav class="bd-links.*?</nav>', re.DOTALL)
 FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
 STYLE = """
@@ -98,16 +99,16 @@ def within(target: str, page: str, known: set[str]) -> str:
 def join(html: Path) -> BeautifulSoup:
     """All pages in one document."""
     names = pages(html)
-    heads = [BeautifulSoup((html / name).read_bytes(), "html.parser") for name in names]
-    out = heads[0]  # the links to styles are the same in every head
-    colours = [style for page in heads for style in page.select(".drawn-colours")]
+    out = BeautifulSoup((html / names[0]).read_bytes(), "html.parser")  # the links to styles are the same in every head
+    heads = [(html / name).read_text(encoding="utf8").partition("</head>")[0] for name in names]
+    colours = BeautifulSoup("".join(match for head in heads for match in COLOURS.findall(head)), "html.parser")
     out.title.string = TITLE
     for tag in out.head.find_all(["link", "script"]):
         if "stylesheet" in tag.get("rel", []):
             tag["href"] = within(tag["href"], names[0], set())
         else:
             tag.decompose()
-    out.head.extend(colours)
+    out.head.extend(list(colours))
     out.head.append(out.new_tag("style", string=STYLE))
     out.body.clear()
     articles = [article(html, name, set(names)) for name in names]
