@@ -66,11 +66,10 @@ def _check_ranks(names: Names, config: LoRAConfig, layers: Layers) -> None:
 def _check_bypasses(wanted: Mapping[str, LoRA], layers: Layers) -> None:
     """Raise ValueError unless the file has the layers that its config chooses in this model, with their shapes."""
     missing, extra = sorted(wanted.keys() - layers.keys()), sorted(layers.keys() - wanted.keys())
-    if missing or extra:
-        raise ValueError(
-            f"the file has no weights for {len(missing)} of the model's layers {missing[:3]}, "
-            f"and weights for {len(extra)} that the model lacks {extra[:3]}; was it made for another base?"
-        )
+    said = [f"no weights for {len(missing)} of the model's layers {missing[:3]}"] if missing else []
+    said += [f"weights for {len(extra)} that the model lacks {extra[:3]}"] if extra else []
+    if said:
+        raise ValueError(f"the file has {', and '.join(said)}; was it made for another base?")
     for name, adapter in wanted.items():
         if adapter.A.is_meta:
             raise ValueError("the model is on the meta device, where tensors have no numbers: load its weights first")
