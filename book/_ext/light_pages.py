@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,7 @@ PICTURE = re.compile(r'<img ((?:(?!loading=)[^>])*?)src="([^":]+\.(?:png|jpe?g|w
 ICON_NAME, ICON_RULE = re.compile(r"\bfa-[a-z0-9-]+"), re.compile(r"([^{}]+)\{content:\"\\([0-9a-f]+)\"\}")
 THEME_ICON = re.compile("[\ue000-\uf8ff]")  # the theme's own rules have the letters themselves
 THEME_CODE = re.compile(r'content:"\\(f[0-9a-f]{3})"')
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table of a font
 ICON_FONT = re.compile(r"src:url\(\.\./vendor/fontawesome/webfonts/(fa-[\w-]+)\.woff2\)[^}]*")
 
 
