@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from common import SLOTS, Row, Rows, arguments
+from safetensors.torch import load_file, save_file
 
 from lora_lib import PeftModel, get_peft_model, load_pretrained
 from lora_lib.adapters import dequantise_model, quantise_model
@@ -138,10 +139,10 @@ def measured(task: Task, way: str, adapter: Path, seed: int) -> Row:
     with torch.no_grad():
         out = model(ids)
     logits = getattr(out, "logits", out)[targets != IGNORE]
-    beside = adapter / "nf4_logits.pt"  # what it says beside the base that it was trained on
+    beside = adapter / "nf4_logits.safetensors"  # what it says beside the base that it was trained on
     if way == "on NF4":
-        torch.save(logits, beside)
-    moved = (logits - torch.load(beside)).abs().max().item()
+        save_file({"logits": logits}, beside)
+    moved = (logits - load_file(beside)["logits"]).abs().max().item()
     parts = task.right(model)
     return {
         "validation_loss": round(evaluate(model, task.validation, batch_size=8), 4), "logits_moved": f"{moved:.1e}",

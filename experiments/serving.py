@@ -40,6 +40,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def score(folder: Path) -> None:
         rows.append({
             **entry, "test": len(answers), "exact": round(sum(right["exact"]) / len(answers), 4),
             "same_as_pytorch": sum(a.strip() == b.strip() for a, b in zip(answers, expected["reviews"])),
-            "exact_by_item": "x" + "".join(str(int(value)) for value in right["exact"]),
+            "exact_by_item": "x" + "".join(str(int(value)) for value in right["exact"]), "machine": platform.machine(),
         })  # fmt: skip
     with (FOLDER / "serving.csv").open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, rows[0])
