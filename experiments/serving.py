@@ -1,8 +1,8 @@
 """An adapter of examples/fine_tune.py, served: by vLLM and by llama.cpp, asked over HTTP, beside PyTorch's answers.
 
-    cd experiments/transcripts                              # the book's environment: an adapter and its checkpoints
-    python ../../examples/fine_tune.py train reviews.csv --ask review --answer category mood --output RUN --looks 3
-    python experiments/serving.py prepare FOLDER RUN        # the same: adapters, PyTorch's answers
+    # the book's environment: an adapter and its checkpoints, then PyTorch's answers
+    python examples/fine_tune.py train examples/reviews.csv --ask review --answer category mood --output RUN --looks 3
+    python experiments/serving.py prepare FOLDER RUN
     SERVING/bin/python experiments/serving.py vllm FOLDER        # the servers' environment
     SERVING/bin/python experiments/serving.py llamacpp FOLDER    # the same
     SERVING/bin/python experiments/serving.py merged FOLDER      # the same: the merged model in 8 and 4 bits
@@ -15,7 +15,7 @@ made-up reviews) in `serving.csv`.
 
 What was run: `prepare`, `vllm`, `llamacpp` with `--ask 4`, `merged` with the whole test part, and `score`, one by one.
 
-The servers need an environment of their own, Python 3.11 on Linux, x86-64:
+The servers need a separate environment, Python 3.11 on Linux, x86-64:
 
     python3.11 -m venv SERVING
     SERVING/bin/python -m pip install uv
@@ -104,12 +104,11 @@ def write_variants(folder: Path) -> None:
 
 
 def expect(folder: Path, run: Path, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The test part of the run's file, and what PyTorch answers: the base, both adapters, the next token."""
+    """The test part of the run's file, and what PyTorch answers. A relative path is from the folder that trained it."""
     from lora_lib.data import prompt_ids, read_columns, split, write_answers
 
     told = load_json(run / "run.json")
-    file = next(path for path in (run.parent / told["file"], KEPT / told["file"]) if path.is_file())
-    records = read_columns(file, told["ask"], told["answer"])
+    records = read_columns(told["file"], told["ask"], told["answer"])
     test = split(records, validation=told["held_out"], test=told["held_out"], seed=told["seed"]).test
     asked = [
         [{"role": "system", "content": told["system"]}, {"role": "user", "content": record.exchanges[0].prompt}]
