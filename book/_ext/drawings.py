@@ -2,7 +2,7 @@
 
 A figure's ground goes, its text is set in the page's letters, and each colour becomes a variable that has a second
 value in the dark. On a phone letters grow to nine pixels; where they would grow too much, the drawing scrolls. The
-pictures of a knob that are not shown at first lie in a file of their own, which is fetched when the reader comes near.
+pictures of a knob that are not shown at first lie in a separate file, which is fetched when the reader comes near.
 """
 
 from __future__ import annotations

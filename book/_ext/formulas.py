@@ -42,7 +42,7 @@ def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    """A formula of its own line."""
+    """A formula on a separate line."""
     self.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 

@@ -81,7 +81,7 @@ def use_book_style() -> None:
     from IPython import get_ipython
 
     if shell := get_ipython():
-        plt.switch_backend(plt.get_backend())  # now, for it brings formats of its own
+        plt.switch_backend(plt.get_backend())  # now, for it sets its own formats
         formats = shell.display_formatter.formatters
         for kind in formats:
             formats[kind].pop(Figure, None)

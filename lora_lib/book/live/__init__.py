@@ -250,7 +250,7 @@ def run_map(
     `squares` has a run for some of the pairs of a row and a column. `names` say what rows, columns, the values and the
     curves are. `axis` is the lowest and the highest value that a curve is drawn at, then the marks. A curve's first
     value is of step `steps[0]`, and `steps[1]` lie between two. Values from `most` on have the faintest colour. The row
-    `apart`, such as full fine-tuning among ranks, has a colour of its own.
+    `apart`, such as full fine-tuning among ranks, has another colour.
     Raises ValueError for a run of no row or column, and for a start without a run.
     """
     if unknown := [key for key in squares if key[0] not in rows or key[1] not in columns]:
