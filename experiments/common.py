@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import sacrebleu
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lib import (
     GPT2Model,
@@ -34,7 +34,7 @@ from lora_lib import (
     save_pretrained_folder,
 )
 from lora_lib.adapters import lora_plus, text_windows
-from lora_lib.book import load_e2e
+from lora_lib.book import load_e2e, load_smollm2
 from lora_lib.book.results import FOLDER as RESULTS
 from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
 from lora_lib.gpt2 import generate_text
@@ -43,6 +43,7 @@ from lora_lib.training import loop as training
 from lora_lib.training.loop import PAD
 
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+LINEAR_SMOLLM2 = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TARGETS: dict[str, Sequence[str] | str] = {
     "all": "all-linear", "attention": LINEAR[:2], "mlp": LINEAR[2:], "head": ["out_head"],
 }  # fmt: skip
@@ -109,7 +110,9 @@ def environment() -> Row:
 def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2-mini", help="a name that load_pretrained knows, or a folder")
+    parser.add_argument(
+        "--model", default="gpt2-mini", help="a name that load_pretrained knows, a folder, or smollm2 (map, new_words)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=RESULTS / out)
     return parser
@@ -117,6 +120,37 @@ def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> ar
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# --- gpt2-mini or SmolLM2 -------------------------------------------------------------------------
+
+
+def load_base(name: str) -> tuple[Any, Any]:
+    """The model and the tokenizer that `--model` names: "smollm2", or what `load_pretrained` knows."""
+    if name != "smollm2":
+        return load_pretrained(name)
+    model, tokenizer = load_smollm2()
+    tokenizer.eot_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return model, tokenizer
+
+
+def context(model: Any) -> int:
+    """How many tokens the model can read."""
+    length: int = getattr(model.config, "n_positions", None) or model.config.max_position_embeddings
+    return length
+
+
+def embedding(model: Any) -> nn.Embedding:
+    """The token embedding, which both models tie to the output head."""
+    found: nn.Embedding = model.wte if hasattr(model, "wte") else model.get_input_embeddings()
+    return found
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """(B, T, V), from our model or from one of Hugging Face's."""
+    found = model(ids)
+    logits: Tensor = getattr(found, "logits", found)
+    return logits
 
 
 @torch.no_grad()
@@ -162,11 +196,11 @@ class E2E:
     @classmethod
     def load(cls, args: argparse.Namespace) -> E2E:
         """Examples up to max_length tokens: all of the training set, some of the validation set and its meanings."""
-        model, tokenizer = load_pretrained(args.model)
+        model, tokenizer = load_base(args.model)
         data, rng = load_e2e(), random.Random(0)
         sets = []
         for part in (data.train, data.validation):
-            encoded = encode_examples(to_examples(part), tokenizer, model.config.n_positions)
+            encoded = encode_examples(to_examples(part), tokenizer, context(model))
             sets.append([e for e in encoded if len(e[0]) <= args.max_length])
         validation = rng.sample(sets[1], min(args.references, len(sets[1])))
         meanings = rng.sample(data.validation, min(args.meanings, len(data.validation)))
@@ -246,11 +280,11 @@ class E2E:
         return round(evaluate(model, examples, batch_size=8), 4) if examples else ""
 
 
-def prose(args: argparse.Namespace, model: GPT2Model, tokenizer: Tokenizer) -> list[Encoded]:
+def prose(args: argparse.Namespace, model: nn.Module, tokenizer: Tokenizer) -> list[Encoded]:
     """Sixteen windows of the text that `--prose` names."""
     if not args.prose:
         return []
-    return text_windows(args.prose.read_text(encoding="utf8"), tokenizer, min(256, model.config.n_positions), count=16)
+    return text_windows(args.prose.read_text(encoding="utf8"), tokenizer, min(256, context(model)), count=16)
 
 
 def prepare(model: GPT2Model, settings: Row) -> nn.Module:

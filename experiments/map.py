@@ -15,6 +15,7 @@ experiments/README.md.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import math
 import os
@@ -22,23 +23,21 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import common
 import torch
-from common import RESULTS, Row, Rows, curve, device, fit
+from common import RESULTS, Row, Rows, context, curve, device, embedding, fit, load_base, logits_of
 from parts import RSLORA, Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
 
-from lora_lib import GPT2Model, load_pretrained
 from lora_lib.adapters import text_windows, weight_changes
 from lora_lib.book import load_sms_spam
 from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, restaurant_data, to_examples
 from lora_lib.training import History
 from lora_lib.training.loop import PAD
 
-LAMBDAS = (1.0, 0.85)
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
 TUNING_SEED, FIRST_REPORTED = 0, 100  # seeds from 200 are for seeds.py
 SNAPSHOT = 6  # steps between two points of the path
@@ -105,6 +104,8 @@ STAGES = {
         True,
     ),
     "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
+    "smollm2": Stage("linear", 60, MAIN[:3], 5, {"full": (-1,)}, {"full": -4, "r = 64, α/√r": 0, "r = 8": 0}, True),
+    "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
 
 
@@ -234,15 +235,15 @@ class Map(Parts):
     test: list[Encoded]
     others: dict[str, list[Encoded]]
     known: dict[str, list[Tensor]]
-    base: GPT2Model
+    base: nn.Module
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> Map:
         """The data, and what the base says about the task and about prose."""
         task = super().load(args)
-        task.base, task.tokenizer = load_pretrained(args.model)
+        task.base, task.tokenizer = load_base(args.model)
         task.base.to(device()).requires_grad_(False)
-        length = min(256, task.base.config.n_positions)
+        length = min(256, context(task.base))
         ham = "\n".join(message.text for message in load_sms_spam() if message.label == "ham")
         plays = args.plays.read_text(encoding="utf8")
         task.test = task.encoded(common.load_e2e().test, args.max_length)
@@ -257,7 +258,7 @@ class Map(Parts):
 
     def encoded(self, restaurants: Sequence[Restaurant], longest: int) -> list[Encoded]:
         """So many of their references as are tested, drawn at random from those that are not too long."""
-        found = encode_examples(to_examples(restaurants), self.tokenizer, self.base.config.n_positions)
+        found = encode_examples(to_examples(restaurants), self.tokenizer, context(self.base))
         found = [example for example in found if len(example[0]) <= longest]
         return random.Random(1).sample(found, min(self.args.tested, len(found)))
 
@@ -267,16 +268,16 @@ class Map(Parts):
             quality = {**dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}
             self.rows.add([{**settings, "scale": 0.0, **quality}])
             return
-        model, _ = load_pretrained(self.args.model)
+        model: Any = copy.deepcopy(self.base)
         torch.manual_seed(settings["seed"])
-        trained = self.prepare(model.to(device()), settings)
+        trained = self.prepare(model, settings)
         wte = "wte" in settings["parts"]
         path = Travelled(lambda model: changes_of(self.base, model))
         start = time.process_time()
         history = self.train_watched(trained, settings, path)
         found = {
             **dict.fromkeys(MEASURES, ""), **shape(changes_of(self.base, trained)), "path": round(path.length, 3),
-            "wte_norm": round(norm([(model.wte.weight - self.base.wte.weight).detach()]), 3) if wte else 0.0,
+            "wte_norm": round(norm([self.of_embedding(model)]), 3) if wte else 0.0,
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad),
             "train_cpu_seconds": round(time.process_time() - start, 1), "curve": curve(history.loss, every=10),
         }  # fmt: skip
@@ -287,7 +288,7 @@ class Map(Parts):
         self.rows.add(
             [
                 {**settings, "scale": scale, **found, **self.quality_of(self.scaled(trained, model, scale), scale == 1)}
-                for scale in LAMBDAS
+                for scale in self.args.scales
             ]
         )
 
@@ -302,17 +303,18 @@ class Map(Parts):
         except FloatingPointError:  # it diverged: a result, too
             return History(loss=[math.inf])
 
-    def scaled(self, trained: nn.Module, model: GPT2Model, scale: float) -> GPT2Model:
+    def scaled(self, trained: nn.Module, model: nn.Module, scale: float) -> nn.Module:
         """The base, changed by `scale` times what training changed."""
-        weights = {name: p.clone() for name, p in self.base.state_dict().items()}
+        result = copy.deepcopy(self.base)
         with torch.no_grad():
             for name, change in changes_of(self.base, trained).items():
-                weights[f"{name}.weight"] += scale * change.T
-            for name in ("wte.weight", "out_head.weight"):  # one tensor under two names
-                weights[name] += scale * (model.wte.weight - self.base.wte.weight)
-        result = GPT2Model(self.base.config).to(device())
-        result.load_state_dict(weights)
+                cast(nn.Linear, result.get_submodule(name)).weight += scale * change.T
+            embedding(result).weight += scale * self.of_embedding(model)
         return result
+
+    def of_embedding(self, model: nn.Module) -> Tensor:
+        """The change of the token embedding, (V, d)."""
+        return (embedding(model).weight - embedding(self.base).weight).detach()
 
     def quality_of(self, model: nn.Module, others: bool) -> Row:
         """Loss and KL on the task's test data and on prose, and the loss on `others`, if these are asked for."""
@@ -336,7 +338,7 @@ class Travelled:
         self.last = now
 
 
-def changes_of(base: GPT2Model, trained: nn.Module) -> dict[str, Tensor]:
+def changes_of(base: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
     """The change (d, k) of each linear layer's weight."""
     return {name: change.detach() for name, (_, change) in weight_changes(base, trained).items()}
 
@@ -348,13 +350,19 @@ def norm(tensors: Sequence[Tensor]) -> float:
 
 def shape(changes: dict[str, Tensor]) -> Row:
     """The norm of all changes together, that of their largest singular values, and their mean stable rank."""
-    largest = {name: float(torch.linalg.matrix_norm(change, 2)) for name, change in changes.items()}
+    largest = {name: largest_singular_value(change) for name, change in changes.items()}
     ranks = [float(change.square().sum()) / largest[name] ** 2 for name, change in changes.items()]
     return {
         "delta_norm": round(norm(list(changes.values())), 3),
         "spectral_norm": round(math.sqrt(sum(s**2 for s in largest.values())), 3),
         "stable_rank": round(sum(ranks) / len(ranks), 3),
     }
+
+
+def largest_singular_value(M: Tensor) -> float:
+    """From the eigenvalues of M·Mᵀ or Mᵀ·M, the smaller one of them: much faster than all singular values."""
+    small = M if len(M) <= M.shape[1] else M.T
+    return math.sqrt(float(torch.linalg.eigvalsh(small @ small.T)[-1]))
 
 
 @torch.no_grad()
@@ -364,7 +372,7 @@ def log_probabilities(model: nn.Module, examples: Sequence[Encoded]) -> list[Ten
     found = []
     for ids, targets in batches(examples, 8, PAD, shuffle=False):
         with torch.autocast(device(), torch.bfloat16):
-            logits = model(ids.to(device()))
+            logits = logits_of(model, ids.to(device()))
         found.append(logits[targets.to(device()) != IGNORE].float().log_softmax(-1))
     return found
 
@@ -429,6 +437,7 @@ def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--plays", type=Path, required=True, help="a text file of plays")
     parser.add_argument("--tested", type=int, default=150, help="so many test references")
     parser.add_argument("--windows", type=int, default=4, help="so many windows of plays and of messages")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.85], help="what ΔW is multiplied by")
     parser.add_argument("--claims", type=Path, default=Path("runs/map"), help="where processes say what they do")
     parser.set_defaults(out=RESULTS / out, meanings=1)
     return parser

@@ -22,16 +22,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from common import Row, Rows, arguments, curve, device, fit, prose
+from common import Row, Rows, arguments, context, curve, device, fit, load_base, logits_of, prose
 from map import WTE_RATE, Claims, grid, key, tuned, work
 from parts import Parts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lora_lib import GPT2Model, Tokenizer, load_pretrained
+from lora_lib import Tokenizer
 from lora_lib.data import IGNORE, Encoded, batches, encode_examples, restaurant_data, to_examples
 from lora_lib.data.restaurants import FOLLOW_UPS, OPENINGS, PROXIMITY
 from lora_lib.training import History
@@ -87,12 +87,12 @@ def content_tokens(train: Sequence[Encoded], tokenizer: Tokenizer) -> dict[int, 
     return dict(list(found.items())[:CONTENT])
 
 
-def least_known(base: GPT2Model, examples: Sequence[Encoded], without: set[int], count: int) -> list[int]:
+def least_known(base: Any, examples: Sequence[Encoded], without: set[int], count: int) -> list[int]:
     """The tokens that `base` gives the least probability, on average over the positions of `examples`."""
     total = torch.zeros(base.config.vocab_size)
     with torch.no_grad():
         for ids, _ in batches(examples, 8, PAD, shuffle=False):
-            total += base(ids.to(device())).float().softmax(-1).sum((0, 1)).cpu()
+            total += logits_of(base, ids.to(device())).float().softmax(-1).sum((0, 1)).cpu()
     return [i for i in total.argsort().tolist() if i not in without][:count]
 
 
@@ -135,12 +135,12 @@ class NewWords(Parts):
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> NewWords:
-        base, tokenizer = load_pretrained(args.model)
+        base, tokenizer = load_base(args.model)
         base.to(device())
         data = restaurant_data(0, train=args.meanings, validation=100, test=100, slots=SLOTS)
         limits = {"train": None, "validation": args.tested, "test": args.tested}
         splits = {
-            name: encode_examples(to_examples(getattr(data, name)), tokenizer, base.config.n_positions)[:limit]
+            name: encode_examples(to_examples(getattr(data, name)), tokenizer, context(base))[:limit]
             for name, limit in limits.items()
         }
         task = cls(args, Rows(args.out), tokenizer, [], [], [], prose(args, base, tokenizer))
@@ -158,7 +158,7 @@ class NewWords(Parts):
 
     def make(self, settings: Row) -> None:
         """Train, measure, and write the row down."""
-        model, _ = load_pretrained(self.args.model)
+        model, _ = load_base(self.args.model)
         torch.manual_seed(settings["seed"])
         splits = self.splits[settings["share"]]
         start, history = time.process_time(), History()
@@ -195,7 +195,7 @@ class NewWords(Parts):
         found = list[tuple[Tensor, Tensor]]()
         for ids, targets in batches(examples, 8, PAD, shuffle=False):
             with torch.autocast(device(), torch.bfloat16):
-                logits = model(ids.to(device())).float().cpu()
+                logits = logits_of(model, ids.to(device())).float().cpu()
             wanted = targets != IGNORE
             found.append((cross_entropy(logits[wanted], targets[wanted], reduction="none"), targets[wanted]))
         losses, targets = (torch.cat(parts) for parts in zip(*found, strict=True))

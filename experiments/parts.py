@@ -20,7 +20,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from common import E2E, LINEAR, RESULTS, Row, e2e_arguments, neighbours, rate, save, step_of, tune, validation_loss
+from common import (
+    E2E,
+    LINEAR,
+    LINEAR_SMOLLM2,
+    RESULTS,
+    Row,
+    e2e_arguments,
+    embedding,
+    neighbours,
+    rate,
+    save,
+    step_of,
+    tune,
+    validation_loss,
+)
 from torch import nn
 
 from lora_lib import GPT2Model, find_targets, get_peft_model
@@ -132,13 +146,14 @@ class Parts(E2E):
             for name in find_targets(model, "all-linear"):
                 cast(nn.Linear, model.get_submodule(name)).weight.requires_grad_(True)
         if "wte" in parts:
-            model.wte.requires_grad_(True)
+            embedding(model).requires_grad_(True)
         return trained
 
     def lr_ratio(self, settings: Row) -> Callable[[str], float] | None:
         if settings["rest_rate"] == settings["learning_rate"]:
             return None
-        ratio, linear = settings["rest_rate"] / settings["learning_rate"], tuple(f"{name}.weight" for name in LINEAR)
+        ratio = settings["rest_rate"] / settings["learning_rate"]
+        linear = tuple(f"{name}.weight" for name in LINEAR + LINEAR_SMOLLM2)
         return lambda name: 1 if name.endswith((".A", ".B", *linear)) else ratio
 
     def save(self, model: nn.Module, settings: Row) -> int:
