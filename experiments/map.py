@@ -1,6 +1,6 @@
 """What predicts forgetting: the method, the loss on the task, KL on the task, or the size of the change?
 
-    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear lower others beside wte long]
+    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear lower below others ...]
 
 LoRA and full fine-tuning of exactly the same weights on E2E, at learning rates a factor of 1.8 apart. A run is measured
 on test data: its loss and its KL from the base on the task, its loss on four other kinds of text, and the size, the
@@ -92,6 +92,7 @@ class Stage(NamedTuple):
 STAGES = {
     "linear": Stage("linear", 120, ("full", "r = 64, α/√r", "r = 64"), 5, {"full": (-1,)}),
     "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
+    "below": Stage("linear", 120, MAIN, 5, {**dict.fromkeys(MAIN, (-1,)), "full": (-1, -2, -3)}),
     "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
     "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
     "wte": Stage(

@@ -46,6 +46,7 @@ SETTINGS = (
     "batch_size", "seed", "split", "share",
 )  # fmt: skip
 MEASURES = ("new", "loss", "loss_new", "loss_known", "prose_loss", "trainable", "train_cpu_seconds", "curve")
+START_SMOLLM2 = 0  # the step of the grid where tuning begins, for SmolLM2's LoRA
 Losses = dict[tuple[str, ...], float]
 
 
@@ -216,7 +217,7 @@ def settings_of(name: str, step: int, seed: int, share: float, args: argparse.Na
     arm, rate = ARMS[name], grid(step)
     return {
         "model": args.model, "arm": name, "method": arm.method, "parts": arm.parts, "rank": arm.rank, "alpha": 32,
-        "use_rslora": False, "learning_rate": rate, "rest_rate": rate if arm.parts == "linear" else WTE_RATE,
+        "use_rslora": False, "learning_rate": rate, "rest_rate": rate if arm.parts == "linear" else args.wte_rate,
         "steps": args.steps, "batch_size": args.batch_size, "seed": seed,
         "split": "validation" if seed == TUNING_SEED else "test", "share": share,
     }  # fmt: skip
@@ -238,14 +239,14 @@ def plan(losses: Losses, args: argparse.Namespace) -> Iterator[Row]:
     yield from (base_settings(share, args) for share in shares)
     best = dict[tuple[str, float], int | None]()
     for share in (shares[0], shares[-1]):
-        for name, arm in ARMS.items():
+        for name in args.arms:
 
             def at(step: int, name: str = name, share: float = share) -> float | None:
                 return loss(settings_of(name, step, TUNING_SEED, share, args))
 
-            best[name, share], missing = tuned(arm.start, at)
+            best[name, share], missing = tuned(START_SMOLLM2 if args.model == "smollm2" else ARMS[name].start, at)
             yield from (settings_of(name, step, TUNING_SEED, share, args) for step in missing)
-    for name in ARMS:
+    for name in args.arms:
         low, high = best[name, shares[0]], best[name, shares[-1]]
         for share in shares[1:-1] if low is not None and high is not None else ():
             tried = {step: settings_of(name, step, TUNING_SEED, share, args) for step in (low, high)}
@@ -256,7 +257,7 @@ def plan(losses: Losses, args: argparse.Namespace) -> Iterator[Row]:
                 best[name, share] = min(found, key=lambda step: found[step] or math.inf)
     for seed in REPORTED:
         for share in (shares[0], shares[-1], *shares[1:-1]):
-            for name in ARMS:
+            for name in args.arms:
                 step = best.get((name, share))
                 if step is not None:
                     yield settings_of(name, step, seed, share, args)
@@ -266,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "new_words.csv")
     parser.add_argument("--prose", type=Path, required=True, help="a text file like the base's training data")
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of new words, two at least")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--wte-rate", type=float, default=WTE_RATE, help="the embedding's learning rate")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--meanings", type=int, default=600, help="so many restaurants to learn from")
