@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product as every
 
 import nbformat
@@ -18,7 +18,7 @@ from test_knobs import (
 )
 
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
-from lora_lib.book import KINDS, Square, action, injection, product, run_map, switching
+from lora_lib.book import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff
 
 A = [[1, 0, 1, -1], [2, 1, 0, 1], [0, -1, 2, 0], [-1, 2, 1, 1]]
 B = [[1, -1, 2, 0, 1], [0, 2, 1, -1, 1], [1, 0, -1, 1, 0], [0, 1, 1, -1, 2]]
@@ -345,6 +345,48 @@ def test_maps_and_ellipses_that_do_not_fit_are_refused() -> None:
         action(0, 0, strongest=1, weaker=[2], start=(0, 2), caption="")
 
 
+ENDS = [
+    Run("full", 0.1, 1.0, (1.0, 4.0, 5.0), 5), Run("full", 0.2, 1.0, (0.9, 4.5, 6.0), 5),
+    Run("full", 0.2, 0.5, (1.2, 3.0, 4.0), 2), Run("r = 8", 0.4, 1.0, (1.1, 3.9, 4.5), 5),
+]  # fmt: skip
+
+
+def the_tradeoff(runs: Sequence[Run] = ENDS, start: tuple[str, float] = ("r = 8", 0.4)) -> str:
+    return tradeoff(
+        runs, (2.0, 0.0, 3.0), axes=[Scale("loss", 0.8, 2, [1, 2]), Scale("KL", 2, 5, [3, 4], log=True)],
+        up=Scale("prose", 3, 7, [4, 5]), start=start, apart="full", caption="Learning against forgetting",
+    ).html  # fmt: skip
+
+
+def test_method_rate_and_lambda_are_turned_or_a_point_is_pressed(browser: Browser) -> None:
+    page = opened(browser, the_tradeoff())
+    line, dot = page.locator(".knob-line p"), page.locator(".live-here")
+    assert line.inner_text() == "r = 8 at 0.4: loss 1.1 (base 2), KL 3.9 (base 0), prose 4.5 (base 3); 5 seeds"
+    page.get_by_label("full", exact=True).check()  # which has no run at 0.4: the nearest one
+    assert line.inner_text().startswith("full at 0.2: loss 0.9 ")
+    page.get_by_role("slider", name="λ").press("Home")
+    assert line.inner_text().startswith("full at 0.2, its change × 0.5: loss 1.2 ") and "2 seeds" in line.inner_text()
+    page.get_by_role("slider", name="learning rate").press("Home")  # and at 0.1 with λ = 1 alone
+    assert line.inner_text().startswith("full at 0.1: loss 1 ")
+    before = float(dot.get_attribute("cx") or 0)
+    page.get_by_label("KL", exact=True).check()
+    assert float(dot.get_attribute("cx") or 0) != before
+    page.locator("[data-at='1.2.1']").first.click()
+    assert line.inner_text().startswith("r = 8 at 0.4: ") and page.get_by_label("KL", exact=True).is_checked()
+    page.get_by_role("button", name="Back to the start").click()
+    assert page.get_by_label("loss", exact=True).is_checked()
+    page.context.close()
+
+
+def test_runs_that_do_not_fit_the_picture_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"starts at \('r = 8', 0.1\), where no run is"):
+        the_tradeoff(start=("r = 8", 0.1))
+    with pytest.raises(ValueError, match=r"\('r = 1', 0.1\) has no run with λ = 1"):
+        the_tradeoff([*ENDS, Run("r = 1", 0.1, 0.5, (1, 2, 3), 5)])
+    with pytest.raises(ValueError, match=r"got the values \(1, 2\): expected one for each of 2 axes and the upright"):
+        the_tradeoff([*ENDS, Run("r = 1", 0.1, 1.0, (1, 2), 5)])
+
+
 def test_adapters_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="two adapters or more"):
         switching(X, BASE, {"writer": ADAPTERS["writer"]}, caption="")
@@ -353,9 +395,15 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["active", "none"])
-@pytest.mark.parametrize("kind", ["product", "injection", "switch", "ellipse", "map"])
+@pytest.mark.parametrize("kind", ["product", "injection", "switch", "ellipse", "map", "tradeoff"])
 def test_axe_finds_nothing_and_what_matters_is_drawn_in_few_colours(browser: Browser, kind: str, scheme: str) -> None:
-    made = {"product": the_product, "injection": the_model, "switch": the_switch, "map": the_map}
+    made = {
+        "product": the_product,
+        "injection": the_model,
+        "switch": the_switch,
+        "map": the_map,
+        "tradeoff": the_tradeoff,
+    }
     page = opened(browser, made.get(kind, the_ellipse)(), forced_colors=scheme)
     if kind == "switch":
         page.get_by_text("yes", exact=True).click()
@@ -365,7 +413,7 @@ def test_axe_finds_nothing_and_what_matters_is_drawn_in_few_colours(browser: Bro
         entry(page, "A", 1, 1).press("ArrowUp")
     found = Axe().run(page, options={"rules": {"label-content-name-mismatch": {"enabled": True}}}).response
     assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"] if v["id"] != "region"] == []
-    if kind in ("ellipse", "map"):
+    if kind in ("ellipse", "map", "tradeoff"):
         page.context.close()
         return
     mark = page.locator(".live-chosen .live-a" if kind == "injection" else ".live-lit").first

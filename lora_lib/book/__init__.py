@@ -18,7 +18,7 @@ from lora_lib.book.figures import (
     use_book_style,
 )
 from lora_lib.book.knobs import WIDGET_VIEW, Marked, knob
-from lora_lib.book.live import KINDS, Square, action, injection, product, run_map, switching
+from lora_lib.book.live import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff
 from lora_lib.book.smollm2 import NAME, load_smollm2, smollm2_folder
 from lora_lib.book.story import STORY
 
@@ -38,6 +38,8 @@ __all__ = [
     "WIDGET_VIEW",
     "Marked",
     "Message",
+    "Run",
+    "Scale",
     "Square",
     "action",
     "balanced_splits",
@@ -54,5 +56,6 @@ __all__ = [
     "show_matrix",
     "smollm2_folder",
     "switching",
+    "tradeoff",
     "use_book_style",
 ]

@@ -277,6 +277,92 @@ def run_map(
     )  # fmt: skip
 
 
+class Scale(NamedTuple):
+    """What an axis shows, from where to where, the values that are marked, and whether it is logarithmic."""
+
+    name: str
+    low: float
+    high: float
+    marks: Sequence[float]
+    log: bool = False
+
+
+class Run(NamedTuple):
+    """Where training ended: a method, its learning rate, what its change was scaled by, and what was measured.
+
+    `values` has one number for each of the axes to choose from and then the one for the upright axis; they are means
+    over so many `seeds`.
+    """
+
+    method: str
+    rate: float
+    scale: float
+    values: tuple[float, ...]
+    seeds: int
+
+
+def tradeoff(
+    runs: Sequence[Run],
+    base: Sequence[float],
+    *,
+    axes: Sequence[Scale],
+    up: Scale,
+    start: tuple[str, float],
+    apart: str,
+    caption: str,
+) -> Live:
+    """Learning against forgetting: the reader turns the method, its rate and the scale λ of its change.
+
+    `runs` are drawn in the order of their methods; every method and rate has a run with λ = 1. `base` has the base's
+    values, as a run has them. The reader chooses one of `axes` for the level axis; `up` is the upright one. `start` is
+    the method and the rate at first, with λ = 1. The method `apart`, full fine-tuning, has another colour.
+    Raises ValueError for a start without a run, a run without λ = 1, and numbers that do not fit the axes.
+    """
+    found = {(run.method, run.rate, run.scale): run for run in runs}
+    methods = list(dict.fromkeys(run.method for run in runs))
+    rates, scales = (sorted({getattr(run, name) for run in runs}) for name in ("rate", "scale"))
+    if lacking := [(run.method, run.rate) for run in runs if (run.method, run.rate, 1.0) not in found]:
+        raise ValueError(f"{lacking[0]} has no run with λ = 1: expected one for every method and rate")
+    if (*start, 1.0) not in found:
+        raise ValueError(f"starts at {start}, where no run is: expected one of {[key[:2] for key in found]}")
+    if wrong := [values for values in (base, *(run.values for run in runs)) if len(values) != len(axes) + 1]:
+        raise ValueError(f"got the values {wrong[0]}: expected one for each of {len(axes)} axes and the upright one")
+
+    def packed(method: str, rate: float) -> list[list[float] | None] | None:
+        if (method, rate, 1.0) not in found:
+            return None
+        line = [found.get((method, rate, scale)) for scale in scales]
+        return [run and [*(round(value, 3) for value in run.values), run.seeds] for run in line]
+
+    labels = [f"{rate:g}" for rate in rates], [f"{scale:g}" for scale in scales]
+    first = [methods.index(start[0]), rates.index(start[1]), len(scales) - 1, 0]
+    turned = [
+        Axis("method", "trained", methods, methods, False),
+        Axis("rate", "learning rate", labels[0], rates, True),
+        Axis("scale", "λ, scales the change", labels[1], scales, True),
+        Axis("against", "across", [axis.name for axis in axes], list(axes), False),
+    ]
+    names = ("method", "rate", "λ", *(axis.name for axis in axes), up.name)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr><td>{escape(run.method)}</td>{''.join(f'<td>{x:g}</td>' for x in (run.rate, run.scale))}"
+        f"{''.join(f'<td>{x:.2f}</td>' for x in run.values)}</tr>"
+        for run in runs
+        if run.scale == 1
+    )
+    return _figure(
+        "tradeoff",
+        f"{up.name} against {axes[0].name}, by {', '.join(methods)}",
+        caption,
+        f"{start[0]} at {start[1]:g}",
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        zip(turned, first),
+        methods=methods, rates=labels[0], scales=labels[1], points=[[packed(m, r) for r in rates] for m in methods],
+        base=list(base), across=[axis._asdict() for axis in axes], up=up._asdict(), apart=methods.index(apart),
+        start=first,
+    )  # fmt: skip
+
+
 def _kinds(model: GPT2Model) -> list[nn.Module]:
     """One layer of each kind: those of the first block, and the head."""
     return [model.get_submodule(kind if kind == HEAD else f"h.0.{kind}") for kind in KINDS]
