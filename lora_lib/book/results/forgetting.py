@@ -64,13 +64,16 @@ class Compared(NamedTuple):
         return ("more" if low > 0 else "less") + size
 
 
-def load_map(parts: str = "linear", steps: int = 120) -> list[Row]:
-    """The reported runs of the map, each as it was trained and times λ.
+SMOLLM2: dict[str, Any] = {"steps": 60, "file": "smollm2_map"}  # where `load_map` finds the runs of SmolLM2
+
+
+def load_map(parts: str = "linear", steps: int = 120, file: str = "map") -> list[Row]:
+    """The reported runs of the map, each as it was trained and times λ; those of SmolLM2 with `**SMOLLM2`.
 
     `prose_forgotten`, `plays_forgotten` and so on say how much a text's loss has risen above the base's. They are None
     for texts that a run times λ was not measured on. Tuning runs are left out: `tuned_rates` reads them.
     """
-    kept = load_results("map")
+    kept = load_results(file)
     (base,) = select(kept, arm="base")
     rows = select(kept, parts=parts, steps=steps, split="test")
     for row, text in itertools.product(rows, TEXTS):
@@ -79,9 +82,9 @@ def load_map(parts: str = "linear", steps: int = 120) -> list[Row]:
     return rows
 
 
-def tuned_rates(parts: str = "linear", steps: int = 120) -> dict[str, float]:
+def tuned_rates(parts: str = "linear", steps: int = 120, file: str = "map") -> dict[str, float]:
     """The learning rate of each arm with the least loss on validation data and the tuning seed."""
-    tuning = select(load_results("map"), parts=parts, steps=steps, split="validation")
+    tuning = select(load_results(file), parts=parts, steps=steps, split="validation")
     best: dict[str, Row] = {}
     for row in tuning:
         if row["arm"] not in best or row["loss"] < best[row["arm"]]["loss"]:

@@ -26,7 +26,16 @@ from lora_lib.book.results import (
     paired,
     select,
 )
-from lora_lib.book.results.forgetting import BEST, SEEDS, Compared, at_equal, compared, load_map
+from lora_lib.book.results.forgetting import (
+    BEST,
+    SEEDS,
+    SMOLLM2,
+    Compared,
+    at_equal,
+    compared,
+    load_map,
+    tuned_rates,
+)
 from lora_lib.book.results.new_words import family as new_words_family
 
 RELATIVE = 0.02  # of what the other side has
@@ -122,9 +131,11 @@ _REWARDED: dict[str, dict[str, Any]] = {
     "rank 1": {"method": "lora", "rank": 1}, "rank 8": {"method": "lora", "rank": 8}, "full": {"method": "full"}
 }  # fmt: skip
 AMOUNTS = (50, 200, 1000, 4000)  # examples
-# The arms of the map that the pages speak of, at their best rates; and full fine-tuning's lower ones.
+# The arms of the map that the pages speak of, at their best rates; and the lower rates that they were run at.
 MAP_RATES = {arm: BEST[arm] for arm in ("full", "r = 64, α/√r", "r = 64", "r = 8")}
-LOWER_RATES = (0.00056, 0.00031)
+LOWER_RATES = {
+    "full": (0.00056, 0.00031, 0.00017), "r = 64, α/√r": (0.0018,), "r = 64": (0.0032,), "r = 8": (0.0032,)
+}  # fmt: skip
 # The same where the embedding is trained as well, at a rate of 0.0032: tuned on seed 0 and validation data.
 EMBEDDING_RATES = {"full": 0.00056, "r = 64": 0.0032, "r = 8": 0.0032}
 
@@ -275,8 +286,8 @@ def intruders_above_chance() -> dict[str, Difference]:
 
 
 def map_runs() -> list[Row]:
-    """The runs of the map that the pages speak of: each arm at its best rate, full fine-tuning at lower ones, too."""
-    rates = {arm: (rate, *LOWER_RATES) if arm == "full" else (rate,) for arm, rate in MAP_RATES.items()}
+    """The runs of the map that the pages speak of: each arm at its best rate and at lower ones."""
+    rates = {arm: (rate, *LOWER_RATES[arm]) for arm, rate in MAP_RATES.items()}
     return [row for row in load_map() if row["learning_rate"] in rates.get(row["arm"], ())]
 
 
@@ -284,13 +295,18 @@ def on_the_map() -> dict[str, Compared]:
     """LoRA less full fine-tuning of exactly the same weights, at the rates of `MAP_RATES` and `EMBEDDING_RATES`.
 
     The loss on the task and on prose; the loss on prose where full fine-tuning, between two of its rates, has LoRA's
-    loss or KL on the task, if it reaches that on five seeds; α/√r less α/r and rank 64 less 8; and each arm with its
-    change scaled by 0.85 after training, less the same runs. The names of the runs that train the embedding as well
-    begin with "embedding, ".
+    loss or KL on the task, if it reaches that on five seeds, and the same for LoRA at its lower rates; α/√r less α/r
+    and rank 64 less 8; and each arm with its change scaled by 0.85 after training, less the same runs. The names of
+    the runs that train the embedding as well begin with "embedding, ".
     """
     alone, both = map_runs(), load_map("linear + wte")
     linear, with_it = _at_rates(alone, MAP_RATES), _at_rates(both, EMBEDDING_RATES)
-    found = _less_full(linear, select(alone, arm="full", scale=1.0))
+    full = select(alone, arm="full", scale=1.0)
+    found = _less_full(linear, full)
+    for arm, rates in LOWER_RATES.items():
+        for rate in rates if arm != "full" else ():
+            gentle = select(alone, arm=arm, learning_rate=rate, scale=1.0)
+            found |= _at_equal(f"{arm} at {rate:g}", gentle, full)
     for x in ("loss", "prose_loss"):
         found[f"α/√r against α/r, {x}"] = compared(linear["r = 64, α/√r"], linear["r = 64"], x)
         found[f"rank 64 against 8, {x}"] = compared(linear["r = 64"], linear["r = 8"], x)
@@ -313,9 +329,30 @@ def _less_full(arms: Mapping[str, list[Row]], full: Iterable[Row]) -> dict[str, 
     ours, full = [arm for arm in arms if arm != "full"], list(full)
     found = {f"{arm}, {x}": compared(arms[arm], arms["full"], x) for arm in ours for x in ("loss", "prose_loss")}
     for arm in ours:
-        for by in ("loss", "kl"):
-            if sum(_reaches(full, row, by) for row in arms[arm]) >= SEEDS:
-                found[f"{arm}, prose_loss at equal {by}"] = at_equal(arms[arm], full, by)
+        found |= _at_equal(arm, arms[arm], full)
+    return found
+
+
+def _at_equal(name: str, rows: Sequence[Row], full: Sequence[Row]) -> dict[str, Compared]:
+    """What `rows` have forgotten more than `full` at equal loss and at equal KL, where five seeds reach that."""
+    return {
+        f"{name}, prose_loss at equal {by}": at_equal(rows, full, by)
+        for by in ("loss", "kl")
+        if sum(_reaches(full, row, by) for row in rows) >= SEEDS
+    }
+
+
+def on_smollm2() -> dict[str, Compared]:
+    """As `on_the_map`, for SmolLM2 on the same task: its linear layers, each arm at the rate that tuning chose.
+
+    Besides, what each arm has forgotten of prose, less what full fine-tuning has.
+    """
+    rows = select(load_map(**SMOLLM2), scale=1.0)
+    arms = _at_rates(rows, tuned_rates(**SMOLLM2))
+    found = _less_full(arms, select(rows, arm="full"))
+    for arm in arms:
+        if arm != "full":
+            found[f"{arm}, prose_forgotten"] = compared(arms[arm], arms["full"], "prose_forgotten")
     return found
 
 
@@ -351,6 +388,7 @@ def family() -> dict[str, Difference]:
     """Every difference that the page of findings may call one, by a name."""
     found = {name: comparison.difference() for name, comparison in COMPARISONS.items()}
     found |= {f"map, {name}": both.difference for name, both in on_the_map().items()}
+    found |= {f"SmolLM2 on E2E, {name}": both.difference for name, both in on_smollm2().items()}
     found["4,000 examples against 1,000"] = growth("rank 8 against full, {} examples", "1000", "4000")
     found |= {f"forgetting at equal loss, {name}": difference for name, difference in equal_losses().items()}
     found |= new_words_family()
