@@ -155,9 +155,10 @@ def colours(used: list[str]) -> str:
 
 
 def darkened(code: str) -> str:
-    """The colour for a dark ground: the same hue, its lightness turned over, and strong colours never too dim.
+    """The colour for a dark ground: the same hue, its lightness turned over.
 
-    In Oklab (https://bottosson.github.io/posts/oklab/), where equal steps look equal.
+    Strong colours are never too dim, and two of one hue still differ. In Oklab
+    (https://bottosson.github.io/posts/oklab/), where equal steps look equal.
     """
     r, g, b = (linear(int(code[i : i + 2], 16) / 255) for i in (0, 2, 4))
     long = (0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b) ** (1 / 3)
@@ -166,9 +167,11 @@ def darkened(code: str) -> str:
     light = 0.2104542553 * long + 0.7936177850 * middle - 0.0040720468 * short
     red = 1.9779984951 * long - 2.4285922050 * middle + 0.4505937099 * short
     yellow = 0.0259040371 * long + 0.7827717662 * middle - 0.8086757660 * short
-    strong = (red**2 + yellow**2) ** 0.5 > 0.08
     turned = 0.21 + (1 - light) * 0.98
-    turned = max(turned, 0.68) if strong else max(turned, 0.39) if turned > 0.3 else turned
+    if (red**2 + yellow**2) ** 0.5 > 0.065:
+        turned = max(0.57, 0.72 - 0.72 * (light - 0.53))
+    elif turned > 0.3:
+        turned = max(turned, 0.39)
     long = (turned + 0.3963377774 * red + 0.2158037573 * yellow) ** 3
     middle = (turned - 0.1055613458 * red - 0.0638541728 * yellow) ** 3
     short = (turned - 0.0894841775 * red - 1.2914855480 * yellow) ** 3

@@ -11,20 +11,20 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
+BESIDE = r"\qquad"  # between formulas that stand side by side, or below each other where there is no room
 LOGGER = logging.getLogger(__name__)
 NAMES = {r"\dots": r"\ldots"}  # of LaTeX's commands, those that docutils has under another name
 
 
-def mathml(node: nodes.Element, as_block: bool) -> str:
-    """The formula of a node; a warning, which stops the build, and its source where it cannot be read."""
-    source = node.astext()
+def mathml(source: str, node: nodes.Element, as_block: bool) -> str:
+    """A formula of a node; a warning, which stops the build, and its source where it cannot be read."""
     for ours, theirs in NAMES.items():
         source = source.replace(ours, theirs)
     try:
         found = latex2mathml.tex2mathml(source, as_block=as_block)
     except MathError as error:
         LOGGER.warning("formula: %s", error, location=node)
-        return f"<code>{node.astext()}</code>"
+        return f"<code>{source}</code>"
     root = ElementTree.fromstring("".join(map(str.strip, found.splitlines())).replace("&ApplyFunction;", "\u2061"))
     for element in root.iter():
         if element.tag == f"{MATHML}mo" and element.text == "'":
@@ -37,13 +37,14 @@ def mathml(node: nodes.Element, as_block: bool) -> str:
 
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
     """A formula in a line."""
-    self.body.append(f'<span class="math">{mathml(node, as_block=False)}</span>')
+    self.body.append(f'<span class="math">{mathml(node.astext(), node, as_block=False)}</span>')
     raise nodes.SkipNode
 
 
 def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    """A formula on a separate line."""
-    self.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>\n')
+    """A formula on a separate line, or several beside each other."""
+    formulas = (mathml(source.strip(), node, as_block=True) for source in node.astext().split(BESIDE))
+    self.body.append(f'<div class="math">{"".join(formulas)}</div>\n')
     raise nodes.SkipNode
 
 

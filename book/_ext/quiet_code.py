@@ -13,6 +13,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.writers.html5 import HTML5Translator
 
 MARKS = ("✓", "✗")
+SETUP = ("# Set-up", "# Installs", "import", "from")  # how such a cell begins
 
 
 class Fold(nodes.Element):
@@ -46,7 +47,7 @@ class QuietCode(SphinxPostTransform):
     def _folded(self, sources: list[nodes.Element], output: nodes.Element | None) -> list[nodes.Node]:
         if output is None:
             first = sources[0].astext().lstrip()
-            return [fold("setup", "Set-up" if first.startswith(("# Set-up", "import", "from")) else "Code", sources)]
+            return [fold("setup", "Set-up" if first.startswith(SETUP) else "Code", sources)]
         claims = claims_in(output)
         return [fold("claim", claims, sources)] if claims else [output, fold("code", "code", sources)]
 
@@ -74,7 +75,8 @@ def fold(kind: str, summary: str | list[str], sources: list[nodes.Element]) -> F
     """The fold of this kind; a claim's summary has a line for each."""
     head = FoldSummary()
     for text in [summary] if isinstance(summary, str) else summary:
-        line = nodes.inline(text, text, classes=["failed"] if text.startswith("✗") else [])
+        line = nodes.inline(text, classes=["failed"] if text.startswith("✗") else [])
+        line += [nodes.literal(part, part) if i % 2 else nodes.Text(part) for i, part in enumerate(text.split("`"))]
         head += line
     return Fold("", head, *sources, kind=kind)
 

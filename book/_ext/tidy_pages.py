@@ -51,6 +51,7 @@ def drop_widget_state(app: Sphinx, page: str, template: str, context: dict[str, 
 
 TWICE = re.compile(r' id="(?:exercise|solution)-content"')  # nothing leads there, and each exercise has one
 BLANK_HEAD = re.compile(r"<th([^>]*)>(?:<p>)?\s*(?:</p>)?</th>")
+TITLE_LINK = re.compile(r"(Solution to)(<a [^>]*>) ")  # the space between them is no part of the link
 ROLES = (
     ('<div role="list" class="citation-list">', "<div>"),
     (' role="doc-biblioentry"', ""),
@@ -61,6 +62,7 @@ ROLES = (
 def tidy_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Mend what a screen reader stumbles over: roles of the bibliography, empty heads of tables, doubled ids."""
     body = BLANK_HEAD.sub(r"<td\1></td>", TWICE.sub("", context.get("body", "")))
+    body = TITLE_LINK.sub(r"\1 \2", body)
     for old, new in ROLES:
         body = body.replace(old, new)
     context["body"] = body

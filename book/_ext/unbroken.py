@@ -1,0 +1,66 @@
+"""Words that stand together stay in one line: GPT-2, a number and its unit, an interval, α/√r."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+NUMBER = r"[+−-]?\d[\d.,]*"
+TOGETHER = re.compile(
+    rf"""GPT-2(?:[ ]\d+M)?
+    | Chapter[ ]\d+
+    | {NUMBER}(?:[ ]%)?[ ]\[{NUMBER},[ ]{NUMBER}\]
+    | {NUMBER}(?:[ ]±[ ]{NUMBER}|[ ](?:%|[kMG]i?B))
+    | \(?[\dA-Za-z.,]+[ ]×[ ][\dA-Za-z.,]+\)?
+    | \b[rsdkα][ ]=[ ][\w./]+
+    | \d+e-\d+
+    | α[ ]?/[ ]?√?r""",
+    re.VERBOSE,
+)
+LONGEST = 30  # letters; longer ones would leave a hole in a phone's line
+
+
+class Unbroken(SphinxPostTransform):
+    """Put what belongs together into a <span> that does not break; the text itself stays as it is."""
+
+    default_priority = 900
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Called by Sphinx for each page."""
+        for text in list(self.document.findall(nodes.Text)):
+            block = next_block(text)
+            if block is not None and TOGETHER.search(text):
+                text.parent.replace(text, list(parts(str(text))))
+
+
+def next_block(text: nodes.Text) -> nodes.Node | None:
+    """The paragraph or title that a text is in; nothing for code, formulas and what is no part of the page."""
+    node = text.parent
+    while node is not None and not isinstance(node, (nodes.paragraph, nodes.title, nodes.caption)):
+        if not isinstance(node, (nodes.inline, nodes.emphasis, nodes.strong, nodes.reference)):
+            return None
+        node = node.parent
+    return node
+
+
+def parts(text: str) -> list[nodes.Node]:
+    """The text in pieces, those that stay together as inline nodes with the class `unbroken`."""
+    found: list[nodes.Node] = []
+    end = 0
+    for match in TOGETHER.finditer(text):
+        if len(match[0]) > LONGEST or not re.search(r"[ /-]", match[0]):
+            continue
+        found += [nodes.Text(text[end : match.start()]), nodes.inline(match[0], match[0], classes=["unbroken"])]
+        end = match.end()
+    return [*found, nodes.Text(text[end:])]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.add_post_transform(Unbroken)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
