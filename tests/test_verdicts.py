@@ -93,25 +93,52 @@ def test_the_map_compares_equal_layers():
     changes = [float(scaled[s]["loss"]) - float(full[s]["loss"]) for s in sorted(scaled)]
     assert found["full × 0.85, loss"].difference.mean == pytest.approx(stats.tmean(changes))
     assert {(row["arm"], row["learning_rate"]) for row in verdicts.map_runs()} == {
-        *verdicts.MAP_RATES.items(), ("full", 0.00056), ("full", 0.00031)
-    }  # fmt: skip
+        *verdicts.MAP_RATES.items(),
+        *((arm, rate) for arm, rates in verdicts.LOWER_RATES.items() for rate in rates),
+    }
     assert forgetting.tuned_rates() == verdicts.MAP_RATES
     (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
     back = [1 - (float(scaled[s]["prose_loss"]) - base) / (float(full[s]["prose_loss"]) - base) for s in sorted(scaled)]
     low, high = stats.ttest_1samp(back, 0).confidence_interval(0.95)
     assert verdicts.given_back("full")[1:3] == pytest.approx((low, high), abs=1e-4)
-    levels = []
-    for seed in seeds:
-        runs = [map_runs("full", rate)[seed] for rate in ("0.001", "0.00056", "0.00031")]  # losses rise
-        loss, prose = ([float(run[x]) for run in runs] for x in ("loss", "prose_loss"))
-        assert loss[0] < float(root[seed]["loss"]) < loss[-1]
-        forgotten = np.log(np.array(prose) - base)
-        levels.append(base + np.exp(np.interp(float(root[seed]["loss"]), loss, forgotten)))
-    changes = [float(root[seed]["prose_loss"]) - level for seed, level in zip(seeds, levels)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "rate", "name"),
+    [
+        ("r = 64, α/√r", "0.0032", "r = 64, α/√r"),
+        ("r = 64, α/√r", "0.0018", "r = 64, α/√r at 0.0018"),
+        ("r = 8", "0.0032", "r = 8 at 0.0032"),
+    ],
+)
+def test_at_equal_loss_full_fine_tuning_is_read_off_between_its_rates(arm, rate, name):
+    ours, full = map_runs(arm, rate), [map_runs("full", r) for r in ("0.001", "0.00056", "0.00031", "0.00017")]
+    (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
+    changes, levels = [], []
+    for seed, run in sorted(ours.items()):
+        loss, prose = ([float(side[seed][x]) for side in full] for x in ("loss", "prose_loss"))
+        assert loss[0] < float(run["loss"]) < loss[-1] and sorted(loss) == loss
+        levels.append(base + np.exp(np.interp(float(run["loss"]), loss, np.log(np.array(prose) - base))))
+        changes.append(float(run["prose_loss"]) - levels[-1])
     low, high = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
-    difference, of = found["r = 64, α/√r, prose_loss at equal loss"]
-    assert (difference.low, difference.high) == pytest.approx((low, high), abs=1e-3)
+    difference, of = verdicts.on_the_map()[f"{name}, prose_loss at equal loss"]
+    assert (difference.low, difference.high) == pytest.approx((low, high), abs=1e-3) and len(changes) == 5
     assert of == pytest.approx(stats.tmean(levels))
+
+
+def test_smollm2s_arms_are_compared_at_the_rates_that_tuning_chose():
+    rows = kept("smollm2_map")
+    tuning = [row for row in rows if row["split"] == "validation" and row["arm"] == "full"]
+    best = min(tuning, key=lambda row: float(row["loss"]))["learning_rate"]
+    sides = [
+        {row["seed"]: float(row["loss"]) for row in rows if row["split"] == "test" and row["arm"] == arm}
+        for arm in ("r = 8", "full")
+    ]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    low, high = stats.ttest_rel(*([side[s] for s in seeds] for side in sides)).confidence_interval(0.95)
+    found = verdicts.on_smollm2()["r = 8, loss"].difference
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4) and found.runs == len(seeds)
+    assert forgetting.tuned_rates(**forgetting.SMOLLM2)["full"] == float(best)
 
 
 def with_embedding(arm, rate):
