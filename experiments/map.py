@@ -107,13 +107,7 @@ STAGES = {
     "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2)}),
     "smollm2": Stage("linear", 60, MAIN[:3], 5, {}, {"full": -4, "r = 64, α/√r": 0, "r = 8": 0}, True),
     "smollm2 lower": Stage(
-        "linear",
-        60,
-        ("full", "r = 8", "r = 64, α/√r"),
-        5,
-        dict.fromkeys(MAIN, (-1,)),
-        {"full": -4, "r = 64, α/√r": 0, "r = 8": 0},
-        True,
+        "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True
     ),
     "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
