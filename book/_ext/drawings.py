@@ -23,11 +23,13 @@ ROOT = Path(__file__).parent.parent.parent
 LIVE = ROOT / "lora_lib" / "book" / "live"
 PHONE, LETTERS = 332, 9.2  # pixels: a column of text on a phone of 390, and the smallest letters there
 GROW = 1.35  # times, at most
+WIDE = 0.58  # of its size, a letter on average
 PICTURE = re.compile(r'<img [^>]*?src="([^"]+\.svg|data:image/svg\+xml;base64,[^"]+)"[^>]*>')
 ALT = re.compile(r' alt="([^"]*)"')
 COLOUR = re.compile(r"""\b((?:fill|stroke)(?::|="))#([0-9a-f]{6})\b""")
 SIZE = re.compile(r'font-size:([\d.]+)px|(?<= )font-size="([\d.]+)"(?! style)')
 GROWS = 'style="font-size:max({}px,var(--least))"'
+WORDS = re.compile(r'<text style="([^"]*)" x="([\d.-]+)" y="[\d.-]+">([^<]*)</text>')
 RASTER = re.compile(r'<image ([^>]*?)(href="data:image/\w+;base64,([^"]+)")')
 VARIABLE = re.compile(r"var\(--c([0-9a-f]{6})\)")
 KNOB = re.compile(r'<figure class="knob .*?</figure>', re.S)
@@ -86,7 +88,11 @@ def themed(svg: str, alt: str) -> str:
     wanted = LETTERS * width / PHONE
     least_width = max(PHONE, PHONE * wanted / (GROW * min(sizes, default=wanted)))
     small = wanted * PHONE / least_width
+    left, right = beyond(svg, width, small)
+    small *= PHONE / (PHONE - left - right)
     style = f"--small:{small:.2f}px;max-width:{shown}px"
+    if left or right:
+        style += f";--room:0 {right:.0f}px 0 {left:.0f}px"
     if least_width > PHONE:
         style += f";min-width:{least_width:.0f}px"
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
@@ -99,6 +105,19 @@ def themed(svg: str, alt: str) -> str:
     named = f'<svg role="img" aria-label="{escape(alt)}" style="{style}" '
     wide = " wide" * (least_width > PHONE)
     return f'<div class="drawn{wide}">{svg.replace("<svg ", named, 1)}</div>'
+
+
+def beyond(svg: str, width: float, size: float) -> tuple[float, float]:
+    """How many pixels of a phone words of this size need at the left and at the right of a drawing."""
+    left, right = 0.0, width
+    for style, x, words in WORDS.findall(svg):
+        anchor = re.search(r"text-anchor: ?(\w+)", style)
+        before = {"middle": 0.5, "end": 1.0}.get(anchor[1] if anchor else "start", 0.0)
+        length = WIDE * size * len(unescape(words))
+        left = min(left, float(x) - before * length)
+        right = max(right, float(x) + (1 - before) * length)
+    sides = (round(PHONE / width * side) for side in (-left, right - width))
+    return tuple(side if side > 8 else 0 for side in sides)  # type: ignore[return-value]
 
 
 def is_sheet(data: str) -> bool:

@@ -1,5 +1,5 @@
 // What a page needs beyond its style: the keyboard reaches what scrolls sideways, long lists of the same kind are one stop
-// of the Tab key, in which the arrows walk, and paper shows what is folded.
+// of the Tab key, in which the arrows walk, and paper is light and shows what is folded.
 {
   const SCROLLS = ".drawn.wide, div.math, .pst-scrollable-table-container, .bd-article pre";
 
@@ -60,13 +60,18 @@
     lists();
   });
 
+  const page = document.documentElement;
+  let theme = null;
   addEventListener("beforeprint", () => {
+    theme = page.dataset.theme;
+    page.dataset.theme = "light";
     for (const fold of document.querySelectorAll("details:is(.choice, .deeper):not([open])")) {
       fold.open = true;
       fold.dataset.printed = "";
     }
   });
   addEventListener("afterprint", () => {
+    page.dataset.theme = theme;
     for (const fold of document.querySelectorAll("details[data-printed]")) {
       fold.open = false;
       delete fold.dataset.printed;
