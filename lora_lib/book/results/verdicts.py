@@ -343,17 +343,19 @@ def _at_equal(name: str, rows: Sequence[Row], full: Sequence[Row]) -> dict[str, 
 
 
 def on_smollm2() -> dict[str, Compared]:
-    """As `on_the_map`, for SmolLM2 on the same task: its linear layers, each arm at the rate that tuning chose.
+    """LoRA less full fine-tuning of SmolLM2's linear layers, on the map's task, each at the rate that tuning chose.
 
-    Besides, what each arm has forgotten of prose, less what full fine-tuning has.
+    The loss on the task and on prose, KL from the base, and what is forgotten of prose; the same for r = 8 at its lower
+    rate, and r = 8 there less r = 8 at its best one.
     """
-    rows = select(load_map(**SMOLLM2), scale=1.0)
-    arms = _at_rates(rows, tuned_rates(**SMOLLM2))
-    found = _less_full(arms, select(rows, arm="full"))
-    for arm in arms:
-        if arm != "full":
-            found[f"{arm}, prose_forgotten"] = compared(arms[arm], arms["full"], "prose_forgotten")
-    return found
+    rows, rates = select(load_map(**SMOLLM2), scale=1.0), tuned_rates(**SMOLLM2)
+    arms = _at_rates(rows, rates)
+    lower = [row for row in select(rows, arm="r = 8") if row["learning_rate"] < rates["r = 8"]]
+    sides = {arm: (runs, arms["full"]) for arm, runs in arms.items() if runs and arm != "full"}
+    sides["r = 8, lower rate"] = lower, arms["full"]
+    sides["r = 8, lower rate against best"] = lower, arms["r = 8"]
+    measures = ("loss", "prose_loss", "kl", "prose_forgotten")
+    return {f"{name}, {x}": compared(*pair, x) for name, pair in sides.items() for x in measures}
 
 
 def given_back(arm: str, scale: float = 0.85) -> Difference:
