@@ -97,6 +97,10 @@ def in_the_page(lab: Row) -> str:
     lines = [
         ("a training step of 4 × 64 tokens, processor time", f"{lab['step_ms']} ms", f"{lab['pytorch_step_ms']} ms"),
         ("the same, ratio of the two", lab["ratio"], ""),
+        ("PyTorch with vectors of 8 (AVX2)", "", f"{lab['pytorch_step_ms_avx2']} ms"),
+        ("ratio to that", lab["ratio_avx2"], ""),
+        ("PyTorch with vectors of 4 (SSE 4.2)", "", f"{lab['pytorch_step_ms_sse']} ms"),
+        ("ratio to that", lab["ratio_sse"], ""),
         ("a step at r = 64, processor time", f"{lab['step_ms_r64']} ms", f"{lab['pytorch_step_ms_r64']} ms"),
         ("the same, ratio of the two", lab["ratio_r64"], ""),
         ("two workers, times as fast as one", lab["two_workers"], ""),

@@ -14,7 +14,7 @@ const LIMITS = ["maxBufferSize", "maxStorageBufferBindingSize"];
 // The GPU that this browser offers: {adapter, name, simulated}. Throws LabError, which says what is missing.
 export async function findGPU() {
   if (!globalThis.navigator?.gpu) throw new LabError("This browser has no WebGPU.");
-  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  const adapter = await inTime(navigator.gpu.requestAdapter({ powerPreference: "high-performance" }));
   if (!adapter) throw new LabError("This browser has WebGPU, but no GPU that it can use.");
   const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
   const names = [vendor, architecture, device, description].filter(Boolean).join(" ");
@@ -29,7 +29,7 @@ export class GPU {
     // A device has the smallest limits unless it is asked for more.
     const requiredLimits = Object.fromEntries(LIMITS.map(limit => [limit, adapter.limits[limit]]));
     try {
-      return new GPU(await adapter.requestDevice({ requiredLimits }), half);
+      return new GPU(await inTime(adapter.requestDevice({ requiredLimits })), half);
     } catch (error) {
       throw new LabError(`The GPU could not be opened: ${error.message}`);
     }
@@ -74,15 +74,7 @@ export class GPU {
   // The promise's value, or an error if the GPU fails first, or does not answer.
   async wait(promise) {
     if (this.failed) throw this.failed;
-    const late = setTimeout(
-      () => this.fail(`The GPU has not answered for ${SILENCE / 1000} seconds.`),
-      SILENCE,
-    );
-    try {
-      return await Promise.race([promise, this.failure]);
-    } finally {
-      clearTimeout(late);
-    }
+    return inTime(Promise.race([promise, this.failure]), ({ message }) => this.fail(message));
   }
 
   // ---- Memory ----------------------------------------------------------------------------------------------------
@@ -262,6 +254,24 @@ export class GPU {
 
   close() {
     this.device.destroy();
+  }
+}
+
+// The promise's value, or an error if it takes too long; `late` hears that error.
+async function inTime(promise, late = () => {}) {
+  let timer;
+  const silence = new Promise((_, reject) => {
+    const give = error => {
+      late(error);
+      reject(error);
+    };
+    const error = new LabError(`The GPU has not answered for ${SILENCE / 1000} seconds.`);
+    timer = setTimeout(give, SILENCE, error);
+  });
+  try {
+    return await Promise.race([promise, silence]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

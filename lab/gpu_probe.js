@@ -71,4 +71,4 @@ export async function learn(model, adapter, { rows, targets, rate, steps }) {
   return { alone, losses, gradients, after };
 }
 
-export { findGPU, floatToHalf, GPUModel, modelOn };
+export { findGPU, floatToHalf, GPU, GPUModel, modelOn };

@@ -61,6 +61,11 @@ EXPORT(add) void add(const float *x, float *y, int n) {
   for (int i = 0; i < n; i += 4) store(y + i, add4(load(y + i), load(x + i)));
 }
 
+// y *= x
+EXPORT(multiply) void multiply(const float *x, float *y, int n) {
+  for (int i = 0; i < n; i += 4) store(y + i, mul4(load(y + i), load(x + i)));
+}
+
 EXPORT(sum_of_squares) float sum_of_squares(const float *x, int n) {
   double sum = 0;
   for (int i = 0; i < n; i++) sum += (double)x[i] * x[i];
@@ -207,69 +212,89 @@ void embed(const int *ids, int T, int C, const float *panels, int packed, const 
 }
 
 // ---- Tiles ------------------------------------------------------------------------------------------------
-// A product is computed in tiles: pieces of the result whose sums stay in registers while the loop runs.
+// A product is computed in tiles: pieces of the result whose sums stay in registers while the loop runs. Chromium has
+// 15 registers: six rows of 8 columns take 12 for sums, 2 for w and 1 for x. Without RELAXED, a·b takes another one.
+#ifdef RELAXED
+#define ROWS 6
+#else
+#define ROWS 5
+#endif
 
-// Rows of numbers within a matrix: the next row is `down` numbers further, the next number of a row `right`.
-struct view {
-  const float *at;
-  int down, right;
-};
+// Two values that the compiler must have in registers at this point. Otherwise it changes the order of a tile's
+// additions, has all rows of x in registers at once, and has too few.
+#define HERE(a, b) asm volatile("" : "+r"(a), "+r"(b))
 
-// y (rows, 8) = start + x·w: x (rows, count), w (count, 8). The rows of w, start and y are `w_down`, `start_down`
-// and `y_down` apart. Called with a constant number of rows. There are 15 registers: four rows take 8 for sums, 2
-// for w and some for x. With six rows, or with the loop unrolled, Chromium runs out of registers and needs half as
-// much time again.
-INLINE void tile(int rows, struct view x, int count, const float *w, int w_down, const float *start,
-    int start_down, float *y, int y_down) {
-  vec left[4], right[4];
+INLINE int smaller(int a, int b) {
+  return a < b ? a : b;
+}
+
+// y (rows, columns) = start + x·w: x (rows, count) by columns, w (count, columns), 4 or 8 columns. The columns of x and
+// the rows of w, start and y are `x_right`, `w_down`, `start_down` and `y_down` numbers apart.
+INLINE void tile_of(int rows, int columns, const float *x, int x_right, int count, const float *w, int w_down,
+    const float *start, int start_down, float *y, int y_down) {
+  int last = columns - 4; // where the right half begins; of four columns, both halves are the same
+  vec left[ROWS], right[ROWS];
   for (int n = 0; n < rows; n++) {
     left[n] = load(start + n * start_down);
-    right[n] = load(start + n * start_down + 4);
+    right[n] = load(start + n * start_down + last);
   }
 #pragma clang loop unroll(disable)
-  for (int i = 0; i < count; i++) {
-    vec w_left = load(w + i * w_down), w_right = load(w + i * w_down + 4);
+  for (int i = 0; i < count; i++, x += x_right, w += w_down) {
+    HERE(x, w);
+    vec w_left = load(w), w_right = load(w + last);
     for (int n = 0; n < rows; n++) {
-      vec x_i = load_same(x.at + n * x.down + i * x.right);
-      left[n] = muladd(x_i, w_left, left[n]);
-      right[n] = muladd(x_i, w_right, right[n]);
+      vec x_n = load_same(x + n);
+      left[n] = muladd(x_n, w_left, left[n]);
+      right[n] = muladd(x_n, w_right, right[n]);
+      HERE(left[n], right[n]);
     }
   }
   for (int n = 0; n < rows; n++) {
     store(y + n * y_down, left[n]);
-    store(y + n * y_down + 4, right[n]);
+    store(y + n * y_down + last, right[n]);
   }
 }
 
-// The same for any number of rows N, and for a number of columns that is a multiple of 8.
-INLINE void tiles(int N, int columns, struct view x, int count, const float *w, int w_down,
-    const float *start, int start_down, float *y, int y_down) {
-  for (int rows; N > 0; N -= rows, x.at += rows * x.down, start += rows * start_down, y += rows * y_down) {
-    rows = N >= 4 ? 4 : 1;
-    for (int j = 0; j < columns; j += 8) {
-      if (rows == 4)
-        tile(4, x, count, w + j, w_down, start + j, start_down, y + j, y_down);
-      else
-        tile(1, x, count, w + j, w_down, start + j, start_down, y + j, y_down);
-    }
-  }
+#define TILE_OF(rows, columns)                                                                               \
+  tile_of(rows, columns, x, x_right, count, w, w_down, start, start_down, y, y_down)
+
+// The same for at most ROWS rows and 8 columns. Each number of rows has a separate loop.
+static __attribute__((noinline)) void tile(int rows, int columns, const float *x, int x_right, int count,
+    const float *w, int w_down, const float *start, int start_down, float *y, int y_down) {
+  if (columns < 8)
+    for (; rows > 0; rows--, x++, start += start_down, y += y_down) TILE_OF(1, 4);
+  else if (rows == ROWS)
+    TILE_OF(ROWS, 8);
+  else if (rows == 1)
+    TILE_OF(1, 8);
+  else if (rows == 2)
+    TILE_OF(2, 8);
+  else if (rows == 3)
+    TILE_OF(3, 8);
+  else if (rows == 4)
+    TILE_OF(4, 8);
+  else
+    TILE_OF(5, 8);
+}
+
+// x (rows, count), whose rows are `down` apart, by columns, as a tile needs it: `count` columns of ROWS numbers. The
+// last row fills them up.
+INLINE void gather(const float *x, int down, int rows, int count, float *columns) {
+  const float *row[ROWS];
+  for (int n = 0; n < ROWS; n++) row[n] = x + smaller(n, rows - 1) * down;
+  for (int i = 0; i < count; i++)
+    for (int n = 0; n < ROWS; n++) *columns++ = row[n][i];
 }
 
 // ---- The large products -----------------------------------------------------------------------------------
+// What the loops use again and again stays in the caches: two pieces of panels, 40 kB, in the nearest, and the piece of
+// x that was gathered, 660 kB, in the second.
 
-#define STRETCH 640 // inputs at a time: that much of a panel, 20 kB, stays in the nearest cache
+#define STRETCH 640                    // inputs at a time
+#define WIDE 16                        // columns at a time
+#define MOST ((256 / ROWS + 1) * ROWS) // rows at a time
 
-static const float zeros[8];
-
-// `count` numbers in eights, from number `at` on, as float32.
-INLINE void unpack(const float *panels, int at, int count, float *out) {
-  for (int i = 0; i < count; i++) {
-    vec left, right;
-    load_eight(panels, 1, at + i, &left, &right);
-    store(out + i * 8, left);
-    store(out + i * 8 + 4, right);
-  }
-}
+static const float zeros[WIDE];
 
 // One row of x, as when a text is written token by token: four panels at a time keep the adders busy.
 INLINE void one_row(
@@ -314,27 +339,6 @@ INLINE void one_row(
   }
 }
 
-// y = x·W + bias: x (N, d), W (d, k) in panels, bias (k) or none, y (N, k).
-EXPORT(matmul)
-void matmul(
-    const float *x, int N, int d, const float *panels, int packed, int k, const float *bias, float *y) {
-  if (N == 1) {
-    one_row(x, d, panels, packed, k, bias, y);
-    return;
-  }
-  float room[STRETCH * 8];
-  for (int column = 0; column < k; column += 8) {
-    for (int first = 0; first < d; first += STRETCH) {
-      int count = first + STRETCH < d ? STRETCH : d - first, at = column / 8 * d + first;
-      if (packed) unpack(panels, at, count, room);
-      const float *w = packed ? room : panels + 8 * at;
-      const float *start = first ? y + column : bias ? bias + column : zeros;
-      struct view x_part = {x + first, d, 1};
-      tiles(N, 8, x_part, count, w, 8, start, first ? k : 0, y + column, k);
-    }
-  }
-}
-
 // Four vectors as the rows of a matrix, transposed, to rows of 8 numbers.
 INLINE void store_transposed(vec a, vec b, vec c, vec d, float *out) {
   vec ab_low = wasm_i32x4_shuffle(a, b, 0, 4, 1, 5), ab_high = wasm_i32x4_shuffle(a, b, 2, 6, 3, 7);
@@ -355,25 +359,75 @@ INLINE void transpose_block(const float *panels, int packed, int at, float *out)
   }
 }
 
-// dx = g·Wᵀ: g (N, k), W (d, k) in panels, dx (N, d).
-EXPORT(matmul_transposed)
-void matmul_transposed(const float *g, int N, int k, const float *panels, int packed, int d, float *dx) {
-  float room[STRETCH * 8];
-  for (int i = 0; i < d; i += 8) {
-    for (int first = 0; first < k; first += STRETCH) {
-      int count = first + STRETCH < k ? STRETCH : k - first;
-      for (int j = 0; j < count; j += 8)
-        transpose_block(panels, packed, (first + j) / 8 * d + i, room + j * 8);
-      const float *start = first ? dx + i : zeros;
-      struct view g_part = {g + first, k, 1};
-      tiles(N, 8, g_part, count, room, 8, start, first ? d : 0, dx + i, d);
+// W (count, 8) as float32: from row `first` and column `column` on, of W (d, k) in panels, or, `transposed`, of Wᵀ.
+INLINE void unpack(
+    const float *panels, int packed, int d, int transposed, int first, int column, int count, float *out) {
+  if (transposed) {
+    for (int i = 0; i < count; i += 8)
+      transpose_block(panels, packed, (first + i) / 8 * d + column, out + 8 * i);
+  } else {
+    for (int i = 0; i < count; i++) {
+      vec left, right;
+      load_eight(panels, packed, column / 8 * d + first + i, &left, &right);
+      store(out + 8 * i, left);
+      store(out + 8 * i + 4, right);
     }
   }
 }
 
+// y (N, k) = bias + x·W for W (d, k) in panels; or, `transposed`, for the panels of Wᵀ (k, d). bias may be none.
+INLINE void product(const float *x, int N, int d, const float *panels, int packed, int transposed, int k,
+    const float *bias, float *y) {
+  float groups[MOST * STRETCH], room[WIDE * STRETCH]; // x in groups of ROWS rows, W in panels
+  for (; N > 0; N -= MOST, x += MOST * d, y += MOST * k) {
+    int rows = smaller(N, MOST);
+    for (int first = 0; first < d; first += STRETCH) {
+      int count = smaller(STRETCH, d - first);
+      for (int n = 0; n < rows; n += ROWS) gather(x + n * d + first, d, rows - n, count, groups + n * count);
+      for (int column = 0; column < k; column += WIDE) {
+        int columns = smaller(WIDE, k - column), down = first ? k : 0;
+        const float *start = first ? y + column : bias ? bias + column : zeros;
+        for (int j = 0; j < columns; j += 8)
+          unpack(panels, packed, transposed ? k : d, transposed, first, column + j, count, room + j * count);
+        for (int n = 0; n < rows; n += ROWS) {
+          for (int j = 0; j < columns; j += 8)
+            tile(smaller(ROWS, rows - n), 8, groups + n * count, ROWS, count, room + j * count, 8,
+                start + n * down + j, down, y + n * k + column + j, k);
+        }
+      }
+    }
+  }
+}
+
+// y = x·W + bias: x (N, d), W (d, k) in panels, bias (k) or none, y (N, k).
+EXPORT(matmul)
+void matmul(
+    const float *x, int N, int d, const float *panels, int packed, int k, const float *bias, float *y) {
+  if (N == 1)
+    one_row(x, d, panels, packed, k, bias, y);
+  else
+    product(x, N, d, panels, packed, 0, k, bias, y);
+}
+
+// dx = g·Wᵀ: g (N, k), W (d, k) in panels, dx (N, d).
+EXPORT(matmul_transposed)
+void matmul_transposed(const float *g, int N, int k, const float *panels, int packed, int d, float *dx) {
+  product(g, N, k, panels, packed, 1, d, 0, dx);
+}
+
 // ---- The thin products of LoRA ----------------------------------------------------------------------------
 // Three of them make its forward and its backward pass. M is A or B with one row for each of the r directions:
-// A transposed, (r, d), and B as it is, (r, k). Below, m is the length of such a row.
+// A transposed, (r, d), and B as it is, (r, k). Below, m is the length of such a row. Attention is made of the same
+// three, with other matrices, whose rows lie further apart: `down` numbers.
+
+struct rows {
+  float *at;
+  int down;
+};
+
+INLINE struct rows row(struct rows x, int n) {
+  return (struct rows){x.at + n * x.down, x.down};
+}
 
 // Four sums over all lanes.
 INLINE vec sums_of(vec a, vec b, vec c, vec d) {
@@ -383,64 +437,108 @@ INLINE vec sums_of(vec a, vec b, vec c, vec d) {
 }
 
 // A tile of c = s·x·Mᵀ: `rows` rows of x, 1 or 2, times `directions` rows of M, 1 or 4.
-INLINE void dots(int rows, int directions, const float *x, int m, const float *M, float s, float *c, int r) {
+INLINE void dots(int rows, int directions, struct rows x, int m, struct rows M, float s, struct rows c) {
   vec sum[2][4];
   for (int n = 0; n < 2; n++)
     for (int j = 0; j < 4; j++) sum[n][j] = same(0);
   for (int i = 0; i < m; i += 4) {
     for (int j = 0; j < directions; j++) {
-      vec M_j = load(M + j * m + i);
-      for (int n = 0; n < rows; n++) sum[n][j] = muladd(load(x + n * m + i), M_j, sum[n][j]);
+      vec M_j = load(row(M, j).at + i);
+      for (int n = 0; n < rows; n++) sum[n][j] = muladd(load(row(x, n).at + i), M_j, sum[n][j]);
     }
   }
   for (int n = 0; n < rows; n++) {
     vec four = mul4(same(s), sums_of(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
     if (directions == 4)
-      store(c + n * r, four);
+      store(row(c, n).at, four);
     else
-      c[n * r] = wasm_f32x4_extract_lane(four, 0);
+      *row(c, n).at = wasm_f32x4_extract_lane(four, 0);
   }
 }
 
 // c (N, r) = s · x·Mᵀ, for x (N, m).
-EXPORT(project) void project(const float *x, int N, int m, const float *M, int r, float s, float *c) {
-  for (; N > 0; N -= 2, x += 2 * m, c += 2 * r) {
-    int j = 0;
-    for (; j + 4 <= r; j += 4) {
+static void times_transposed(struct rows x, int N, int m, struct rows M, int r, float s, struct rows c) {
+  for (; N > 0; N -= 2, x = row(x, 2), c = row(c, 2)) {
+    struct rows M_j = M, c_j = c;
+    int left = r;
+    for (; left >= 4; left -= 4, M_j = row(M_j, 4), c_j.at += 4) {
       if (N > 1)
-        dots(2, 4, x, m, M + j * m, s, c + j, r);
+        dots(2, 4, x, m, M_j, s, c_j);
       else
-        dots(1, 4, x, m, M + j * m, s, c + j, r);
+        dots(1, 4, x, m, M_j, s, c_j);
     }
-    for (; j < r; j++) {
+    for (; left > 0; left--, M_j = row(M_j, 1), c_j.at++) {
       if (N > 1)
-        dots(2, 1, x, m, M + j * m, s, c + j, r);
+        dots(2, 1, x, m, M_j, s, c_j);
       else
-        dots(1, 1, x, m, M + j * m, s, c + j, r);
+        dots(1, 1, x, m, M_j, s, c_j);
     }
   }
 }
 
 // y (N, m) += c·M, for c (N, r).
-EXPORT(expand) void expand(const float *c, int N, int r, const float *M, int m, float *y) {
-  struct view rows = {c, r, 1};
-  tiles(N, m, rows, r, M, m, y, m, y, m);
+static void add_times(struct rows c, int N, int r, struct rows M, int m, struct rows y) {
+  float columns[ROWS * STRETCH];
+  for (int first = 0; first < r; first += STRETCH) {
+    int count = smaller(STRETCH, r - first);
+    for (int n = 0; n < N; n += ROWS) {
+      int rows = smaller(ROWS, N - n);
+      gather(row(c, n).at + first, c.down, rows, count, columns);
+      for (int j = 0; j < m; j += 8) {
+        float *y_j = row(y, n).at + j;
+        tile(rows, smaller(8, m - j), columns, ROWS, count, row(M, first).at + j, M.down, y_j, y.down, y_j,
+            y.down);
+      }
+    }
+  }
+}
+
+#define BLOCK 64 // rows at a time, so that c stays in the nearest cache, too
+
+// G (r, m) += cᵀ·g, for c (N, r) and g (N, m).
+static void add_transposed_times(struct rows c, int N, int r, struct rows g, int m, struct rows G) {
+  float strip[WIDE * BLOCK]; // columns of g, next to each other
+  for (; N > 0; N -= BLOCK, c = row(c, BLOCK), g = row(g, BLOCK)) {
+    int count = smaller(BLOCK, N);
+    for (int first = 0; first < m; first += WIDE) {
+      int columns = smaller(WIDE, m - first);
+      for (int n = 0; n < count; n++)
+        for (int i = 0; i < columns; i += 4) store(strip + n * WIDE + i, load(row(g, n).at + first + i));
+      for (int j = 0, rows; j < r; j += rows) {
+        int groups = (r - j + ROWS - 1) / ROWS;
+        rows = (r - j + groups - 1) / groups;
+        for (int i = 0; i < columns; i += 8) {
+          float *G_j = row(G, j).at + first + i;
+          tile(rows, smaller(8, columns - i), c.at + j, c.down, count, strip + i, WIDE, G_j, G.down, G_j,
+              G.down);
+        }
+      }
+    }
+  }
+}
+
+// c (N, r) = s · x·Mᵀ, for x (N, m).
+EXPORT(project) void project(float *x, int N, int m, float *M, int r, float s, float *c) {
+  times_transposed((struct rows){x, m}, N, m, (struct rows){M, m}, r, s, (struct rows){c, r});
+}
+
+// y (N, m) += c·M, for c (N, r).
+EXPORT(expand) void expand(float *c, int N, int r, float *M, int m, float *y) {
+  add_times((struct rows){c, r}, N, r, (struct rows){M, m}, m, (struct rows){y, m});
 }
 
 // G (r, m) += cᵀ·g, for c (N, r) and g (N, m).
-EXPORT(outer) void outer(const float *c, int N, int r, const float *g, int m, float *G) {
-  struct view columns = {c, 1, r}; // the rows of cᵀ
-  for (int i = 0; i < m; i += 8)   // 8 columns of g at a time stay in the nearest cache
-    tiles(r, 8, columns, N, g + i, m, G + i, m, G + i, m);
+EXPORT(outer) void outer(float *c, int N, int r, float *g, int m, float *G) {
+  add_transposed_times((struct rows){c, r}, N, r, (struct rows){g, m}, m, (struct rows){G, m});
 }
 
 // ---- GELU -------------------------------------------------------------------------------------------------
 
-// e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as
-// exponent.
+// e^x of four numbers: x = n·ln 2 + rest, a polynomial for the rest (the coefficients are Cephes'), n as exponent.
+// A float of 1.5·2^23 + n is rounded to whole numbers, and its lowest bits are n.
 INLINE vec exp4(vec x) {
   x = wasm_f32x4_pmax(wasm_f32x4_pmin(x, same(88)), same(-87));
-  vec n = wasm_f32x4_nearest(mul4(x, same(1.44269504088896341f)));
+  vec shifted = muladd(x, same(1.44269504088896341f), same(0x1.8p23f)), n = sub4(shifted, same(0x1.8p23f));
   x = muladd(n, same(-0.693359375f), x); // ln 2 in two parts, for more digits than one float has
   x = muladd(n, same(2.12194440e-4f), x);
   vec p = same(1.9875691500e-4f);
@@ -450,8 +548,7 @@ INLINE vec exp4(vec x) {
   p = muladd(p, x, same(1.6666665459e-1f));
   p = muladd(p, x, same(5.0000001201e-1f));
   vec rest = add4(muladd(p, mul4(x, x), x), same(1));
-  vec power = wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23);
-  return mul4(rest, power);
+  return wasm_i32x4_add(rest, wasm_i32x4_shl(shifted, 23)); // into the exponent: rest·2^n
 }
 
 // tanh(u) = 1 - 2 / (e^2u + 1)
@@ -462,25 +559,15 @@ INLINE vec tanh4(vec u) {
 #define GELU_ROOT same(0.7978845608028654f) // √(2/π)
 #define GELU_CUBE same(0.044715f)
 
-// y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
-EXPORT(gelu) void gelu(const float *x, float *y, int n) {
+// y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))). x becomes the slope dy/dx: the backward pass needs nothing else.
+EXPORT(gelu) void gelu(float *x, float *y, int n) {
   for (int i = 0; i < n; i += 4) {
-    vec a = load(x + i);
-    vec u = mul4(GELU_ROOT, muladd(mul4(GELU_CUBE, mul4(a, a)), a, a));
-    vec half = mul4(same(.5f), a);
-    store(y + i, muladd(half, tanh4(u), half));
-  }
-}
-
-// g, the gradient at y, becomes the gradient at x.
-EXPORT(gelu_backward) void gelu_backward(const float *x, float *g, int n) {
-  for (int i = 0; i < n; i += 4) {
-    vec a = load(x + i), square = mul4(a, a);
+    vec a = load(x + i), square = mul4(a, a), half = mul4(same(.5f), a);
     vec t = tanh4(mul4(GELU_ROOT, muladd(mul4(GELU_CUBE, square), a, a)));
     vec du = mul4(GELU_ROOT, muladd(mul4(same(3), GELU_CUBE), square, same(1)));
     vec dt = mul4(sub4(same(1), mul4(t, t)), du);
-    vec slope = muladd(mul4(same(.5f), a), dt, muladd(same(.5f), t, same(.5f)));
-    store(g + i, mul4(load(g + i), slope));
+    store(y + i, muladd(half, t, half));
+    store(x + i, muladd(half, dt, muladd(same(.5f), t, same(.5f))));
   }
 }
 
@@ -530,70 +617,76 @@ void norm_backward(
 
 // ---- Attention --------------------------------------------------------------------------------------------
 
-INLINE float dot(const float *a, const float *b, int n) {
-  vec sum = same(0);
-  for (int i = 0; i < n; i += 4) sum = muladd(load(a + i), load(b + i), sum);
+// The n numbers x become e^(x - top), where top is the largest of them; those after them, up to L, become 0. Returns
+// their sum. n is at least 1, L a multiple of 4.
+INLINE float exponentials(float *x, int n, int L, float *top) {
+  for (int i = n; i < L; i++) x[i] = -1e30f;
+  int end = (n + 3) & ~3;
+  vec high = load(x), sum = same(0);
+  for (int i = 4; i < end; i += 4) high = wasm_f32x4_pmax(high, load(x + i));
+  *top = largest_of(high);
+  for (int i = 0; i < end; i += 4) {
+    vec e = exp4(sub4(load(x + i), same(*top)));
+    store(x + i, e);
+    sum = add4(sum, e);
+  }
+  for (int i = n; i < L; i++) x[i] = 0;
   return sum_of(sum);
 }
 
-// y += c·x
-INLINE void add_times(float c, const float *x, float *y, int n) {
-  for (int i = 0; i < n; i += 4) store(y + i, muladd(same(c), load(x + i), load(y + i)));
+INLINE void scale(float *x, float s, int n) {
+  for (int i = 0; i < n; i += 4) store(x + i, mul4(same(s), load(x + i)));
 }
+
+// A query sees only keys up to its own. So a few queries at a time are multiplied with the keys that they may see.
+#define QUERIES 16
 
 // One sequence: T new tokens after `past` earlier ones. qkv (past + T, 3·C) holds query, key and value of
 // each token, y (T, C) takes what the new tokens gather. p (H, T, L) keeps the probabilities, L = past + T
 // rounded up to 4.
-EXPORT(attention) void attention(const float *qkv, int T, int past, int H, int D, float *p, float *y) {
-  int C = H * D, row = 3 * C, L = (past + T + 3) & ~3;
-  float scale = 1 / __builtin_sqrtf((float)D);
-  for (int h = 0; h < H; h++) {
-    const float *keys = qkv + C + h * D, *values = qkv + 2 * C + h * D;
-    for (int t = 0; t < T; t++, p += L) {
-      const float *query = qkv + (past + t) * row + h * D;
-      int seen = past + t + 1; // itself and all before it
-      float top = -1e30f;
-      for (int j = 0; j < seen; j++) {
-        p[j] = scale * dot(query, keys + j * row, D);
-        top = larger(top, p[j]);
+EXPORT(attention) void attention(float *qkv, int T, int past, int H, int D, float *p, float *y) {
+  int C = H * D, L = (past + T + 3) & ~3;
+  zero(y, T * C);
+  for (int h = 0; h < H; h++, p += T * L) {
+    struct rows queries = {qkv + past * 3 * C + h * D, 3 * C};
+    struct rows keys = {qkv + C + h * D, 3 * C}, values = {qkv + 2 * C + h * D, 3 * C};
+    struct rows shares = {p, L}, out = {y + h * D, C};
+    for (int first = 0; first < T; first += QUERIES) {
+      int count = smaller(QUERIES, T - first), seen = past + first + count;
+      struct rows some = row(shares, first);
+      times_transposed(row(queries, first), count, D, keys, seen, 1 / __builtin_sqrtf((float)D), some);
+      for (int t = 0; t < count; t++) {
+        float *share = row(some, t).at, top; // of all tokens up to its own
+        scale(share, 1 / exponentials(share, past + first + t + 1, L, &top), L);
       }
-      for (int j = seen; j < L; j++) p[j] = -1e30f;
-      vec sum = same(0);
-      for (int j = 0; j < seen; j += 4) {
-        vec e = exp4(sub4(load(p + j), same(top)));
-        store(p + j, e);
-        sum = add4(sum, e);
-      }
-      float inverse = 1 / sum_of(sum), *out = y + t * C + h * D;
-      zero(out, D);
-      for (int j = 0; j < L; j++) p[j] = j < seen ? p[j] * inverse : 0;
-      for (int j = 0; j < seen; j++) add_times(p[j], values + j * row, out, D);
+      add_times(some, count, seen, values, D, row(out, first));
     }
   }
 }
 
-// dqkv (T, 3·C) += the gradient at qkv, for the gradient g (T, C) at y; no past. `dp` is room for T numbers.
+// The gradient at the probabilities p of one query becomes the gradient at its scores.
+INLINE void scores_backward(const float *p, float *dp, int seen, int D) {
+  float mean = 0, s = 1 / __builtin_sqrtf((float)D); // the mean of dp, weighted by p
+  for (int j = 0; j < seen; j++) mean += p[j] * dp[j];
+  for (int j = 0; j < seen; j++) dp[j] = s * p[j] * (dp[j] - mean);
+}
+
+// dqkv (T, 3·C) += the gradient at qkv, for the gradient g (T, C) at y; no past. `room` is for QUERIES rows of p.
 EXPORT(attention_backward)
-void attention_backward(
-    const float *qkv, const float *p, const float *g, int T, int H, int D, float *dqkv, float *dp) {
-  int C = H * D, row = 3 * C, L = (T + 3) & ~3;
-  float scale = 1 / __builtin_sqrtf((float)D);
-  for (int h = 0; h < H; h++) {
-    const float *queries = qkv + h * D, *keys = queries + C, *values = keys + C;
-    float *dqueries = dqkv + h * D, *dkeys = dqueries + C, *dvalues = dkeys + C;
-    for (int t = 0; t < T; t++, p += L) {
-      const float *g_t = g + t * C + h * D;
-      float mean = 0; // of dp, weighted by p
-      for (int j = 0; j <= t; j++) {
-        dp[j] = dot(g_t, values + j * row, D);
-        mean += dp[j] * p[j];
-        add_times(p[j], g_t, dvalues + j * row, D);
-      }
-      for (int j = 0; j <= t; j++) {
-        float dscore = scale * p[j] * (dp[j] - mean);
-        add_times(dscore, keys + j * row, dqueries + t * row, D);
-        add_times(dscore, queries + t * row, dkeys + j * row, D);
-      }
+void attention_backward(float *qkv, float *p, float *g, int T, int H, int D, float *dqkv, float *room) {
+  int C = H * D, L = (T + 3) & ~3;
+  for (int h = 0; h < H; h++, p += T * L) {
+    struct rows queries = {qkv + h * D, 3 * C}, dqueries = {dqkv + h * D, 3 * C};
+    struct rows keys = {queries.at + C, 3 * C}, dkeys = {dqueries.at + C, 3 * C};
+    struct rows values = {keys.at + C, 3 * C}, dvalues = {dkeys.at + C, 3 * C};
+    for (int first = 0; first < T; first += QUERIES) {
+      int count = smaller(QUERIES, T - first), seen = first + count;
+      struct rows share = {p + first * L, L}, dshare = {room, L}, g_some = {g + first * C + h * D, C};
+      times_transposed(g_some, count, D, values, seen, 1, dshare);
+      add_transposed_times(share, count, seen, g_some, D, dvalues);
+      for (int t = 0; t < count; t++) scores_backward(row(share, t).at, row(dshare, t).at, seen, D);
+      add_times(dshare, count, seen, keys, D, row(dqueries, first));
+      add_transposed_times(dshare, count, seen, row(queries, first), D, dkeys);
     }
   }
 }
@@ -613,20 +706,10 @@ void cross_entropy(float *logits, const int *target, int N, int V, float weight,
       kept[1] = 0;
       continue;
     }
-    for (int i = V; i < L; i++) logits[i] = -1e30f;
-    vec high = load(logits), sum = same(0);
-    for (int i = 4; i < L; i += 4) high = wasm_f32x4_pmax(high, load(logits + i));
-    float top = largest_of(high);
-    kept[1] = top - logits[target[n]];
-    for (int i = 0; i < L; i += 4) {
-      vec e = exp4(sub4(load(logits + i), same(top)));
-      store(logits + i, e);
-      sum = add4(sum, e);
-    }
-    kept[0] = sum_of(sum);
-    vec share = same(weight / kept[0]);
-    for (int i = 0; i < L; i += 4) store(logits + i, mul4(load(logits + i), share));
-    for (int i = V; i < L; i++) logits[i] = 0;
+    float wanted = logits[target[n]], top;
+    kept[0] = exponentials(logits, V, L, &top);
+    kept[1] = top - wanted;
+    scale(logits, weight / kept[0], L);
     logits[target[n]] -= weight;
   }
 }

@@ -20,6 +20,7 @@ import { loadWeights, weightAt } from "./weights.js";
 
 const PIECE = 64; // tokens of a prompt that are read at a time
 const FIRST_CACHE = 128; // tokens
+const QUERIES = 16; // whose gradients attention computes at a time, see kernels.c
 
 export class GPT2 {
   // `source`: see `openModel`. `wasm`: the bytes of kernels.wasm. `exact`: keep float32 weights as they are; otherwise
@@ -121,7 +122,7 @@ export class GPT2 {
     const { dn, df, dqkv, dp } = this.room; // room for gradients on the way
     const N = B * T;
     this.linearBackward(l, "mlp.c_proj", kept.f, kept.xA["mlp.c_proj"], g, N, df);
-    kernels.gelu_backward(kept.u, df, N * this.inner);
+    kernels.multiply(kept.u, df, N * this.inner); // by GELU's slope
     this.linearBackward(l, "mlp.c_fc", kept.n2, kept.xA["mlp.c_fc"], df, N, dn);
     kernels.norm_backward(kept.x2, N, C, ln_2.weight, kept.stats2, dn, g); // adds to the residual stream's gradient
 
@@ -311,12 +312,13 @@ export class GPT2 {
     Object.assign(room, { nf: floats(N * C), statsf: floats(2 * N), logits: floats(training ? N * L : L) });
     room.ids = floats(N);
     if (!training) return room;
-    Object.assign(room, { targets: floats(N), losses: floats(2 * N), h: floats(N * rank), dp: floats(T) });
+    Object.assign(room, { targets: floats(N), losses: floats(2 * N), h: floats(N * rank) });
     Object.assign(room, {
       g: floats(N * C),
       dn: floats(N * C),
       df: floats(N * inner),
       dqkv: floats(3 * N * C),
+      dp: floats(QUERIES * padded(T)),
     });
     return room;
   }

@@ -330,18 +330,20 @@ export const jobs = {
     });
   },
 
-  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU; `why` says so.
+  // How fast this machine is on both devices: see speed.js. `webgpu` is null if there is no GPU, or if it was lost; `why`
+  // says so.
   speed(_, news) {
+    const found = { why: "" };
     return inTurn(async () => {
       if (run) throw new LabError("A run is training: stop it first.");
-      const found = { why: "" };
       for (const [device, name] of Object.entries({ wasm: "WebAssembly", webgpu: "the GPU" })) {
+        if (device in found) continue; // when a GPU was lost, this begins again
         news({ doing: `measuring ${name}` });
         try {
           found[device] = await speedOn(device);
         } catch (error) {
-          if (device === "wasm" || model.lost) throw error; // without its GPU, the model moves and this begins again
-          Object.assign(found, { [device]: null, why: error.message });
+          if (device === "webgpu") Object.assign(found, { webgpu: null, why: error.message });
+          if (device === "wasm" || model.lost) throw error;
         }
       }
       return found;

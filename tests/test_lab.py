@@ -558,5 +558,5 @@ def test_a_reload_keeps_the_text_and_warns_of_a_run(browser: Browser, site: Path
 
 def test_a_step_costs_at_most_three_times_pytorchs(browser: Browser, site: Path) -> None:
     engine = Engine(browser, site)
-    assert measure_lab.step_cost(engine, browser, rounds=2)["ratio"] <= 3
+    assert measure_lab.step_cost(engine, browser, 8, {"": {}}, rounds=2)["ratio"] <= 3
     engine.tab.close()

@@ -503,3 +503,46 @@ def test_the_speed_of_both_devices_is_measured(worker: Page) -> None:
         assert all(found[device][what] > 0 for what in ("step", "tokens", "gflops")), found
     assert found["why"] == ""
     assert worker.evaluate("engine.device")["kind"] == "wasm", "the model is where it was"
+
+
+def test_a_gpu_that_is_lost_while_it_is_measured_is_not_measured_again(worker: Page) -> None:
+    load(worker, "webgpu")
+    found, doing = worker.evaluate(
+        """async () => {
+      const heard = [];
+      const news = ({ doing }) => {
+        heard.push(doing);
+        if (doing === "measuring the GPU") engine.ask("loseGPU");
+      };
+      return [await engine.ask("speed", {}, { news }), heard];
+    }"""
+    )
+    assert doing == ["measuring WebAssembly", "measuring the GPU"]
+    assert found["wasm"]["step"] > 0
+    assert found["webgpu"] is None
+    assert found["why"].startswith("The GPU was lost")
+    assert worker.evaluate("engine.device")["kind"] == "wasm"
+
+
+@pytest.mark.parametrize("silent", ["requestAdapter", "requestDevice"])
+def test_a_browser_that_never_answers_is_given_up(browser: Browser, silent: str) -> None:
+    """As after a driver has crashed. The minute that the lab waits is none here."""
+    with simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.route(f"{ADDRESS}**", serve)
+        tab.goto(ADDRESS)
+        words = tab.evaluate(
+            """async silent => {
+          const { findGPU, GPU } = await import("./gpu_probe.js");
+          const found = await findGPU();
+          const { setTimeout } = window;
+          window.setTimeout = (work, ms, ...rest) => setTimeout(work, 0, ...rest);
+          const kind = silent === "requestAdapter" ? window.GPU : GPUAdapter;
+          kind.prototype[silent] = () => new Promise(() => {});
+          const done = silent === "requestAdapter" ? findGPU() : GPU.open(found, false);
+          const late = new Promise(resolve => setTimeout(resolve, 5000, { message: "still waiting" }));
+          return (await Promise.race([done.catch(error => error), late])).message;
+        }""",
+            silent,
+        )
+    assert "has not answered for 60 seconds" in words

@@ -36,7 +36,7 @@ def build_kernels(folder: Path) -> None:
     if (found := version("ziglang")) != ZIG:
         raise RuntimeError(f"the kernels are compiled by ziglang {ZIG}, found {found}: pip install ziglang=={ZIG}")
     flags = """-target wasm32-freestanding -O3 -nostdlib -fno-math-errno -ffp-contract=off -fno-sanitize=all
-    -Wall -Wl,--no-entry -Wl,--import-memory -Wl,--strip-all -msimd128""".split()
+    -Wall -Wl,--no-entry -Wl,-z,stack-size=1048576 -Wl,--import-memory -Wl,--strip-all -msimd128""".split()
     for name, more in KERNELS.items():
         zig = [sys.executable, "-m", "ziglang", "cc", *flags, *more]
         subprocess.run([*zig, "kernels.c", "-o", str(folder.resolve() / name)], cwd=LAB, check=True)
