@@ -366,7 +366,7 @@ def test_method_rate_and_lambda_are_turned_or_a_point_is_pressed(browser: Browse
     assert line.inner_text().startswith("full at 0.2: loss 0.9 ")
     page.get_by_role("slider", name="λ").press("Home")
     assert line.inner_text().startswith("full at 0.2, its change × 0.5: loss 1.2 ") and "2 seeds" in line.inner_text()
-    page.get_by_role("slider", name="learning rate").press("Home")  # and at 0.1 with λ = 1 alone
+    page.get_by_role("slider", name="rate").press("Home")  # and at 0.1 with λ = 1 alone
     assert line.inner_text().startswith("full at 0.1: loss 1 ")
     before = float(dot.get_attribute("cx") or 0)
     page.get_by_label("KL", exact=True).check()

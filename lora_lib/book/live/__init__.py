@@ -338,9 +338,9 @@ def tradeoff(
     first = [methods.index(start[0]), rates.index(start[1]), len(scales) - 1, 0]
     turned = [
         Axis("method", "trained", methods, methods, False),
-        Axis("rate", "learning rate", labels[0], rates, True),
-        Axis("scale", "λ, scales the change", labels[1], scales, True),
-        Axis("against", "across", [axis.name for axis in axes], list(axes), False),
+        Axis("rate", "rate", labels[0], rates, True),
+        Axis("scale", "λ", labels[1], scales, True),
+        Axis("against", "against", [axis.name for axis in axes], list(axes), False),
     ]
     names = ("method", "rate", "λ", *(axis.name for axis in axes), up.name)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
