@@ -106,6 +106,12 @@ def say_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], do
     groups["download-buttons"]["buttons"].append(binder)
 
 
+def drop_alias(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Python's words for a field of a NamedTuple, "Alias for field number 0", say nothing."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_js_file("progress.js", loading_method="defer")
@@ -113,6 +119,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", say_colab, priority=900)  # after the theme has made its buttons
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", tidy_body)
+    app.connect("autodoc-process-docstring", drop_alias)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", mend_theme)
     app.connect("build-finished", search_in_files)
