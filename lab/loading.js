@@ -32,7 +32,7 @@ async function load() {
   $("load").disabled = true;
   $("load").hidden = true;
   $("progress").hidden = false;
-  say("status", "Loading the model: 24 MB, which the browser then keeps …");
+  say("status", "Loading the model: 25 MB, which the browser then keeps …");
   const before = performance.now();
   const show = share => {
     $("progress").value = share;

@@ -12,7 +12,7 @@ import { prepareTraining, runs, showRecordedRun } from "./train.js";
 import { changed, playRecorded, preparePlaying, prepareWriting, showStill, startWriting } from "./write.js";
 
 const PLAYS = "This is a recording. ";
-const TOUCH = "Change anything to load the model: 24 MB, once.";
+const TOUCH = "Change anything to load the model: 25 MB, once.";
 
 function start() {
   const lacking = missing();

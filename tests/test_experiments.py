@@ -573,7 +573,9 @@ def test_new_words_take_the_place_of_a_share_of_names_and_values():
 
 
 def test_new_words_are_tuned_at_both_ends_and_reported_on_other_seeds():
-    args = argparse.Namespace(model="gpt2-mini", steps=2, batch_size=2, shares=[0.0, 0.1, 1.0])
+    args = argparse.Namespace(
+        model="gpt2-mini", steps=2, batch_size=2, shares=[0.0, 0.1, 1.0], arms=list(new_words.ARMS), wte_rate=0.0032
+    )
     best = {"r = 8": 3, "r = 8, embedding": 4, "full, embedding": 0}
 
     def at(run):  # the best rate is a step lower where all words are new

@@ -346,14 +346,18 @@ def on_smollm2() -> dict[str, Compared]:
     """LoRA less full fine-tuning of SmolLM2's linear layers, on the map's task, each at the rate that tuning chose.
 
     The loss on the task and on prose, KL from the base, and what is forgotten of prose; the same for r = 8 at its lower
-    rate, and r = 8 there less r = 8 at its best one.
+    rate, less full fine-tuning at its best and at its lower rate; and both arms' lower rate less their best one.
     """
     rows, rates = select(load_map(**SMOLLM2), scale=1.0), tuned_rates(**SMOLLM2)
     arms = _at_rates(rows, rates)
-    lower = [row for row in select(rows, arm="r = 8") if row["learning_rate"] < rates["r = 8"]]
+    lower = {
+        arm: [row for row in select(rows, arm=arm) if row["learning_rate"] < rates[arm]] for arm in ("r = 8", "full")
+    }
     sides = {arm: (runs, arms["full"]) for arm, runs in arms.items() if runs and arm != "full"}
-    sides["r = 8, lower rate"] = lower, arms["full"]
-    sides["r = 8, lower rate against best"] = lower, arms["r = 8"]
+    sides["r = 8, lower rate"] = lower["r = 8"], arms["full"]
+    sides["r = 8, lower rate against full's"] = lower["r = 8"], lower["full"]
+    for arm, runs in lower.items():
+        sides[f"{arm}, lower rate against best"] = runs, arms[arm]
     measures = ("loss", "prose_loss", "kl", "prose_forgotten")
     return {f"{name}, {x}": compared(*pair, x) for name, pair in sides.items() for x in measures}
 
