@@ -62,7 +62,7 @@ class Tradeoff extends Turned {
     const [cx, cy] = this.place(points[method][rate][scale]);
     parts.push(drawn("circle", { cx, cy, r: 6, style: this.ink(method), class: "live-here" }));
     this.svg.replaceChildren(...parts);
-    const said = this.said();
+    const said = this.said(this.turned);
     this.svg.ariaLabel = `${methods[method]} among all runs. ${said}`;
     this.tell(said);
   }
@@ -146,15 +146,33 @@ class Tradeoff extends Turned {
     yield drawn("circle", { cx, cy, r: 10, "data-at": [method, rate, scale].join("."), ...hand });
   }
 
-  said() {
+  said([method, rate, scale]) {
     const { methods, rates, scales, points, across, up, base } = this.data;
-    const [method, rate, scale] = this.turned;
     const point = points[method][rate][scale];
     const values = [...across, up].map(
       ({ name }, i) => `${name} ${number(point[i])} (base ${number(base[i])})`,
     );
     const times = scale === scales.length - 1 ? "" : `, its change × ${scales[scale]}`;
     return `${methods[method]} at ${rates[rate]}${times}: ${values.join(", ")}; ${point.at(-1)} seeds`;
+  }
+
+  // As high as the longest sentence is at this width, so that nothing below the line moves.
+  roomFor(line) {
+    if (this.measured?.width !== this.width) {
+      const now = line.textContent;
+      line.textContent = this.longest();
+      this.measured = { width: this.width, height: line.scrollHeight };
+      line.textContent = now;
+    }
+    return this.measured.height;
+  }
+
+  longest() {
+    const { points } = this.data;
+    const all = points.flatMap((rates, i) =>
+      rates.flatMap((scales, j) => (scales ?? []).flatMap((run, k) => (run ? this.said([i, j, k]) : []))),
+    );
+    return all.reduce((a, b) => (b.length > a.length ? b : a));
   }
 
   // The places of the four controls: "1.3.4.0".
