@@ -60,7 +60,7 @@ SMALL_LETTERS = """() => [...document.querySelectorAll("article svg text")].flat
 SHOWN = """picture => [...picture.children].filter(part => !part.classList.contains("knob-away"))
   .map(part => part.innerHTML.replace(/ tabindex="[^"]*"/g, "")).join("")
   + [...picture.querySelectorAll("input")].map(box => box.checked).join()"""
-FRAMES_CAME = """knob => !JSON.parse(knob.querySelector(".knob-data").textContent).later || window.bookFrames?.[knob.id]"""
+FRAMES_CAME = """k => !JSON.parse(k.querySelector(".knob-data").textContent).later || window.bookFrames?.[k.id]"""
 TAB_STOPS = """() => [...document.querySelectorAll("a[href], button, input, summary, [tabindex='0']")].filter(
   part => part.tabIndex >= 0 && !part.disabled && part.checkVisibility({ visibilityProperty: true })
     && !(part.type === "radio" && !part.checked)
