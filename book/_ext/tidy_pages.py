@@ -119,6 +119,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", say_colab, priority=900)  # after the theme has made its buttons
     app.connect("html-page-context", drop_widget_state, priority=900)
     app.connect("html-page-context", tidy_body)
+    app.setup_extension("sphinx.ext.autodoc")  # whose event the next line needs
     app.connect("autodoc-process-docstring", drop_alias)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", mend_theme)
