@@ -156,12 +156,12 @@ class Tradeoff extends Turned {
     return `${methods[method]} at ${rates[rate]}${times}: ${values.join(", ")}; ${point.at(-1)} seeds`;
   }
 
-  // As high as the longest sentence is at this width, so that nothing below the line moves.
+  // As high as the longest sentence is at this width, rounded up, so that nothing below the line moves.
   roomFor(line) {
     if (this.measured?.width !== this.width) {
       const now = line.textContent;
       line.textContent = this.longest();
-      this.measured = { width: this.width, height: line.scrollHeight };
+      this.measured = { width: this.width, height: line.scrollHeight + 1 };
       line.textContent = now;
     }
     return this.measured.height;
