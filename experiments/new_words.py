@@ -16,6 +16,7 @@ processes can share the work, as in map.py. Rows: lora_lib/book/results/new_word
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import random
 import time
@@ -131,6 +132,7 @@ def exchanged(examples: Sequence[Encoded], tokens: dict[int, int], size: int) ->
 class NewWords(Parts):
     """The restaurants, for each share of new words."""
 
+    base: nn.Module
     splits: dict[float, dict[str, list[Encoded]]]
     new: set[int]
 
@@ -145,6 +147,7 @@ class NewWords(Parts):
             for name, limit in limits.items()
         }
         task = cls(args, Rows(args.out), tokenizer, [], [], [], prose(args, base, tokenizer))
+        task.base = base
         content = content_tokens(splits["train"], tokenizer)
         used = {int(i) for examples in splits.values() for ids, targets in examples for i in (*ids, *targets)}
         new = least_known(base, task.prose, used, len(content))
@@ -159,11 +162,11 @@ class NewWords(Parts):
 
     def make(self, settings: Row) -> None:
         """Train, measure, and write the row down."""
-        model, _ = load_base(self.args.model)
+        model: Any = copy.deepcopy(self.base)
         torch.manual_seed(settings["seed"])
         splits = self.splits[settings["share"]]
         start, history = time.process_time(), History()
-        trained: nn.Module = model.to(device()).requires_grad_(False)
+        trained: nn.Module = model.requires_grad_(False)
         if settings["method"] != "base":
             trained = self.prepare(model, settings)
             history = self.train_on(splits["train"], trained, settings)

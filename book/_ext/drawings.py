@@ -116,8 +116,8 @@ def beyond(svg: str, width: float, size: float) -> tuple[float, float]:
         length = WIDE * size * len(unescape(words))
         left = min(left, float(x) - before * length)
         right = max(right, float(x) + (1 - before) * length)
-    sides = (round(PHONE / width * side) for side in (-left, right - width))
-    return tuple(side if side > 8 else 0 for side in sides)  # type: ignore[return-value]
+    left, right = (round(PHONE / width * side) for side in (-left, right - width))
+    return left if left > 8 else 0, right if right > 8 else 0
 
 
 def is_sheet(data: str) -> bool:

@@ -51,7 +51,7 @@ def drop_widget_state(app: Sphinx, page: str, template: str, context: dict[str, 
 
 TWICE = re.compile(r' id="(?:exercise|solution)-content"')  # nothing leads there, and each exercise has one
 BLANK_HEAD = re.compile(r"<th([^>]*)>(?:<p>)?\s*(?:</p>)?</th>")
-TITLE_LINK = re.compile(r"(Solution to)(<a [^>]*>) ")  # the space between them is no part of the link
+TITLE_LINK = re.compile(r"(Solution to)(<a [^>]*>) ")  # the link begins after the space
 ROLES = (
     ('<div role="list" class="citation-list">', "<div>"),
     (' role="doc-biblioentry"', ""),

@@ -33,19 +33,16 @@ class Unbroken(SphinxPostTransform):
     def run(self, **kwargs: Any) -> None:
         """Called by Sphinx for each page."""
         for text in list(self.document.findall(nodes.Text)):
-            block = next_block(text)
-            if block is not None and TOGETHER.search(text):
+            if in_prose(text) and TOGETHER.search(text):
                 text.parent.replace(text, list(parts(str(text))))
 
 
-def next_block(text: nodes.Text) -> nodes.Node | None:
-    """The paragraph or title that a text is in; nothing for code, formulas and what is no part of the page."""
+def in_prose(text: nodes.Text) -> bool:
+    """Whether a text is in a paragraph, a title or a caption, and not in code or a formula there."""
     node = text.parent
-    while node is not None and not isinstance(node, (nodes.paragraph, nodes.title, nodes.caption)):
-        if not isinstance(node, (nodes.inline, nodes.emphasis, nodes.strong, nodes.reference)):
-            return None
+    while isinstance(node, (nodes.inline, nodes.emphasis, nodes.strong, nodes.reference)):
         node = node.parent
-    return node
+    return isinstance(node, (nodes.paragraph, nodes.title, nodes.caption))
 
 
 def parts(text: str) -> list[nodes.Node]:

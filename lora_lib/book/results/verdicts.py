@@ -353,7 +353,7 @@ def on_smollm2() -> dict[str, Compared]:
     lower = {
         arm: [row for row in select(rows, arm=arm) if row["learning_rate"] < rates[arm]] for arm in ("r = 8", "full")
     }
-    sides = {arm: (runs, arms["full"]) for arm, runs in arms.items() if runs and arm != "full"}
+    sides = {arm: (runs, arms["full"]) for arm, runs in arms.items() if arm != "full"}
     sides["r = 8, lower rate"] = lower["r = 8"], arms["full"]
     sides["r = 8, lower rate against full's"] = lower["r = 8"], lower["full"]
     for arm, runs in lower.items():
