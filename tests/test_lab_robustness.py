@@ -62,7 +62,7 @@ ADAPTER_FILES = """async ([module, chosen]) => {
 def adapter_files(tab: Page, files: dict[str, bytes]) -> list[str]:
     """The two files that the page finds among those that a reader chose, as text."""
     chosen = [{"path": path, "bytes": base64.b64encode(data).decode()} for path, data in files.items()]
-    return tab.evaluate(ADAPTER_FILES, [as_module("files.js"), chosen])
+    return tab.evaluate(ADAPTER_FILES, [as_module("files/zip.js"), chosen])
 
 
 def refusal(tab: Page, files: dict[str, bytes]) -> str:

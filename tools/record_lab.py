@@ -1,4 +1,4 @@
-"""Record what the lab shows before a reader has loaded the model (lab/recorded.json), and draw its card.
+"""Record what the lab shows before a reader has loaded the model (lab/page/recorded.json), and draw its card.
 
     python tools/record_lab.py         # both
     python tools/record_lab.py card    # the card alone
@@ -43,7 +43,7 @@ BARS = """() => {
 
 
 def record() -> dict[str, Any]:
-    """What the page tells of one visit: `write` and `train`, as `start` in lab/page.js takes them."""
+    """What the page tells of one visit: `write` and `train`, as `start` in lab/page/page.js takes them."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_lab.write_site(Path(folder))
         browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
@@ -102,7 +102,7 @@ def main() -> None:
     if sys.argv[1:] == ["card"]:
         return draw_card()
     text = json.dumps(rounded(record()), ensure_ascii=False, separators=(",", ":"))
-    (build_lab.LAB / "recorded.json").write_text(text + "\n", encoding="utf8")
+    (build_lab.LAB / "page" / "recorded.json").write_text(text + "\n", encoding="utf8")
     return draw_card()
 
 
