@@ -42,6 +42,12 @@ export async function adapterFiles(adapter, view, model) {
   };
 }
 
+// The bytes of the largest adapter's weights, in float32, with its header.
+export function mostBytes(config) {
+  const numbers = Object.values(layerShapes(config)).reduce((sum, { d, k }) => sum + config.C * (d + k), 0);
+  return 4 * numbers + 2 ** 20;
+}
+
 // The adapter in these files, {name: ArrayBuffer}, which `lora_lib`, PEFT or this page wrote.
 // Throws LabError, which says why, for one that does not fit the base `model`.
 export async function readAdapter(files, model) {
@@ -97,8 +103,9 @@ function readConfig(buffer, maxRank) {
     throw new LabError(`${CONFIG_FILE} does not describe a LoRA adapter (peft_type must be "LORA").`);
   for (const [key, value] of Object.entries(config)) {
     const empty = !value || (typeof value === "object" && Object.keys(value).length === 0);
-    if (empty || KNOWN.has(key) || FIELDS.off[key]?.includes(value)) continue;
-    const why = FIELDS.refused[key] ? `: ${FIELDS.refused[key]}` : "";
+    const off = Object.hasOwn(FIELDS.off, key) ? FIELDS.off[key] : [];
+    if (empty || KNOWN.has(key) || off.includes(value)) continue;
+    const why = Object.hasOwn(FIELDS.refused, key) ? `: ${FIELDS.refused[key]}` : "";
     throw new LabError(`${CONFIG_FILE}: ${key} = ${JSON.stringify(value)} is not supported here${why}.`);
   }
   checkSettings({ r: config.r, alpha: config.lora_alpha }, maxRank, `${CONFIG_FILE}: `);

@@ -10,6 +10,15 @@ const READERS = {
 };
 const LONGEST_HEADER = 100e6; // bytes; that of any real file is far shorter
 
+// How files of other kinds begin, which are renamed now and then.
+const MAGIC = [
+  ["GGUF", "a GGUF file"],
+  ["PK", "a zip, or a file that PyTorch has pickled (.bin, .pt)"],
+];
+
+const begins = (bytes, letters) =>
+  [...letters].every((letter, i) => new Uint8Array(bytes)[i] === letter.charCodeAt(0));
+
 const broken = why => new LabError(`This is not a whole safetensors file: ${why}.`);
 
 // A file of any size, given as a Blob: only the header is read. {metadata, tensors: {name: {dtype, shape, bytes,
@@ -17,13 +26,16 @@ const broken = why => new LabError(`This is not a whole safetensors file: ${why}
 // Throws LabError for a file of another kind, or one that is cut off.
 export async function openSafetensors(blob) {
   if (blob.size < 8) throw broken(`it has only ${blob.size} bytes`);
-  const length = Number(new DataView(await blob.slice(0, 8).arrayBuffer()).getBigUint64(0, true));
+  const head = await blob.slice(0, 8).arrayBuffer();
+  const magic = MAGIC.find(([letters]) => begins(head, letters));
+  if (magic) throw new LabError(`This is ${magic[1]}, not a safetensors file.`);
+  const length = Number(new DataView(head).getBigUint64(0, true));
   const start = 8 + length;
   if (start > blob.size || length > LONGEST_HEADER) {
     throw broken("its header is cut off, or it is another kind of file");
   }
   const header = headerOf(await blob.slice(8, start).arrayBuffer());
-  const tensors = {};
+  const tensors = Object.create(null); // a file may name a tensor "constructor"
   for (const [name, entry] of Object.entries(header)) {
     if (name === "__metadata__") continue;
     const { dtype, shape, data_offsets } = entry ?? {};

@@ -5,15 +5,30 @@ const NAME = "lora-book-lab";
 const ABOUT = "about"; // {id, title, created, prompt, settings, losses, measured, bytes, …}, by id
 const FILES = "files"; // {file name: ArrayBuffer}, by the same id
 
+const READING = 2000; // milliseconds that the page waits for an answer: some browsers never give one
+const WRITING = 20_000; // megabytes may be slow
+
 let opening = null;
+
+// The promise's value, or a LabError if it takes longer.
+function inTime(promise, ms, doing) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    const error = new LabError(
+      `${doing} did not work: the browser's store has not answered for ${ms / 1000} seconds.`,
+    );
+    timer = setTimeout(() => reject(error), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
 
 // The database, opened once. Throws LabError where the browser keeps nothing.
 function open() {
   opening ??= new Promise((resolve, reject) => {
     const refused = error => {
-      opening = null; // the next question tries again
       reject(new LabError(`This browser does not let the page keep adapters (${nameOf(error)}).`));
     };
+    if (!globalThis.indexedDB) return refused(new Error("it has no IndexedDB"));
     let request;
     try {
       request = indexedDB.open(NAME, 1);
@@ -35,7 +50,10 @@ function open() {
       resolve(database);
     };
   });
-  return opening;
+  return inTime(opening, READING, "Opening the kept adapters").catch(error => {
+    opening = null; // the next question tries again
+    throw error;
+  });
 }
 
 function nameOf(error) {
@@ -46,8 +64,9 @@ function nameOf(error) {
 // that `work` returns gives.
 async function transact(mode, doing, work) {
   const database = await open();
-  return new Promise((resolve, reject) => {
+  const done = new Promise((resolve, reject) => {
     const fail = error => {
+      if (error?.name === "ConstraintError") return resolve(false);
       const full = error?.name === "QuotaExceededError";
       const why = full ? "there is no room left for this page: delete one below" : nameOf(error);
       reject(new LabError(`${doing} did not work: ${why}.`));
@@ -61,19 +80,25 @@ async function transact(mode, doing, work) {
       fail(error);
     }
   });
+  return inTime(done, mode === "readonly" ? READING : WRITING, doing);
 }
 
 // What is said of each kept adapter, the oldest first.
 export async function keptAdapters() {
   const all = await transact("readonly", "Reading the kept adapters", about => about.getAll());
-  return all.sort((a, b) => a.created - b.created);
+  return all.filter(({ bytes }) => bytes).sort((a, b) => a.created - b.created);
 }
 
-// Keep an adapter under `about.id`, which no other may have: another tab's is never replaced.
+// Take an id for an adapter that is to come. False if it is taken, by another tab perhaps.
+export async function reserve(id) {
+  return (await transact("readwrite", "Keeping adapters", abouts => abouts.add({ id }))) !== false;
+}
+
+// Keep an adapter under `about.id`, which is reserved, or in place of an earlier state of it.
 export function keep(about, files) {
   return transact("readwrite", `Keeping “${about.title}”`, (abouts, allFiles) => {
-    abouts.add(about);
-    return allFiles.add(files, about.id);
+    abouts.put(about);
+    return allFiles.put(files, about.id);
   });
 }
 

@@ -49,45 +49,61 @@ export function zip(files) {
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
 
-const MOST_BYTES = 2 ** 29; // that one file of an adapter may have: 512 MB
 const NOT_WHOLE = "This is not a whole zip file.";
+const MOST_DIRECTORY = 2 ** 22; // bytes: some 40,000 files
 
-// The files in a zip: [{path, read}], where `read()` is a promise of the unpacked bytes. Throws LabError for a file of
-// another kind or one that is cut off; `read` does for one that is damaged, encrypted or too large.
-function zipEntries(buffer) {
-  const view = new DataView(buffer);
-  let end = buffer.byteLength - 22;
-  while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) end--;
+// The files in a zip, a Blob: [{path, read}], where `read(most)` is a promise of the unpacked bytes, `most` of them at
+// most. Only the list of files is read at once. Throws LabError for a file of another kind or one that is cut off; `read`
+// does for one that is damaged, encrypted or too large.
+async function zipEntries(blob) {
+  const tail = new DataView(await blob.slice(-65_557).arrayBuffer()); // the end, and a comment after it
+  let end = tail.byteLength - 22;
+  while (end >= 0 && tail.getUint32(end, true) !== 0x06054b50) end--;
   if (end < 0) throw new LabError(NOT_WHOLE);
+  const [count, length, first] = [
+    tail.getUint16(end + 10, true),
+    tail.getUint32(end + 12, true),
+    tail.getUint32(end + 16, true),
+  ];
+  if (length > MOST_DIRECTORY)
+    throw new LabError("This zip has too many files: unpack it, and choose the two files.");
+  const view = new DataView(await blob.slice(first, first + length).arrayBuffer());
   const entries = [];
-  let at = view.getUint32(end + 16, true);
-  for (let i = 0; i < view.getUint16(end + 10, true); i++) {
-    if (at + 46 > end || view.getUint32(at, true) !== 0x02014b50) throw new LabError(NOT_WHOLE);
+  for (let i = 0, at = 0; i < count; i++) {
+    if (at + 46 > view.byteLength || view.getUint32(at, true) !== 0x02014b50) throw new LabError(NOT_WHOLE);
     const [flags, method] = [view.getUint16(at + 8, true), view.getUint16(at + 10, true)];
     const [crc, packed, size] = [16, 20, 24].map(offset => view.getUint32(at + offset, true));
     const [nameLength, extra, comment] = [28, 30, 32].map(offset => view.getUint16(at + offset, true));
-    const begin = view.getUint32(at + 42, true);
-    const path = new TextDecoder().decode(new Uint8Array(buffer, at + 46, nameLength));
-    const about = { path, encrypted: flags & 1, method, crc, packed, size, begin };
-    if (!path.endsWith("/")) entries.push({ path, read: () => unpacked(buffer, about) });
+    if (at + 46 + nameLength > view.byteLength) throw new LabError(NOT_WHOLE);
+    const path = new TextDecoder().decode(new Uint8Array(view.buffer, at + 46, nameLength));
+    const about = {
+      path,
+      encrypted: flags & 1,
+      method,
+      crc,
+      packed,
+      size,
+      begin: view.getUint32(at + 42, true),
+    };
+    if (!path.endsWith("/")) entries.push({ path, read: most => unpacked(blob, about, most) });
     at += 46 + nameLength + extra + comment;
   }
   return entries;
 }
 
-async function unpacked(buffer, { path, encrypted, method, crc, packed, size, begin }) {
-  checkSize(path, size);
+async function unpacked(blob, { path, encrypted, method, crc, packed, size, begin }, most) {
+  checkSize(path, Math.max(size, method ? 0 : packed), most);
   if (encrypted || (method !== 0 && method !== 8)) {
     throw new LabError(
       "This zip is encrypted, or packed in an unusual way: unpack it, and choose the two files.",
     );
   }
-  if (begin + 30 > buffer.byteLength) throw new LabError(NOT_WHOLE);
-  const view = new DataView(buffer);
-  const start = begin + 30 + view.getUint16(begin + 26, true) + view.getUint16(begin + 28, true);
-  if (start + packed > buffer.byteLength) throw new LabError(NOT_WHOLE);
+  if (begin + 30 > blob.size) throw new LabError(NOT_WHOLE);
+  const head = new DataView(await blob.slice(begin, begin + 30).arrayBuffer());
+  const start = begin + 30 + head.getUint16(26, true) + head.getUint16(28, true);
+  if (start + packed > blob.size) throw new LabError(NOT_WHOLE);
   const damaged = new LabError(`${path} in the zip is damaged: pack or download it again.`);
-  const stream = new Blob([buffer.slice(start, start + packed)]).stream();
+  const stream = blob.slice(start, start + packed).stream();
   const bytes = await collected(
     method ? stream.pipeThrough(new DecompressionStream("deflate-raw")) : stream,
     size,
@@ -118,10 +134,12 @@ async function collected(stream, size, damaged) {
   return bytes;
 }
 
-function checkSize(path, size) {
-  if (size <= MOST_BYTES) return;
-  const [found, most] = [size, MOST_BYTES].map(bytes => Math.round(bytes / 2 ** 20).toLocaleString("en"));
-  throw new LabError(`${path} has ${found} MB, and an adapter's file has ${most} MB at most.`);
+function checkSize(path, size, most) {
+  if (size <= most) return;
+  const megabytes = bytes => `${Number((bytes / 1e6).toPrecision(2)).toLocaleString("en")} MB`;
+  throw new LabError(
+    `${path} has ${megabytes(size)}, but for this model it can have ${megabytes(most)} at most: is it another file?`,
+  );
 }
 
 // ---- An adapter's two files among those that a reader chose --------------------------------------------------------
@@ -131,24 +149,28 @@ const PARTS = [
   { name: "adapter_model.safetensors", numbered: /^adapter_model.*\.safetensors$/i, any: /\.safetensors$/i },
 ];
 
+const MOST_CONFIG = 2 ** 20; // bytes
+
 // {"adapter_config.json": ArrayBuffer, "adapter_model.safetensors": ArrayBuffer} of chosen files, a chosen folder, or a
-// zip of either. The folder nearest to the top that has both files counts, so that a run's checkpoints do not.
-// Throws LabError if a file is missing, or if there are several adapters to choose from.
-export async function adapterFilesIn(chosen) {
+// zip of either. The folder nearest to the top that has both files counts, so that a run's checkpoints do not. `most`: the
+// bytes of the model's largest adapter.
+// Throws LabError if a file is missing or too large, or if there are several adapters to choose from.
+export async function adapterFilesIn(chosen, most) {
   const entries = [];
   for (const file of chosen) {
     const path = file.webkitRelativePath || file.name;
-    if (/\.zip$/i.test(path)) {
-      checkSize(path, file.size);
-      entries.push(...zipEntries(await file.arrayBuffer()));
-    } else entries.push({ path, read: () => sized(file) });
+    if (/\.zip$/i.test(path)) entries.push(...(await zipEntries(file)));
+    else entries.push({ path, read: limit => sized(file, limit) });
   }
-  const found = nearestAdapter(entries);
-  return Object.fromEntries(await Promise.all(found.map(async ([name, { read }]) => [name, await read()])));
+  const files = {};
+  for (const [name, entry] of nearestAdapter(entries)) {
+    files[name] = await entry.read(name === PARTS[0].name ? MOST_CONFIG : most);
+  }
+  return files;
 }
 
-function sized(file) {
-  checkSize(file.name, file.size);
+function sized(file, most) {
+  checkSize(file.name, file.size, most);
   return file.arrayBuffer();
 }
 

@@ -31,11 +31,10 @@ const showShare = share => {
 
 // Put a model in the place of the one that is loaded. If that fails, that one stays, with its adapters.
 async function change(files, name) {
-  await ready();
+  const engine = await ready();
   say("model-status", `Loading ${name} …`);
   const news = ({ share }) => share !== undefined && showShare(share);
-  const device = lab.engine.device?.kind;
-  await lab.engine.load(files, { name, device, news });
+  await engine.load(files, { name, device: engine.device?.kind, news });
   lab.model = name;
   tell("model");
   showModel();
@@ -87,12 +86,13 @@ async function fetchFound() {
 // Move the model to the chosen device; if that fails, it stays where it is.
 async function move() {
   const device = $("device").value;
-  if (!lab.engine) return wantDevice(device);
+  const { engine } = lab;
+  if (!engine) return wantDevice(device);
   try {
     say("device-status", "Moving the model …");
-    await lab.engine.moveTo(device);
+    await engine.moveTo(device);
   } finally {
-    showDevice(lab.engine.device);
+    showDevice(engine.device);
   }
 }
 

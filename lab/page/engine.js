@@ -99,6 +99,14 @@ export class Engine extends Link {
     const wasm = this.relaxed ? this.kernels.relaxed : this.kernels.plain;
     const what = { files, name, wasm, exact, device, prose: delivered.prose, source: this.source };
     Object.assign(this, await this.ask("load", what, { news }));
+    this.loaded = { files, name, exact };
+  }
+
+  // Another worker with the same model, in place of one that has ended.
+  static async inPlaceOf({ source, relaxed, loaded, device }) {
+    const engine = new Engine(source, relaxed);
+    await engine.load(loaded.files, { ...loaded, device: device?.kind });
+    return engine;
   }
 
   // Move the model to another device, "webgpu" or "wasm"; its adapters stay.

@@ -1,6 +1,8 @@
 // Your adapters: those that stay in this browser. Use, rename, compare two, delete.
 
-import { keep, keptAdapters, remove, rename } from "../files/store.js";
+import { keep, keptAdapters, remove, rename, reserve } from "../files/store.js";
+import { crc32 } from "../files/zip.js";
+import { ready } from "./loading.js";
 import { showRuns } from "./runs.js";
 import { $, BOOKS_ADAPTERS, lab, on, say, view } from "./state.js";
 import { made } from "./words.js";
@@ -11,15 +13,17 @@ const MOST_LETTERS = 60; // of a name
 let used = 0; // numbers of runs that this visit has given out
 let ticked = []; // ids, at most two
 
-// "run-3": a name that no kept adapter and no run of this visit has.
-export function nextRun() {
+// "run-3": a name that no kept adapter and no run of another tab has.
+export async function nextRun() {
   const numbers = lab.kept.map(({ id }) => Number(/^run-(\d+)/.exec(id)?.[1] ?? 0));
   used = Math.max(used, ...numbers) + 1;
-  return `run-${used}`;
+  const name = `run-${used}`;
+  const free = await reserve(name).catch(() => true); // a browser that keeps nothing has no other
+  return free ? name : nextRun();
 }
 
 // Read what is kept, and show it. Where the browser keeps nothing, the page says so and goes on without.
-export async function readKept() {
+async function readKept() {
   try {
     lab.kept = await keptAdapters();
     const none = "No adapters yet: those that you train stay here.";
@@ -34,31 +38,44 @@ export async function readKept() {
   showKept();
 }
 
-// Keep a run's adapter, with its settings and curves.
-export async function keepAdapter({ name, title, settings, losses, measured, best, steps }) {
+// What is said of a run's adapter; `unfinished` while it goes on, or where it was cut short.
+function aboutRun({ name, title, settings, losses, measured, best }, unfinished) {
   const { text, ...said } = settings; // the text stays where it is: only the adapter is kept
-  await keepWhole({ id: name, title, ...said, losses, measured, best, steps });
+  const about = { id: name, title, ...said, losses, measured, best, unfinished };
+  return { ...about, textSum: crc32(new TextEncoder().encode(text)) };
 }
 
-// Keep an adapter that the worker has under `about.id`, as it was trained.
-export async function keepWhole(about) {
+// Keep the adapter that a run has so far, in place of the one before: all that a crash or a closed tab can cost is what
+// was learned since then.
+export function keepProgress(run) {
+  return keepWhole(aboutRun(run, true), run.files[run.name], () => {});
+}
+
+// Keep a run's adapter, with its settings and curves.
+export function keepRun(run) {
+  return keepWhole(aboutRun(run, Boolean(run.ended)), run.files[run.name]);
+}
+
+// A run that learned nothing gives its name back.
+export function forgetRun({ name, title }) {
+  remove({ id: name, title }).catch(() => {});
+}
+
+// Keep an adapter, as it was trained, under `about.id`.
+export async function keepWhole(about, files, done = readKept) {
   try {
-    const whole = { adapter: about.id, rank: about.r, strength: 1, off: [] };
-    const files = await filesInMemory(whole);
-    const bytes = Object.values(files).reduce((total, file) => total + file.byteLength, 0);
-    await keep({ ...about, model: lab.model, bytes, created: Date.now() }, files);
-    await readKept();
+    const buffers = Object.entries(files).map(([name, bytes]) => [
+      name,
+      new Uint8Array(bytes).slice().buffer,
+    ]);
+    const bytes = buffers.reduce((total, [, file]) => total + file.byteLength, 0);
+    await keep({ ...about, model: lab.model, bytes, created: Date.now() }, Object.fromEntries(buffers));
+    await done();
     say("kept-status", `“${about.title}” is kept in this browser.`);
   } catch (error) {
     say("kept-status", `${error.message} It is gone when you close this page: download it.`, true);
   }
   offerKeeping();
-}
-
-// {file name: ArrayBuffer} of an adapter that the worker has.
-async function filesInMemory(shown) {
-  const files = Object.entries(await lab.engine.ask("files", { view: shown }));
-  return Object.fromEntries(files.map(([name, bytes]) => [name, bytes.slice().buffer]));
 }
 
 // The adapter on the right can be kept if it is neither the book's nor kept already.
@@ -75,9 +92,9 @@ async function keepChosen() {
     .selectedOptions[0].textContent.replace(/^[^:]*: /, "")
     .slice(0, MOST_LETTERS);
   const id = `kept-${Date.now().toString(36)}`;
-  const files = await filesInMemory({ adapter, rank: r, strength: 1, off: [] });
-  lab.adapters.set(id, await lab.engine.ask("keep", { name: id, files }));
-  await keepWhole({ id, title, r, kinds, prompt, alpha, losses: [], measured: [] });
+  const engine = await ready();
+  const files = await engine.ask("files", { view: { adapter, rank: r, strength: 1, off: [] } });
+  await keepWhole({ id, title, r, kinds, prompt, alpha, losses: [], measured: [] }, files);
   if (lab.kept.some(about => about.id === id)) chooseAdapter(id);
 }
 
@@ -92,6 +109,21 @@ function showKept() {
   $("kept").hidden = !lab.kept.length;
   $("kept").tBodies[0].replaceChildren(...lab.kept.map(row));
   $("compare").disabled = ticked.length !== 2;
+  showNewest();
+}
+
+// On the first screen: that there are some, and the last of them to be used at once.
+function showNewest() {
+  const usable = lab.kept.filter(fits);
+  const newest = usable.at(-1);
+  $("yours").hidden = !newest;
+  if (!newest) return;
+  const count = usable.length === 1 ? "1 adapter" : `${usable.length} adapters`;
+  const use = button(`Use “${newest.title}”`, () => useOne(newest));
+  $("yours").replaceChildren(
+    `${count} of yours ${usable.length === 1 ? "is" : "are"} kept in this browser. `,
+    use,
+  );
 }
 
 function row(about) {
@@ -118,8 +150,9 @@ function row(about) {
   );
 }
 
-function settingsOf({ r, alpha, rate, steps, best, kinds }) {
-  const run = steps === undefined ? "" : `, rate ${rate}, ${best || steps} of ${steps} steps`;
+function settingsOf({ r, alpha, rate, steps, best, kinds, unfinished }) {
+  const short = unfinished ? ", cut short" : "";
+  const run = steps === undefined ? "" : `, rate ${rate}, ${best || steps} of ${steps} steps${short}`;
   return `r ${r}, α ${alpha ?? "?"}${run}, ${kinds.length === 4 ? "all layers" : kinds.join(", ")}`;
 }
 
@@ -186,8 +219,11 @@ function compare() {
   chooseAdapter(right.id);
   wake();
   $("compare-end").hidden = false;
-  showRuns([left, right].filter(({ losses }) => losses.length).map(asRun));
-  say("kept-status", `Above, “${left.title}” writes on the left and “${right.title}” on the right.`);
+  const same = left.textSum === right.textSum;
+  const curves = (same ? [left, right] : [right]).filter(({ losses }) => losses.length);
+  showRuns(curves.map(asRun));
+  const texts = same ? "" : " They learned from different texts, so only the curves of the second are drawn.";
+  say("kept-status", `Above, “${left.title}” writes on the left and “${right.title}” on the right.${texts}`);
 }
 
 const asRun = about => ({ ...about, name: "kept", settings: about });
@@ -200,6 +236,7 @@ function endCompare() {
 }
 
 export function prepareKept() {
+  window.addEventListener("focus", () => lab.training || readKept()); // another tab may have added some
   on("model", showKept);
   on("changed", offerKeeping);
   $("compare").addEventListener("click", compare);

@@ -44,16 +44,16 @@ function link() {
 
 // The adapter as the sliders are set, in 8 bits a number, with the texts that it writes in 8 bits.
 async function carryingLink() {
-  await ready();
+  const engine = await ready();
   if (lab.model !== MINI) {
     throw new LabError(
       "A link can only carry adapters of gpt2-mini, which every reader has: send this one as a file.",
     );
   }
   if (view().adapter === "carried" && asked().has("carried")) return addressOfSettings();
-  const files = await lab.engine.ask("files", { view: view() });
+  const files = await engine.ask("files", { view: view() });
   const packed = await fromLink(await toLink(files, {}));
-  const about = { title: title(), ...(await written(packed)) };
+  const about = { title: title(), ...(await written(engine, packed)) };
   const letters = await toLink(files, about);
   changed(); // what was being written goes on
   const { prompt, temperature, seed } = about;
@@ -73,12 +73,12 @@ function title() {
 }
 
 // What the packed adapter writes.
-async function written({ files }) {
-  const { kinds, r } = await lab.engine.ask("keep", { name: "in the link", files });
+async function written(engine, { files }) {
+  const { kinds, r } = await engine.ask("keep", { name: "in the link", files });
   const shown = { adapter: "in the link", rank: r, strength: 1, off: [] };
   const prompt = $("prompt").value;
   const [temperature, seed] = ["temperature", "seed"].map(id => Number($(id).value));
-  const texts = await lab.engine.ask("write", {
+  const texts = await engine.ask("write", {
     view: shown,
     base: true,
     prompt,
@@ -86,7 +86,7 @@ async function written({ files }) {
     seed,
     count: 60,
   });
-  const bars = await lab.engine.ask("bars", { view: shown, prompt, ids: [], count: 8, also: [] });
+  const bars = await engine.ask("bars", { view: shown, prompt, ids: [], count: 8, also: [] });
   return { kinds, prompt, temperature, seed, ...texts, bars: bars.map(rounded) };
 }
 

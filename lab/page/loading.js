@@ -3,6 +3,7 @@ import { Engine } from "./engine.js";
 import { $, lab, say, tell } from "./state.js";
 
 let loading = null;
+let lost = null; // the engine whose worker has ended
 let wanted; // the device that the reader chose; undefined leaves the choice to the page
 
 // Where the model is to run, before it is loaded: "wasm" or "webgpu".
@@ -25,19 +26,38 @@ export function ready() {
 async function load() {
   $("load").disabled = true;
   $("load").hidden = true;
-  $("progress").hidden = false;
-  say("status", "Loading the model: 25 MB, which the browser then keeps …");
   const before = performance.now();
-  const show = share => {
-    $("progress").value = share;
-  };
-  const engine = await Engine.start(show, { device: wanted });
+  const engine = await (lost ? Engine.inPlaceOf(lost) : firstEngine());
+  lost = null;
+  engine.onEnd = error => replace(engine, error);
   lab.engine = engine;
   const seconds = (performance.now() - before) / 1000;
   const on = engine.device?.kind === "webgpu" ? "on the GPU" : "on the processor";
   const cost = `after ${seconds.toFixed(1)} s, ${on}, in ${Math.round(engine.megabytes)} MB of memory`;
-  say("status", `gpt2-mini is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
+  say("status", `${lab.model} is ready, ${cost}. It stays in this tab; nothing you type leaves it.`);
   $("progress").hidden = true;
   tell("loaded");
   return engine;
+}
+
+function firstEngine() {
+  $("progress").hidden = false;
+  const show = share => {
+    $("progress").value = share;
+    const so = share < 1 ? `${Math.round(25 * share)} of 25 MB are here` : "the model is starting";
+    say("status", `Loading the model, which the browser then keeps: ${so} …`);
+  };
+  show(0);
+  return Engine.start(show, { device: wanted });
+}
+
+// The worker has ended: start another one with the same model. It gets adapters when they are chosen.
+function replace(engine, error) {
+  if (lab.engine !== engine) return;
+  lost = engine;
+  loading = lab.engine = null;
+  lab.adapters.clear();
+  lab.shown = {};
+  say("status", `${error.message} Another one is starting …`, true);
+  ready().catch(() => {}); // the page says what went wrong
 }

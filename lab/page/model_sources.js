@@ -4,11 +4,20 @@ import { LabError } from "../errors.js";
 
 const CONFIG = "config.json";
 const WEIGHTS = "model.safetensors";
+const GGUF =
+  "a GGUF file, which llama.cpp reads. The lab needs model.safetensors, with config.json beside it.";
+const PICKLE =
+  "a file that PyTorch has pickled, which can run code. Save the model as safetensors, with save_pretrained, and " +
+  "choose model.safetensors.";
 const TOKENIZERS = [["vocab.json", "merges.txt"], ["tokenizer.json"], ["bpe.tiktoken"]]; // the first that is whole
 
 // The names of the files that make a model, out of those that are there. Throws LabError for one that is missing.
 function neededOf(names, place) {
   const tokenizer = TOKENIZERS.find(files => files.every(file => names.includes(file)));
+  const strange = names.find(name => /\.(gguf|bin|pt|pth)$/i.test(name));
+  if (!names.includes(WEIGHTS) && strange) {
+    throw new LabError(`${strange} is ${/gguf$/i.test(strange) ? GGUF : PICKLE}`);
+  }
   for (const file of [CONFIG, WEIGHTS]) {
     if (names.includes(file)) continue;
     const sharded = file === WEIGHTS && names.includes(`${WEIGHTS}.index.json`);

@@ -41,14 +41,14 @@ async function open(kept) {
   lab.promptIsOurs = !asked().has("prompt");
   try {
     if (asked().has("carried")) return await openCarried();
-    let unknown = readAddress();
-    showStill(recorded.write);
+    let { unknown, ignored } = readAddress();
+    showStill([recorded.write, recorded.facts]);
     if (unknown) await kept; // it may be one of the reader's own
-    if (unknown) unknown = readAddress();
+    if (unknown) ({ unknown, ignored } = readAddress());
     if (unknown) throw notHere(unknown);
-    say("status", `This address has its own settings. ${TOUCH} Until then you see recorded texts.`);
+    say("status", `This address has its own settings.${ignored} ${TOUCH} Until then you see recorded texts.`);
   } catch (error) {
-    showStill(recorded.write);
+    showStill([recorded.write]);
     say("status", error.message, true);
   }
 }
@@ -67,4 +67,4 @@ async function openCarried() {
 start();
 Lab.page = lab; // for the tests, and for readers who open the console
 // What is on the page now, for tools/record_lab.py.
-Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), samples: lab.samples } });
+Lab.seen = () => ({ write: lab.shown, train: { ...runs.at(-1), files: null, samples: lab.samples } });

@@ -10,6 +10,7 @@ export const lab = {
   engine: null, // once the model is loaded
   model: MINI, // its name
   adapters: new Map(), // those that the worker has: {r, kinds}, by name
+  mine: new Map(), // trained or brought in this visit: {r, kinds, files}, by name
   kept: [], // what is said of those that this browser keeps: see files/store.js
   carried: null, // {files, about}: the adapter that the page's address carries
   playing: false, // a recording, until the reader touches something
@@ -24,7 +25,7 @@ export const lab = {
 
 const listeners = { loaded: [], model: [], changed: [] };
 
-// `work` is done whenever the model is "loaded" for the first time, another "model" took its place, or what is shown and
+// `work` is done whenever a worker has "loaded" the model, another "model" took its place, or what is shown and
 // chosen has "changed".
 export function on(event, work) {
   listeners[event].push(work);
@@ -36,16 +37,18 @@ export function tell(event) {
 
 // ---- The adapter that is chosen ----------------------------------------------------------------------------------
 
-export const BOOKS_ADAPTERS = ["restaurants", "plays", "cat"];
-const BOOKS_OWN = { r: 8, kinds: KINDS }; // the adapters that come with the page
+const DOOR = "The door opened, and";
+const FACTS = "name[The Old Mill], eatType[pub], food[English], priceRange[moderate], area[riverside] =>";
+const BOOKS_PROMPTS = { restaurants: FACTS, plays: DOOR, cat: DOOR }; // of the adapters that come with the page
+export const BOOKS_ADAPTERS = Object.keys(BOOKS_PROMPTS);
 const NONE = { r: 0, kinds: [] }; // a model that has no adapter yet
-export const BOOKS_PROMPT = "The door opened, and";
 
 // An adapter's rank and kinds of layers, if the worker has it or this browser keeps it.
 export function adapterNamed(name) {
   if (name === "") return NONE;
   if (name === "carried" && lab.carried) return lab.carried.about;
-  return lab.adapters.get(name) ?? lab.kept.find(about => about.id === name) ?? BOOKS_OWN;
+  const own = lab.adapters.get(name) ?? lab.mine.get(name) ?? lab.kept.find(about => about.id === name);
+  return own ?? { r: 8, kinds: KINDS, prompt: BOOKS_PROMPTS[name] };
 }
 
 export const chosenAdapter = () => adapterNamed($("adapter").value);
@@ -78,10 +81,12 @@ export function suggestPrompt(prompt) {
   if (lab.promptIsOurs && prompt) $("prompt").value = prompt;
 }
 
-// A slider sends many events. `work` runs once at a time, and once more if it was asked for meanwhile.
+// A slider sends many events. `work` runs once at a time, and once more if it was asked for meanwhile. What went wrong is
+// on the page until it works.
 export function latest(work) {
   let running = false;
   let again = false;
+  let failed = false;
   return async () => {
     again = true;
     if (running) return;
@@ -90,7 +95,10 @@ export function latest(work) {
       again = false;
       try {
         await work();
+        if (failed) say("write-status", "");
+        failed = false;
       } catch (error) {
+        failed = true;
         say("write-status", error.message, true);
       }
     }

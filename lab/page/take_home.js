@@ -1,9 +1,10 @@
 // Take an adapter home as the two files that `lora_lib` and Hugging Face PEFT open, or bring one.
+import { mostBytes } from "../files/adapter_files.js";
 import { adapterFilesIn, zip } from "../files/zip.js";
 import { keepWhole } from "./kept.js";
 import { ready } from "./loading.js";
 import { $, lab, MINI, on, say, view } from "./state.js";
-import { chooseAdapter, offerAdapter } from "./write.js";
+import { chooseAdapter, offerAdapter, wayUp } from "./write.js";
 
 const folderName = () => `${$("adapter").value}-adapter`;
 
@@ -63,7 +64,7 @@ model = PeftModel.from_pretrained(base, "${name}")
 
 async function download() {
   try {
-    save(`${folderName()}.zip`, zip(await lab.engine.ask("files", { view: view() })));
+    save(`${folderName()}.zip`, zip(await (await ready()).ask("files", { view: view() })));
   } catch (error) {
     $("taken").textContent = error.message;
   }
@@ -81,16 +82,17 @@ function save(name, blob) {
 
 // The chosen files: two, or a zip of them.
 async function bring(chosen) {
-  const files = await adapterFilesIn(chosen);
+  say("file-status", "Reading the adapter …");
+  const engine = await ready();
+  const files = await adapterFilesIn(chosen, mostBytes(engine.config));
   const title = chosen[0].name.replace(/\.\w+$/, "");
-  await ready();
   const name = `brought-${Date.now().toString(36)}`;
-  const adapter = await lab.engine.ask("keep", { name, files });
+  const adapter = await engine.ask("keep", { name, files });
   const { r, alpha, kinds } = adapter;
-  offerAdapter(adapter, `brought: ${title} (r ${r})`);
+  offerAdapter(adapter, `brought: ${title} (r ${r})`, files);
   chooseAdapter(name);
-  await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] });
-  return `${title} fits: rank ${r}, alpha ${alpha}, on ${kinds.join(", ")}. It is selected above.`;
+  await keepWhole({ id: name, title, r, alpha, kinds, losses: [], measured: [] }, files);
+  return `${title} fits: rank ${r}, alpha ${alpha}, on ${kinds.join(", ")}. `;
 }
 
 export function prepareTaking() {
@@ -103,6 +105,7 @@ export function prepareTaking() {
     if (!chosen.length) return;
     try {
       say("file-status", await bring(chosen));
+      $("file-status").append(wayUp());
     } catch (error) {
       say("file-status", `Not taken: ${error.message}`, true);
     }

@@ -1,12 +1,12 @@
 // Train on the reader's words: the form, the run that goes on, and the curves of the last runs.
 import { EXAMPLES } from "./examples.js";
-import { keepAdapter, nextRun, readKept } from "./kept.js";
+import { forgetRun, keepProgress, keepRun, nextRun } from "./kept.js";
 import { ready } from "./loading.js";
 import { prefersStill } from "./play.js";
 import { addRun, addSample, drawTraining, dropRun, label } from "./runs.js";
 import { $, checkedKinds, lab, latest, on, say, suggestPrompt } from "./state.js";
 import { made } from "./words.js";
-import { chooseAdapter, offerAdapter, touched } from "./write.js";
+import { chooseAdapter, offerAdapter, touched, wayUp } from "./write.js";
 
 const STORED = "lora-book-lab-text"; // where the browser keeps the reader's text
 const MOST_WORKERS = 4; // a step has no more rows
@@ -73,39 +73,61 @@ async function train() {
 async function trainOnce() {
   suggestPrompt(promptOfText());
   const settings = trainingSettings();
-  await readKept(); // another tab may have added some: two runs must not have one name
-  const name = nextRun();
+  const name = await nextRun();
   const run = { name, title: titleOf(name), settings, steps: settings.steps, losses: [], measured: [] };
+  run.files = {}; // of its adapters, by name
   addRun(run);
   $("speed-up").hidden = true;
   $("pause").disabled = $("stop").disabled = false;
   say("train-status", `${label(run)} is training.`);
   try {
     const news = what => heard(run, what);
-    Object.assign(run, await lab.engine.ask("train", { name: run.name, settings }, { news }));
+    Object.assign(run, await lab.engine.ask("train", { name, settings }, { news }));
   } catch (error) {
-    dropRun(run);
-    throw error;
+    run.ended = error.message;
   }
-  run.steps = Math.max(1, run.losses.length);
-  say("train-status", run.diverged ?? doneWords(run), Boolean(run.diverged));
-  offerTrained(run);
-  await keepAdapter(run);
+  finish(run);
+}
+
+// A run that was cut short has the adapter of its best measurement.
+function finish(run) {
+  const { name, losses, files, ended, diverged } = run;
+  run.steps = Math.max(1, losses.length);
+  if (files[name]) {
+    say("train-status", doneWords(run), Boolean(ended ?? diverged));
+    $("train-status").append(" ", wayUp());
+    offerTrained(run);
+    keepRun(run);
+    return;
+  }
+  dropRun(run);
+  forgetRun(run);
+  const stopped = "The run was stopped before it learned anything, so nothing is kept.";
+  say("train-status", ended ?? diverged ?? stopped, Boolean(ended ?? diverged));
 }
 
 function doneWords(run) {
-  const early = run.steps < run.settings.steps && run.ranOut;
+  const { steps, settings, ranOut, best, last, ended, diverged } = run;
+  if (diverged) return diverged;
+  if (ended)
+    return `${ended} The run ended after step ${steps}. The adapter of step ${best || run.measured.at(-1).at} is kept.`;
+  const count = steps === 1 ? "1 step" : `${steps} steps`;
+  const early = steps < settings.steps && ranOut;
   const why = early
     ? ` It stopped early because the held-out loss had not fallen for ${PATIENCE} steps.`
     : "";
-  const kept = run.last ? ` The page kept the adapter of step ${run.best}, where that loss was lowest.` : "";
-  return `${label(run)} is trained: ${run.steps} steps.${why}${kept} It is selected above, and you can take it home below.`;
+  const kept = last ? ` The page kept the adapter of step ${best}, where the held-out loss was lowest.` : "";
+  return `${label(run)} is trained: ${count}.${why}${kept}`;
 }
 
 function offerTrained(run) {
-  const { name, settings, last, best, steps } = run;
-  offerAdapter({ name, ...settings }, `yours: ${label(run)}${last ? `, best, at step ${best}` : ""}`);
-  if (last) offerAdapter({ name: last, ...settings }, `yours: ${label(run)}, last, at step ${steps}`);
+  const { name, settings, last, best, steps, files } = run;
+  const about = { ...settings, name };
+  offerAdapter(about, `yours: ${label(run)}${last ? `, best, at step ${best}` : ""}`, files[name]);
+  if (last) {
+    const text = `yours: ${label(run)}, last, at step ${steps}`;
+    offerAdapter({ ...about, name: last }, text, files[last]);
+  }
   chooseAdapter(name);
 }
 
@@ -115,33 +137,40 @@ function titleOf(name) {
 }
 
 // What the worker tells on the way.
-function heard(run, { step, loss, perSecond, left, speedUp, at, heldOut, prose, best, sample, pausedAt }) {
-  const { name, settings, losses, measured } = run;
-  if (loss !== undefined) {
-    losses.push(loss);
-    run.perSecond = perSecond;
-    const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
-    $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
-    if (speedUp && $("speed-up").hidden) showSpeedUp(speedUp);
-  }
-  if (heldOut !== undefined) {
-    measured.push({ at, heldOut, prose });
-    run.best = best;
-    const beside = `held-out end ${heldOut.toFixed(2)}, other prose ${prose.toFixed(2)}.`;
-    if (at > 0) say("train-status", `Step ${at}: training ${losses.at(-1).toFixed(2)}, ${beside}`);
-  }
-  if (sample !== undefined) {
-    addSample({ at, prompt: settings.prompt, text: sample });
+function heard(run, { pausedAt, ...what }) {
+  const { name, settings } = run;
+  if (what.loss !== undefined) heardStep(run, what);
+  if (what.heldOut !== undefined) heardMeasurement(run, what);
+  if (what.sample !== undefined) {
+    const { at, sample, known } = what;
+    addSample({ at, prompt: settings.prompt, text: sample, known });
     offerAdapter({ name, ...settings }, `yours, in training: ${label(run)}`);
   }
   if (pausedAt !== undefined) {
-    say(
-      "train-status",
-      `Paused after step ${pausedAt}. You can try the adapter as it is now: it is in the list above.`,
-    );
+    const where = "You can try the adapter as it is now: it is in the list above.";
+    say("train-status", `Paused after step ${pausedAt}. ${where}`);
     offerAdapter({ name, ...settings }, `yours, paused: ${label(run)}`);
   }
   drawTraining();
+}
+
+function heardStep(run, { step, loss, perSecond, left, speedUp, alone }) {
+  run.losses.push(loss);
+  run.perSecond = perSecond;
+  const speed = `${Math.round(perSecond)} tokens/s, ${Math.ceil(left / 1000)} s left`;
+  $("speed").textContent = `step ${step} of ${run.steps}, ${speed}`;
+  if (speedUp && $("speed-up").hidden) showSpeedUp(speedUp);
+  if (alone) say("train-status", alone, true);
+}
+
+function heardMeasurement(run, { at, heldOut, prose, best, files }) {
+  run.measured.push({ at, heldOut, prose });
+  run.best = best;
+  const beside = `held-out end ${heldOut.toFixed(2)}, other prose ${prose.toFixed(2)}.`;
+  if (at > 0) say("train-status", `Step ${at}: training ${run.losses.at(-1).toFixed(2)}, ${beside}`);
+  if (!files) return;
+  run.files[run.name] = files;
+  keepProgress(run);
 }
 
 // A step's time with one worker and with all of them, as bars.
@@ -184,9 +213,8 @@ function setTraining(going) {
 
 const countTokens = latest(async () => {
   const text = $("text").value;
-  const tokens = lab.engine
-    ? `, ${(await lab.engine.ask("count", { text })).toLocaleString("en")} tokens`
-    : "";
+  const { engine } = lab;
+  const tokens = engine ? `, ${(await engine.ask("count", { text })).toLocaleString("en")} tokens` : "";
   $("count").textContent = `${text.length.toLocaleString("en")} characters${tokens}`;
 });
 
@@ -244,6 +272,11 @@ function prepareText() {
   });
 }
 
+// If the worker has ended, the run's own question says so.
+function tellWorker(job) {
+  lab.engine?.ask(job).catch(() => {});
+}
+
 export function prepareTraining() {
   for (const id of ["train-rank", "train-alpha"]) $(id).addEventListener("input", showScale);
   prepareText();
@@ -259,10 +292,10 @@ export function prepareTraining() {
   });
   $("pause").addEventListener("click", () => {
     paused = !paused;
-    lab.engine.ask(paused ? "pause" : "goOn");
+    tellWorker(paused ? "pause" : "goOn");
     $("pause").textContent = paused ? "Go on" : "Pause";
   });
-  $("stop").addEventListener("click", () => lab.engine.ask("stop"));
+  $("stop").addEventListener("click", () => tellWorker("stop"));
   window.addEventListener("beforeunload", event => {
     if (lab.training) event.preventDefault(); // the browser asks whether to leave
   });

@@ -8,7 +8,6 @@ import {
   $,
   adapterNamed,
   BOOKS_ADAPTERS,
-  BOOKS_PROMPT,
   chosenAdapter,
   lab,
   latest,
@@ -19,7 +18,7 @@ import {
   tell,
   view,
 } from "./state.js";
-import { showBars, Words } from "./words.js";
+import { made, showBars, Words } from "./words.js";
 
 const SAMPLE_TOKENS = 60;
 const BARS = 8; // the likeliest, with or without the adapter
@@ -62,13 +61,16 @@ function fetchAdapter(name) {
 }
 
 async function handOver(name) {
-  lab.adapters.set(name, await lab.engine.ask("keep", { name, files: await filesNamed(name) }));
+  const { engine } = lab;
+  const adapter = await engine.ask("keep", { name, files: await filesNamed(name) });
+  lab.adapters.set(name, { ...adapterNamed(name), ...adapter });
   tell("changed");
 }
 
 // An adapter's files: from the page's address, from this browser's store, or one of the book's.
 async function filesNamed(name) {
   if (name === "carried") return lab.carried.files;
+  if (lab.mine.has(name)) return lab.mine.get(name).files;
   const about = lab.kept.find(({ id }) => id === name);
   if (about) return filesOf(about);
   if (!delivered.adapters[name]) await script(`adapter-${name}.js`);
@@ -78,6 +80,7 @@ async function filesNamed(name) {
 // ---- What follows a change ---------------------------------------------------------------------------------------
 
 const showNext = latest(async () => {
+  const { engine } = lab;
   await fetchBoth();
   const { words, index } = lookedAt ?? {};
   const ids = words ? words.ids.slice(0, index) : [];
@@ -85,7 +88,7 @@ const showNext = latest(async () => {
   const chosen = words?.ids[index];
   const also = chosen === undefined ? [] : [chosen];
   const what = { view: view(), left: leftView(), prompt, ids, count: BARS, also };
-  const rows = await lab.engine.ask("bars", what);
+  const rows = await engine.ask("bars", what);
   showNextAfter(prompt + (words ? words.tokens.slice(0, index).join("") : ""), rows, chosen);
   $("next-back").hidden = !words;
   lab.shown.bars = rows;
@@ -103,6 +106,7 @@ async function fetchBoth() {
 
 // The adapted text, and the one on the left where it is not an answer to the same question already.
 const writeTexts = latest(async () => {
+  const { engine } = lab;
   await fetchBoth();
   const question = {
     prompt: $("prompt").value,
@@ -120,7 +124,7 @@ const writeTexts = latest(async () => {
     if (texts.base) baseWords.show(question.prompt, texts.base);
     if (texts.adapted) adaptedWords.show(question.prompt, texts.adapted);
   };
-  const texts = await lab.engine.ask("write", { base, ...shown }, { news: show });
+  const texts = await engine.ask("write", { base, ...shown }, { news: show });
   show(texts);
   Object.assign(lab.shown, shown, texts, { asked });
   say("write-status", "");
@@ -168,7 +172,7 @@ export function prepareWriting() {
   });
   $("adapter").addEventListener("input", () => {
     setRankLimit();
-    suggestPrompt(chosenAdapter().prompt ?? BOOKS_PROMPT);
+    suggestPrompt(chosenAdapter().prompt);
   });
   for (const id of ["adapter", "rank", "alpha", "on", "temperature", "seed"]) {
     $(id).addEventListener("input", touched);
@@ -197,9 +201,12 @@ export function setLeft(name, title) {
 }
 
 // An adapter that the reader trained or brought can be chosen from now on. Where it is chosen already, it has changed.
-export function offerAdapter({ name, r, kinds, prompt }, text) {
+// Its `files` are kept for another worker, if the one that has it ends.
+export function offerAdapter({ name, r, kinds, prompt, alpha }, text, files = null) {
+  const about = { r, kinds, prompt, alpha };
   showOption(name, text);
-  lab.adapters.set(name, { r, kinds, prompt });
+  if (lab.engine) lab.adapters.set(name, about);
+  if (files) lab.mine.set(name, { ...about, files });
   if ($("adapter").value === name) changed();
 }
 
@@ -208,6 +215,7 @@ let booksOptions = []; // of the adapters that fit gpt2-mini
 // Another model is loaded: the worker has no adapter now, and those of the model before cannot be chosen.
 function modelChanged() {
   lab.adapters.clear();
+  lab.mine.clear();
   lab.shown = {};
   lookedAt = null;
   setLeft(null);
@@ -221,6 +229,16 @@ function modelChanged() {
   $("adapter").selectedIndex = 0;
   setRankLimit();
   changed();
+}
+
+// A button that leads from anywhere on the page to the two texts.
+export function wayUp() {
+  const button = made("button", { type: "button", className: "lab-way", textContent: "See it write" });
+  button.addEventListener("click", () => {
+    document.getElementById("lab").scrollIntoView({ behavior: prefersStill() ? "auto" : "smooth" });
+    $("prompt").focus({ preventScroll: true });
+  });
+  return button;
 }
 
 export function showOption(name, text) {
@@ -258,9 +276,13 @@ export function playRecorded({ prompt, base, scenes }) {
   showPlaying();
 }
 
-// Texts of `recorded`, while the sliders say something else: those of the chosen adapter if there are any.
-export function showStill({ prompt, base, scenes }) {
-  const scene = scenes.find(({ view: seen }) => seen.adapter === $("adapter").value) ?? scenes[0];
+// Recorded texts for what the address says: of the chosen adapter, at the rank that is nearest to the slider's.
+export function showStill(recordings) {
+  const { adapter, rank } = view();
+  const of = ({ scenes }) => scenes.filter(({ view: seen }) => seen.adapter === adapter);
+  const { prompt, base, scenes } = recordings.find(one => of(one).length) ?? recordings[0];
+  const far = ({ view: seen }) => (seen.adapter === adapter ? Math.abs(seen.rank - rank) : Infinity);
+  const scene = scenes.reduce((best, one) => (far(one) < far(best) ? one : best));
   baseWords.show(prompt, base);
   adaptedWords.show(prompt, scene.adapted);
   showNextAfter(prompt, scene.bars);

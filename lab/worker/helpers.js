@@ -1,8 +1,12 @@
 // Data-parallel training, as on several GPUs: each worker has the whole model and computes the gradients of some rows
 // of a step; the gradients of A and B, which are small, are added. They are added in a fixed order, so on one machine the
 // same number of workers always gives the same bits.
+import { LabError } from "../errors.js";
 import { wantedIn } from "../model/targets.js";
 import { Link } from "./messages.js";
+
+// A helper ended, or no longer answers.
+export class HelperLost extends LabError {}
 
 export class Crew {
   // Start `helpers` workers beside this one. They load the same model (`load`: see the worker's job of that name) and
@@ -34,11 +38,20 @@ export class Crew {
     const weights = loaded.weights();
     const asked = shares.map((share, i) => this.links[i].ask("share", { ...share, wanted, weights }));
     let loss = model.lossAndGradients(own.rows, own.targets, true, wanted);
-    for (const share of await Promise.all(asked)) {
+    for (const share of await this.received(asked)) {
       loaded.addGradients(share.gradients);
       loss += share.loss;
     }
     return loss;
+  }
+
+  // The helpers' answers. Throws HelperLost if one does not come.
+  async received(asked) {
+    try {
+      return await Promise.all(asked);
+    } catch (error) {
+      throw new HelperLost(`A helper was lost, so one worker goes on alone. (${error.message})`);
+    }
   }
 
   end() {

@@ -3,7 +3,7 @@
 import { LabError } from "../errors.js";
 import { checkSettings, newAdapter } from "../model/adapter.js";
 import { seeded } from "../model/sampling.js";
-import { Crew, SpeedUp } from "./helpers.js";
+import { Crew, HelperLost, SpeedUp } from "./helpers.js";
 
 const WINDOW = 64; // tokens of one row
 const HELD_OUT = 0.1; // of the text, its end: never trained on
@@ -22,7 +22,12 @@ export class Trainer {
     checkSettings(settings, model.config.C);
     const trainer = new Trainer(model.config, tokenizer, settings, prose, load);
     trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
-    await trainer.moveTo(model);
+    try {
+      await trainer.moveTo(model);
+    } catch (error) {
+      trainer.free();
+      throw error;
+    }
     return trainer;
   }
 
@@ -78,14 +83,29 @@ export class Trainer {
     const { rate, steps } = this.settings;
     this.model.use(this.loaded);
     const before = performance.now();
-    const loss = await this.model.step(this.loaded, ...batch, {
+    const one = {
       step,
       rate: rate * rateFactor(step - 1, steps),
       most: (this.first ?? Infinity) + MAX_RISE,
       crew: this.speedUp?.isAlone(step) ? null : this.crew,
-    });
-    this.speedUp?.took(step, performance.now() - before);
-    return loss;
+    };
+    try {
+      const loss = await this.model.step(this.loaded, ...batch, one);
+      this.speedUp?.took(step, performance.now() - before);
+      return loss;
+    } catch (error) {
+      if (!(error instanceof HelperLost)) throw error;
+      this.goOnAlone(error);
+      return this.model.step(this.loaded, ...batch, { ...one, crew: null });
+    }
+  }
+
+  // One worker computes all rows from here on, beginning with the step in which a helper was lost.
+  goOnAlone({ message }) {
+    this.loaded.takeGradients(); // those of some of the rows
+    this.crew.end();
+    this.crew = this.speedUp = null;
+    this.alone = message;
   }
 
   // Copy what a step changes out of the model, in case its GPU is lost.
@@ -137,7 +157,7 @@ export class Trainer {
 
   free() {
     this.crew?.end();
-    this.loaded.free();
+    this.loaded?.free();
   }
 }
 

@@ -1,7 +1,6 @@
 // The worker: it has the model and does all arithmetic, so that the page stays responsive.
 //
-// The page sends {id, job, …}; the answer is {id, result} or {id, error}, and before it perhaps some {id, news}. When
-// the GPU is lost, the page gets {device}, without an id.
+// What the page asks, and what it hears, is in messages.js. When the GPU is lost, the page gets {device}, without an id.
 
 import { LabError } from "../errors.js";
 import { adapterFiles, readAdapter } from "../files/adapter_files.js";
@@ -10,6 +9,8 @@ import { Ordering } from "../model/adapter.js";
 import { kindOf } from "../model/layers.js";
 import { likeliest, pick, probabilities, seeded } from "../model/sampling.js";
 import { modelOn } from "./device.js";
+import { KNOWN } from "./known.js";
+import { answer, mayTakeLong } from "./messages.js";
 import { Diverged, Trainer } from "./trainer.js";
 
 export let model;
@@ -92,6 +93,7 @@ async function ordered(adapter, news) {
   const ordering = orderings.get(adapter) ?? new Ordering(adapter);
   orderings.set(adapter, ordering);
   for (let shownAt = performance.now(); !ordering.done; ) {
+    mayTakeLong();
     ordering.step();
     if (performance.now() - shownAt < SLICE) continue;
     news({ ordering: `${ordering.all - ordering.left.length} of ${ordering.all}` });
@@ -163,9 +165,11 @@ const EVERY = 10; // steps, between two measurements
 async function train(settings, news) {
   const { trainer } = run;
   const seen = { tokens: 0, ms: 0 };
+  mayTakeLong();
   if (!run.stopped) await measure(settings, news);
   while (await mayGoOn(news)) {
     const before = performance.now();
+    if (trainer.step === 0) mayTakeLong();
     const loss = await inTurn(() => trainer.advance());
     const { step, window } = trainer;
     seen.ms += performance.now() - before;
@@ -176,6 +180,7 @@ async function train(settings, news) {
       perSecond: seen.tokens / (seen.ms / 1000),
       left: ((settings.steps - step) * seen.ms) / step,
       speedUp: trainer.speedUp?.result,
+      alone: trainer.alone, // why there is one worker now, where there were several
     });
     await breathe();
     if (step % EVERY === 0 || step === settings.steps) await measure(settings, news);
@@ -198,12 +203,20 @@ async function mayGoOn(news) {
 async function measure(settings, news) {
   const at = run.trainer.step;
   const losses = await inTurn(() => run.trainer.measure());
+  const adapter = await inTurn(() => run.trainer.loaded.read());
+  adapters.set(run.name, adapter); // it can be chosen like any other from here on
   const lowest = !(losses.heldOut >= run.best?.heldOut);
-  if (lowest) run.best = { step: at, heldOut: losses.heldOut };
-  news({ at, best: run.best.step, ...losses });
-  const { tokens } = await inTurn(() => sample(settings));
-  if (lowest) run.best.adapter = adapters.get(run.name);
-  if (!run.stopped) news({ at, sample: tokens.join("") });
+  if (lowest) run.best = { step: at, heldOut: losses.heldOut, adapter };
+  const safe = at > 0 && (lowest || run.best.step === 0);
+  news({ at, best: run.best.step, ...losses, files: safe ? await wholeFiles(adapter) : null });
+  const tokens = await inTurn(() => sample(settings.prompt));
+  const known = await inTurn(() => sample(KNOWN));
+  if (!run.stopped) news({ at, sample: tokens, known });
+}
+
+// An adapter's two files, as it was trained.
+function wholeFiles(adapter) {
+  return adapterFiles(adapter, { rank: adapter.r, strength: 1, off: [] }, model);
 }
 
 // Whether the held-out loss has not fallen for as many steps as the settings allow.
@@ -219,21 +232,18 @@ function called(sleeper) {
   });
 }
 
-// What the adapter in training writes by now; it can be chosen like any other from here on. Stop and pause cut it short.
-async function sample({ prompt }) {
-  adapters.set(run.name, await run.trainer.loaded.read());
+// What the adapter in training writes by now. Stop and pause cut it short.
+async function sample(prompt) {
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
   const settings = { prompt, count: 40, temperature: 0.8, seed: 1 };
-  return write(
-    view,
-    settings,
-    () => {},
-    () => !run.stopped && !run.paused,
-  );
+  const wanted = () => !run.stopped && !run.paused;
+  const { tokens } = await write(view, settings, () => {}, wanted);
+  return tokens.join("");
 }
 
 // A whole run, and its adapters: under the run's name that of the step with the lowest held-out loss, `best`; if that
-// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone.
+// was not the last step, `last` names the one at the end. A run that diverged, or only did harm, has the last one alone,
+// and one of no step has none. `files` has the files of each, by its name.
 async function trained(settings, news) {
   const { name, trainer } = run;
   let diverged = null;
@@ -243,6 +253,10 @@ async function trained(settings, news) {
     if (!(error instanceof Diverged)) throw error;
     diverged = error.message;
   }
+  if (trainer.step === 0) {
+    adapters.delete(name);
+    return { name, steps: 0, diverged };
+  }
   const final = await inTurn(() => trainer.loaded.read());
   const { step, adapter } = run.best ?? {};
   const lowest = adapter && step > 0 && step < trainer.step && !diverged;
@@ -250,7 +264,9 @@ async function trained(settings, news) {
   adapters.set(name, lowest ? adapter : final);
   if (lowest) adapters.set(last, final);
   const best = lowest ? step : trainer.step;
-  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut() };
+  const files = {};
+  for (const one of last ? [name, last] : [name]) files[one] = await wholeFiles(adapters.get(one));
+  return { ...describe(name), steps: trainer.step, diverged, best, last, ranOut: ranOut(), files };
 }
 
 // The probability of each token after these.
@@ -373,17 +389,12 @@ export const jobs = {
     model.use(joined);
   },
   share({ rows, targets, wanted, weights }) {
+    if (!joined.warm) mayTakeLong();
+    joined.warm = true;
     joined.setWeights(weights);
     const loss = model.lossAndGradients(rows, targets, true, wanted);
     return { loss, gradients: joined.takeGradients() };
   },
 };
 
-self.onmessage = async ({ data: { id, job, ...what } }) => {
-  try {
-    postMessage({ id, result: await jobs[job](what, news => postMessage({ id, news })) });
-  } catch (error) {
-    postMessage({ id, error: error.message });
-  }
-};
-postMessage({ ready: true });
+answer(jobs);
