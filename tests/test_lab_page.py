@@ -154,7 +154,26 @@ BARS = """name => Lab.page.engine.ask("bars", {
   view: { adapter: name, rank: 8, strength: 1, off: [] }, prompt: "Arr", ids: [], count: 8, also: [] })"""
 
 
-def test_one_press_trains_and_the_best_adapter_stays(visit: Driver, site: Path) -> None:
+def test_one_press_trains_and_shows_what_was_learned_and_forgotten(visit: Driver) -> None:
+    """The default run learns its example to the end: nothing is memorised."""
+    visit.click("train-now")
+    visit.until("document.getElementById('lab-train').disabled")
+    visit.until("!document.getElementById('lab-train').disabled", 600)
+    run = visit.js("({ ...Lab.seen().train, losses: Lab.seen().train.losses.length, settings: 0 })")
+    assert run["best"] == run["losses"] == run["measured"][-1]["at"]
+    assert run["measured"][0]["heldOut"] - run["measured"][-1]["heldOut"] > 0.8
+    assert "Learning: " in visit.text("verdict") and "Memorising: " not in visit.text("verdict")
+    samples = {sample["at"]: sample for sample in run["samples"]}
+    for name, text, begins in (("learned", "text", "Ninth day. Arr,"), ("forgotten", "known", "Once upon a time")):
+        base, kept = visit.js(f"[...document.querySelectorAll('#lab-{name} li')].map(item => item.textContent)")
+        assert base == f"Base{begins}{samples[0][text]}" and samples[0][text] != samples[run["best"]][text]
+        assert kept == f"With the adapter, step {run['best']} (kept){begins}{samples[run['best']][text]}"
+    assert visit.js("document.querySelectorAll('#lab-samples .lab-is-kept').length") == 1
+    assert visit.js("document.querySelector('#lab-train-status button').textContent") == "See it write"
+
+
+def test_the_best_adapter_stays(visit: Driver, site: Path) -> None:
+    visit.fill("steps", 60)
     visit.click("train-now")
     visit.until("document.getElementById('lab-train').disabled")
     visit.until("!document.getElementById('lab-train').disabled", 600)
@@ -294,7 +313,7 @@ def throws(method: str, error: str) -> str:
 
 REFUSED = {
     throws("IDBFactory.prototype.open", "SecurityError"): "does not let the page keep",
-    throws("IDBObjectStore.prototype.add", "QuotaExceededError"): "there is no room left",
+    throws("IDBObjectStore.prototype.put", "QuotaExceededError"): "there is no room left",
 }
 
 

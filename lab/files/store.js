@@ -62,7 +62,7 @@ function nameOf(error) {
 
 // Do `work(about, files)` with both stores in one transaction, which is written whole or not at all; what the request
 // that `work` returns gives.
-async function transact(mode, doing, work) {
+async function transact(mode, doing, work, ms = READING) {
   const database = await open();
   const done = new Promise((resolve, reject) => {
     const fail = error => {
@@ -80,7 +80,7 @@ async function transact(mode, doing, work) {
       fail(error);
     }
   });
-  return inTime(done, mode === "readonly" ? READING : WRITING, doing);
+  return inTime(done, ms, doing);
 }
 
 // What is said of each kept adapter, the oldest first.
@@ -96,10 +96,11 @@ export async function reserve(id) {
 
 // Keep an adapter under `about.id`, which is reserved, or in place of an earlier state of it.
 export function keep(about, files) {
-  return transact("readwrite", `Keeping “${about.title}”`, (abouts, allFiles) => {
+  const put = (abouts, allFiles) => {
     abouts.put(about);
     return allFiles.put(files, about.id);
-  });
+  };
+  return transact("readwrite", `Keeping “${about.title}”`, put, WRITING);
 }
 
 // The two files of a kept adapter. Throws LabError if it is gone.

@@ -38,7 +38,7 @@ export function tell(event) {
 // ---- The adapter that is chosen ----------------------------------------------------------------------------------
 
 const DOOR = "The door opened, and";
-const FACTS = "name[The Old Mill], eatType[pub], food[English], priceRange[moderate], area[riverside] =>";
+const FACTS = "name[The Stone Otter], eatType[wine bar], food[Spanish], familyFriendly[no] =>";
 const BOOKS_PROMPTS = { restaurants: FACTS, plays: DOOR, cat: DOOR }; // of the adapters that come with the page
 export const BOOKS_ADAPTERS = Object.keys(BOOKS_PROMPTS);
 const NONE = { r: 0, kinds: [] }; // a model that has no adapter yet

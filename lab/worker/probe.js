@@ -42,6 +42,18 @@ async function trainOn(loaded, batches, rate) {
   return losses;
 }
 
+const helpers = [];
+const { Worker: OfThisBrowser } = self;
+if (OfThisBrowser) {
+  self.Worker = class extends OfThisBrowser {
+    constructor(...source) {
+      super(...source);
+      helpers.push(this);
+    }
+  };
+}
+const { grow } = WebAssembly.Memory.prototype;
+
 let measured; // a new adapter, whose steps are measured
 
 Object.assign(jobs, {
@@ -90,6 +102,19 @@ Object.assign(jobs, {
     return written;
   },
   memory: () => model.megabytes,
+  // As when the browser ends a worker's helper.
+  killHelper: () => helpers.at(-1).terminate(),
+  // As when the worker never comes back from its work.
+  hang() {
+    for (;;);
+  },
+  // The browser gives no more memory than this.
+  limit({ megabytes }) {
+    WebAssembly.Memory.prototype.grow = function (pages) {
+      if (this.buffer.byteLength + 65536 * pages > 1e6 * megabytes) throw new RangeError("no more");
+      return grow.call(this, pages);
+    };
+  },
   // This browser starts no more workers.
   noWorkers() {
     self.Worker = undefined;
