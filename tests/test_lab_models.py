@@ -18,7 +18,7 @@ from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
 from playwright.sync_api import Browser
 from playwright.sync_api import Error as PlaywrightError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -165,6 +165,17 @@ def changed_weights(tiny: Path, tmp_path: Path, **tensors: Tensor | None) -> dic
     weights = {**load_file(tiny / "model.safetensors"), **tensors}
     save_file({n: w for n, w in weights.items() if w is not None}, tmp_path / "model.safetensors")
     return {**read_files(tiny), "model.safetensors": (tmp_path / "model.safetensors").read_bytes()}
+
+
+def test_a_tokenizer_that_is_too_small_is_refused(engine: Engine, tiny: Path) -> None:
+    folder = read_files(tiny)
+    config = json.loads(folder["config.json"])
+    weights = load_file(tiny / "model.safetensors")
+    name = "transformer.wte.weight"
+    larger = {**weights, name: torch.cat([weights[name], weights[name]])}
+    files = {**folder, "config.json": json.dumps({**config, "vocab_size": 2 * config["vocab_size"]}).encode()}
+    files["model.safetensors"] = save(larger)
+    assert "it is another model's" in refusal(engine, files)
 
 
 def test_a_bad_file_of_weights_is_refused(engine: Engine, tiny: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import { layerShapes } from "../model/layers.js";
 import { checkFloats, openSafetensors } from "./safetensors.js";
 import { readTokenizer } from "./tokenizer_files.js";
 
+const FEWEST = 0.95; // of a model's tokens: some models have room for a few more than their tokenizer has
 // Buffers that older files have, and the head, which is the embedding.
 const LEFT_OUT = /(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$/;
 
@@ -15,8 +16,15 @@ const LEFT_OUT = /(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$/;
 export async function openModel(files) {
   const config = readModelConfig(await textOf(files, "config.json"));
   const tokenizer = await readTokenizer(name => (files[name] ? textOf(files, name) : null), config);
-  const { tensors } = await openSafetensors(blobOf(files, "model.safetensors"));
-  return { config, tokenizer, tensors: checkTensors(tensors, config) };
+  const { tensors: found } = await openSafetensors(blobOf(files, "model.safetensors"));
+  const tensors = checkTensors(found, config);
+  const { size } = tokenizer.tokens;
+  if (size < FEWEST * config.V) {
+    throw new LabError(
+      `The tokenizer has ${size} tokens, but the model has ${config.V}: it is another model's.`,
+    );
+  }
+  return { config, tokenizer, tensors };
 }
 
 function blobOf(files, name) {

@@ -3,7 +3,6 @@ import { LabError } from "../errors.js";
 import { jsonOf } from "./json.js";
 import { Tokenizer } from "./tokenizer.js";
 
-const FEWEST = 0.95; // share of a model's tokens: some models have room for a few more than there are
 const END_OF_TEXT = "<|endoftext|>";
 
 // `read(name)`: a promise of a file's text, or null where there is none. Throws LabError if the files are not those of
@@ -16,12 +15,6 @@ export async function readTokenizer(read, config) {
     throw new LabError(
       `The tokenizer has tokens up to ${largest}, but the model knows only those below ${config.V} (vocab_size): ` +
         "do the files belong together?",
-    );
-  }
-  if (largest + 1 < FEWEST * config.V) {
-    throw new LabError(
-      `The tokenizer has ${largest + 1} tokens, but the model knows ${config.V} (vocab_size): ` +
-        "it is another model's tokenizer.",
     );
   }
   return new Tokenizer({ ...parts, endOfText: end });
