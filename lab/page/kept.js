@@ -116,8 +116,8 @@ function showKept() {
 function showNewest() {
   const usable = lab.kept.filter(fits);
   const newest = usable.at(-1);
-  $("yours").hidden = !newest;
-  if (!newest) return;
+  $("yours").hidden = !newest || $("adapter").value === newest.id;
+  if ($("yours").hidden) return;
   const count = usable.length === 1 ? "1 adapter" : `${usable.length} adapters`;
   const use = button(`Use “${newest.title}”`, () => useOne(newest));
   $("yours").replaceChildren(
@@ -239,6 +239,7 @@ export function prepareKept() {
   window.addEventListener("focus", () => lab.training || readKept()); // another tab may have added some
   on("model", showKept);
   on("changed", offerKeeping);
+  on("changed", showNewest);
   $("compare").addEventListener("click", compare);
   $("compare-end").addEventListener("click", endCompare);
   $("keep").addEventListener("click", keepChosen);
