@@ -66,7 +66,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/biome ci --error-on-warnings lab lora_book/show/live book/_static
-	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
+	$(BIN)/clang-format --dry-run --Werror lab/cpu/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests
 	@echo "Part 2 of 4: the library"
