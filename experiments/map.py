@@ -68,6 +68,7 @@ ARMS = {
     "r = 64": Arm("lora", 64, 32, False, 3),
     "r = 64, s = 4": Arm("lora", 64, 256, False, 1),
     "r = 1": Arm("lora", 1, 32, False, 2),
+    "r = 8, s = 1.41": Arm("lora", 8, RSLORA, False, 4),
 }
 MAIN = tuple(ARMS)[:4]
 
@@ -93,8 +94,23 @@ STAGES = {
     "linear": Stage("linear", 120, ("full", "r = 64, α/√r", "r = 64"), 5, {"full": (-1,)}),
     "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
     "below": Stage("linear", 120, MAIN, 5, {**dict.fromkeys(MAIN, (-1,)), "full": (-1, -2, -3)}),
-    "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
-    "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
+    "others": Stage("linear", 120, tuple(ARMS)[4:6], 5, {}),
+    "beside": Stage("linear", 120, tuple(ARMS)[:6], 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
+    "gentle": Stage(
+        "linear",
+        120,
+        ("full", "r = 64, α/√r", "r = 8", "r = 64, s = 4", "r = 8, s = 1.41", "r = 64"),
+        5,
+        {
+            "full": (-1, -2, -3, -4),
+            "r = 64, α/√r": (-1, -2, -3),
+            "r = 8": (-1, -2, -3),
+            "r = 64, s = 4": (-1, -2),
+            "r = 8, s = 1.41": (-1, -2),
+            "r = 64": (-1, -2, -3),
+        },
+    ),
+    "gentle 1": Stage("linear", 120, ("r = 1",), 5, {"r = 1": (1, -1)}),
     "wte": Stage(
         "linear + wte",
         120,
@@ -109,6 +125,11 @@ STAGES = {
     "smollm2 lower": Stage(
         "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True
     ),
+    "smollm2 far": Stage(
+        "linear", 60, ("full", "r = 64, α/√r"), 5, {"full": (-1, -2)}, {"full": -1, "r = 64, α/√r": 2}, True
+    ),
+    "smollm2 far, lower": Stage("linear", 60, ("r = 64, α/√r",), 5, {"r = 64, α/√r": (-1,)}, {"r = 64, α/√r": 2}, True),
+    "smollm2 far, r = 8": Stage("linear", 60, ("r = 8",), 5, {}, {"r = 8": 3}, True),
     "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
 
@@ -240,6 +261,7 @@ class Map(Parts):
     others: dict[str, list[Encoded]]
     known: dict[str, list[Tensor]]
     base: nn.Module
+    measures: tuple[str, ...] = MEASURES
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> Map:
@@ -269,7 +291,7 @@ class Map(Parts):
     def make(self, settings: Row) -> None:
         """Train, measure, and write the run's rows down, one for each λ; the base has one, at λ = 0."""
         if settings["method"] == "base":
-            quality = {**dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}
+            quality = {**dict.fromkeys(self.measures, ""), **self.quality_of(self.base, True)}
             self.rows.add([{**settings, "scale": 0.0, **quality}])
             return
         model: Any = copy.deepcopy(self.base)
@@ -280,7 +302,7 @@ class Map(Parts):
         start = time.process_time()
         history = self.train_watched(trained, settings, path)
         found = {
-            **dict.fromkeys(MEASURES, ""), **shape(changes_of(self.base, trained)), "path": round(path.length, 3),
+            **dict.fromkeys(self.measures, ""), **shape(changes_of(self.base, trained)), "path": round(path.length, 3),
             "wte_norm": round(norm([self.of_embedding(model)]), 3) if wte else 0.0,
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad),
             "train_cpu_seconds": round(time.process_time() - start, 1), "curve": curve(history.loss, every=10),

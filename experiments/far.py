@@ -1,0 +1,74 @@
+"""Is a task that is near the base, or the model, the reason why LoRA forgets more on SmolLM2?
+
+    LORA_DATA_DIR=... python experiments/far.py --prose FILE --plays FILE --stages "smollm2 far" ...
+
+SmolLM2 on E2E as in map.py, but under one fixed permutation of the tokens that occur in E2E: lengths, frequencies and
+everything that there is to learn stay, and nothing that the base knows helps. Besides prose, each
+run counts the facts that the base knew and the tuned model still answers (facts.py). Rows:
+lora_lib/book/results/smollm2_far.csv, by map.py's plan and rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import facts
+import torch
+from map import MEASURES, STAGES, Claims, Map, arguments, log_probabilities, plan, work
+from torch import nn
+
+from lora_lib.data import IGNORE, Encoded
+
+SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
+
+
+class Far(Map):
+    """Runs on E2E with its tokens permuted; rows also count the facts that are still right."""
+
+    measures = (*MEASURES, "facts")
+    asked: list[Encoded]
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> Far:
+        task = super().load(args)
+        assert isinstance(task, Far)
+        change = permutation(task.train, task.base.config.vocab_size, task.tokenizer.eot_token)
+        task.train, task.validation, task.test = (
+            [permuted(example, change) for example in part] for part in (task.train, task.validation, task.test)
+        )
+        task.known["task"] = log_probabilities(task.base, task.test)
+        task.asked = facts.known(task.base, task.tokenizer)
+        return task
+
+    def quality_of(self, model: nn.Module, others: bool) -> dict[str, Any]:
+        return super().quality_of(model, False) | {"facts": sum(facts.answered(model, self.asked))}
+
+
+def permutation(examples: Sequence[Encoded], size: int, kept: int) -> torch.Tensor:
+    """For each token another one: those that occur in `examples` change places at random, all but `kept`."""
+    seen = sorted({token for ids, targets in examples for token in (*ids.tolist(), *targets.tolist())} - {IGNORE, kept})
+    drawn = torch.tensor(seen)[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))]
+    change = torch.arange(size)
+    change[torch.tensor(seen)] = drawn
+    return change
+
+
+def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
+    ids, targets = example
+    return change[ids], torch.where(targets == IGNORE, targets, change[targets.clamp(min=0)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__, "smollm2_far.csv")
+    parser.add_argument("--stages", nargs="+", required=True, choices=[name for name in STAGES if "far" in name])
+    parser.set_defaults(**SMOLLM2)
+    args = parser.parse_args(argv)
+    task = Far.load(args)
+    stages = [STAGES[name] for name in args.stages]
+    work(task, lambda losses: plan(stages, losses, args), Claims(args.claims))
+
+
+if __name__ == "__main__":
+    main()
