@@ -1,26 +1,39 @@
 """Is a task that is near the base, or the model, the reason why LoRA forgets more on SmolLM2?
 
-    LORA_DATA_DIR=... python experiments/far.py --prose FILE --plays FILE --stages "smollm2 far" ...
+    LORA_DATA_DIR=... python experiments/far.py --prose FILE --plays FILE
 
 SmolLM2 on E2E as in map.py, but under one fixed permutation of the tokens that occur in E2E: lengths, frequencies and
 everything that there is to learn stay, and nothing that the base knows helps. Besides prose, each
 run counts the facts that the base knew and the tuned model still answers (facts.py). Rows:
-lora_lib/book/results/smollm2_far.csv, by map.py's plan and rule.
+lora_lib/book/results/smollm2_far.csv, by map.py's rule.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import facts
 import torch
-from map import MEASURES, STAGES, Claims, Map, arguments, log_probabilities, plan, work
+from map import (
+    FIRST_REPORTED,
+    MEASURES,
+    STAGES,
+    TUNING_SEED,
+    Claims,
+    Map,
+    arguments,
+    base_settings,
+    log_probabilities,
+    settings_of,
+    work,
+)
 from torch import nn
 
 from lora_lib.data import IGNORE, Encoded
 
+RATES = (("full", -1), ("r = 64, α/√r", 1), ("full", -2))  # steps of map.py's grid
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
 
 
@@ -60,14 +73,20 @@ def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
     return change[ids], torch.where(targets == IGNORE, targets, change[targets.clamp(min=0)])
 
 
+def runs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The base, each rate once on a seed that is not reported, then all of them seed by seed."""
+    yield base_settings(args)
+    for seed in (TUNING_SEED, *range(FIRST_REPORTED, FIRST_REPORTED + 5)):
+        for arm, step in RATES:
+            yield settings_of(STAGES["smollm2"], arm, step, seed, args)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "smollm2_far.csv")
-    parser.add_argument("--stages", nargs="+", required=True, choices=[name for name in STAGES if "far" in name])
     parser.set_defaults(**SMOLLM2)
     args = parser.parse_args(argv)
     task = Far.load(args)
-    stages = [STAGES[name] for name in args.stages]
-    work(task, lambda losses: plan(stages, losses, args), Claims(args.claims))
+    work(task, lambda losses: runs(args), Claims(args.claims))
 
 
 if __name__ == "__main__":

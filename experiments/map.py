@@ -99,17 +99,18 @@ STAGES = {
     "gentle": Stage(
         "linear",
         120,
-        ("full", "r = 64, α/√r", "r = 8", "r = 64, s = 4", "r = 8, s = 1.41", "r = 64"),
+        ("full", "r = 64, α/√r", "r = 8", "r = 64, s = 4", "r = 8, s = 1.41"),
         5,
         {
-            "full": (-1, -2, -3, -4),
-            "r = 64, α/√r": (-1, -2, -3),
-            "r = 8": (-1, -2, -3),
-            "r = 64, s = 4": (-1, -2),
-            "r = 8, s = 1.41": (-1, -2),
-            "r = 64": (-1, -2, -3),
+            "full": (-4,),
+            "r = 64, α/√r": (-2, -3),
+            "r = 8": (-2, -3),
+            "r = 64, s = 4": (-1,),
+            "r = 8, s = 1.41": (-1,),
         },
+        {"r = 64, s = 4": 0},
     ),
+    "gentle 64": Stage("linear", 120, ("r = 64",), 5, {"r = 64": (-2, -3)}),
     "gentle 1": Stage("linear", 120, ("r = 1",), 5, {"r = 1": (1, -1)}),
     "wte": Stage(
         "linear + wte",
@@ -125,11 +126,6 @@ STAGES = {
     "smollm2 lower": Stage(
         "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True
     ),
-    "smollm2 far": Stage(
-        "linear", 60, ("full", "r = 64, α/√r"), 5, {"full": (-1, -2)}, {"full": -1, "r = 64, α/√r": 2}, True
-    ),
-    "smollm2 far, lower": Stage("linear", 60, ("r = 64, α/√r",), 5, {"r = 64, α/√r": (-1,)}, {"r = 64, α/√r": 2}, True),
-    "smollm2 far, r = 8": Stage("linear", 60, ("r = 8",), 5, {}, {"r = 8": 3}, True),
     "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
 
