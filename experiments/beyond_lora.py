@@ -20,9 +20,11 @@ import torch
 from common import SLOTS, Row, Rows, arguments, device, evaluate, fit, tune, validation_loss
 from torch import nn
 
+from lora_book.measure import quantise_model
+from lora_book.tasks import restaurant_data, score_texts, to_examples
 from lora_lib import PeftModel, get_peft_model, load_pretrained
-from lora_lib.adapters import lora_plus, quantise_model
-from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
+from lora_lib.adapters import lora_plus
+from lora_lib.data import encode_examples
 from lora_lib.gpt2 import generate_text
 
 MAX_LENGTH = 64  # longer examples are left out

@@ -6,7 +6,7 @@ A fact is three random tokens and a fourth to be recalled after them: log2(vocab
 nothing but memory can tell. Adapters sit on the MLP of the last block alone, so that a small rank is soon full; "full"
 trains those two matrices whole. 400 steps of 128 facts, alpha = 32. For each number of facts the learning rate of LoRA
 (at r = 4) and of full is tuned on the first seed. `bits` is what was stored: facts · bits of a fact, less what the
-model still needs to be told (its loss), never below zero. Rows: lora_lib/book/results/capacity.csv.
+model still needs to be told (its loss), never below zero. Rows: lora_book/findings/results/capacity.csv.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ import sacrebleu
 import torch
 from torch import Tensor, nn
 
+from lora_book.findings import FOLDER as RESULTS
+from lora_book.measure import text_windows
+from lora_book.tasks import Restaurant, load_e2e, to_examples
 from lora_lib import (
     GPT2Model,
     PeftModel,
@@ -33,11 +36,10 @@ from lora_lib import (
     load_pretrained,
     save_pretrained_folder,
 )
-from lora_lib.adapters import lora_plus, text_windows
-from lora_lib.book import load_e2e, load_smollm2
-from lora_lib.book.results import FOLDER as RESULTS
-from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, to_examples
+from lora_lib.adapters import lora_plus
+from lora_lib.data import IGNORE, Encoded, batches, encode_examples
 from lora_lib.gpt2 import generate_text
+from lora_lib.run import load_smollm2
 from lora_lib.training import History
 from lora_lib.training import loop as training
 from lora_lib.training.loop import PAD

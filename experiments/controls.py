@@ -5,7 +5,7 @@
 Full fine-tuning moves embeddings, biases and LayerNorms, too. Here it trains the matrices that LoRA adapts and nothing
 else, with the learning rate tuned on the first seed. Besides, whole full fine-tuning at rates below its best, and LoRA
 at r = 8 around its best, so that loss on prose can be compared at equal validation loss; and the base as it is.
-Rows go to lora_lib/book/results/e2e.csv.
+Rows go to lora_book/findings/results/e2e.csv.
 """
 
 from __future__ import annotations

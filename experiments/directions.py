@@ -26,13 +26,8 @@ from geometry import SECOND, load, shared_directions
 from parts import arguments, folder
 from torch import Tensor
 
+from lora_book.measure import amplification, intruder_dimensions, low_rank_factors, weight_changes
 from lora_lib import PeftModel, load_model
-from lora_lib.adapters import (
-    amplification,
-    intruder_dimensions,
-    low_rank_factors,
-    weight_changes,
-)
 
 SIZE = 0.2  # of a change as a share of W's norm, where sizes are made equal
 RUN = ("model", "method", "rank", "alpha", "use_rslora", "learning_rate", "steps", "seed")

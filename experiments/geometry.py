@@ -1,6 +1,6 @@
 """What does the change of the weights look like, in LoRA at each rank and in full fine-tuning?
 
-    python experiments/geometry.py [--model gpt2-mini] [--out lora_lib/book/results/e2e.csv] [--keep runs/e2e]
+    python experiments/geometry.py [--model gpt2-mini] [--out lora_book/findings/results/e2e.csv] [--keep runs/e2e]
 
 Reads the weights that rank_sweep.py left, at each rank's best learning rate, and writes means over all linear layers:
 
@@ -21,8 +21,7 @@ import torch
 from common import Row, Rows, e2e_arguments, slug
 from torch import Tensor
 
-from lora_lib import GPT2Model, PeftModel, load_model, load_pretrained
-from lora_lib.adapters import (
+from lora_book.measure import (
     amplification,
     effective_rank,
     energy_shares,
@@ -31,6 +30,7 @@ from lora_lib.adapters import (
     subspace_similarity,
     weight_changes,
 )
+from lora_lib import GPT2Model, PeftModel, load_model, load_pretrained
 
 SHARES = (1, 2, 4, 8, 16, 64)
 FIRST, SECOND = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)  # directions of the one run and of the other

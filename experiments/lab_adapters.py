@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from lora_book.tasks import Restaurant, restaurant_data, to_examples
 from lora_lib import PeftModel, get_peft_model, load_pretrained
-from lora_lib.data import Restaurant, pack, restaurant_data, to_examples
+from lora_lib.data import pack
 from lora_lib.training import evaluate, fit
 
 FOLDER = Path(__file__).parent.parent / "lab" / "adapters"

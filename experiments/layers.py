@@ -4,7 +4,7 @@
 
 Attention (c_attn and its c_proj), MLP (c_fc and its c_proj), both, or the head alone, at the rank that brings each
 nearest to the count of r = 8 in attention (92,160 in gpt2-mini). Learning rate tuned on the first seed, then all seeds.
-Rows go to lora_lib/book/results/e2e.csv.
+Rows go to lora_book/findings/results/e2e.csv.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ path and the spectrum of its change ΔW. Then ΔW is scaled by λ = 0.85, and lo
 
 Several processes can share the work: start the command once for each. A process takes the next run that is neither
 kept nor being done (`--claims` is the folder where they say what they do), until none is left. Rows:
-lora_lib/book/results/map.csv, one for each λ of a run. The design, and what was predicted before the first row, are in
-experiments/README.md.
+lora_book/findings/results/map.csv, one for each λ of a run. The design, and what was predicted before the first
+row, are in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from parts import RSLORA, Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
 
-from lora_lib.adapters import text_windows, weight_changes
-from lora_lib.book import load_sms_spam
-from lora_lib.data import IGNORE, Encoded, Restaurant, batches, encode_examples, restaurant_data, to_examples
+from lora_book.measure import text_windows, weight_changes
+from lora_book.tasks import Restaurant, load_sms_spam, restaurant_data, to_examples
+from lora_lib.data import IGNORE, Encoded, batches, encode_examples
 from lora_lib.training import History
 from lora_lib.training.loop import PAD
 

@@ -10,7 +10,7 @@ trains both.
 
 Rates are a factor of 1.8 apart and tuned on validation data and seed 0 at p = 0 and p = 1; between them the better of
 those two rates is taken. The embedding's rate is 0.0032. Seeds 100 to 104 are reported, on test data. Several
-processes can share the work, as in map.py. Rows: lora_lib/book/results/new_words.csv.
+processes can share the work, as in map.py. Rows: lora_book/findings/new_words.csv.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from parts import Parts
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_book.tasks import restaurant_data, to_examples
+from lora_book.tasks.restaurants import FOLLOW_UPS, OPENINGS, PROXIMITY
 from lora_lib import Tokenizer
-from lora_lib.data import IGNORE, Encoded, batches, encode_examples, restaurant_data, to_examples
-from lora_lib.data.restaurants import FOLLOW_UPS, OPENINGS, PROXIMITY
+from lora_lib.data import IGNORE, Encoded, batches, encode_examples
 from lora_lib.training import History
 from lora_lib.training.loop import PAD
 

@@ -1,6 +1,6 @@
 """Chapter 0's training at several ranks and in full: what each writes, learns, forgets, takes in time and on disk.
 
-    python experiments/one_sitting.py [--steps 120] [--model gpt2-mini] [--out lora_lib/book/results/one_sitting.csv]
+    python experiments/one_sitting.py [--steps 120] [--model gpt2-mini] [--out …/one_sitting.csv]
 
 LoRA keeps the chapter's alpha and learning rate at every rank; rank 8 is run at three other rates, for chapter 5. Full
 fine-tuning is run at three rates, and chapter 0 takes the best. `parts` says what is trained: the linear layers'
@@ -20,9 +20,9 @@ import torch
 from common import Row, Rows, arguments, save
 from torch import nn
 
+from lora_book.tasks import STORY, restaurant_data, score_texts, to_examples
 from lora_lib import get_peft_model, load_pretrained
-from lora_lib.book import STORY
-from lora_lib.data import encode_examples, pack, restaurant_data, score_texts, to_examples
+from lora_lib.data import encode_examples, pack
 from lora_lib.gpt2 import generate_text
 from lora_lib.training import evaluate, fit
 

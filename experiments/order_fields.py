@@ -6,7 +6,7 @@
 The answer to an order has five fields. Four can be read off the order, the fifth, an article's code, has to be learned
 by heart. After 60 steps at the best rate of smollm2.csv, first seed: each field's share of the loss on the 100 held-out
 orders, and how many of its values are right. Keys and brackets are "the rest".
-Rows: lora_lib/book/results/order_fields.csv.
+Rows: lora_book/findings/results/order_fields.csv.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from real_model import NAMES, WAYS, Orders, encode, make_orders, spans
 from torch import nn
 from torch.nn import functional as F
 
-from lora_lib.book import load_smollm2
 from lora_lib.data import IGNORE, Encoded
+from lora_lib.run import load_smollm2
 from lora_lib.training import fit
 
 BEST = {"lora 8": 1e-3, "full, linear": 1e-4}  # smollm2.csv

@@ -9,8 +9,8 @@ runs on the others; for the forgetting at equal loss its neighbours run on all s
 
 All of E2E is used: 128 tokens hold 42,036 of its 42,061 training references and all but 11 of the 4,672 of its
 development set. The loss is that of 300 of these, BLEU and the values told are those of 200 meanings.
-Rows: lora_lib/book/results/parts.csv. The weights of LoRA and full fine-tuning on linear layers go to runs/parts, for
-directions.py.
+Rows: lora_book/findings/results/parts.csv. The weights of LoRA and full fine-tuning on linear layers go to
+runs/parts, for directions.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ doubled until a doubling adds less than 5 %. All that lies before these layers i
 For each rank and number of facts the learning rate is tuned on the first seed, at the first and again at the last
 number of steps. `--facts-per-rank 512` offers 1.92 bits for each number of the adapter, 1024 twice as many; rank 0
 trains the two matrices whole (as many numbers as r = 256). Every fact is seen steps · batch / facts times.
-Rows: lora_lib/book/results/plateau.csv.
+Rows: lora_book/findings/results/plateau.csv.
 """
 
 from __future__ import annotations

@@ -25,22 +25,11 @@ import torch
 from common import SLOTS, Row, Rows, arguments
 from safetensors.torch import load_file, save_file
 
+from lora_book.measure import dequantise_model, quantise_model
+from lora_book.tasks import make_tickets, restaurant_data, slot_report, to_examples
+from lora_book.tasks.tickets import FIELDS
 from lora_lib import PeftModel, get_peft_model, load_pretrained
-from lora_lib.adapters import dequantise_model, quantise_model
-from lora_lib.data import (
-    IGNORE,
-    Encoded,
-    collate,
-    encode_chat,
-    encode_examples,
-    judge_answers,
-    make_tickets,
-    restaurant_data,
-    slot_report,
-    to_examples,
-    write_answers,
-)
-from lora_lib.data.tickets import FIELDS
+from lora_lib.data import IGNORE, Encoded, collate, encode_chat, encode_examples, judge_answers, write_answers
 from lora_lib.gpt2 import generate_text
 from lora_lib.training import evaluate, fit
 
@@ -71,7 +60,7 @@ def restaurants(test: int) -> Task:
 
 
 def tickets(test: int) -> Task:
-    from lora_lib.book import load_smollm2
+    from lora_lib.run import load_smollm2
 
     data, tokenizer = make_tickets(test=test), load_smollm2()[1]
 

@@ -5,7 +5,7 @@
 For each rank (all linear layers, alpha = 32, s = alpha / r, as in "LoRA Without Regret") and for full fine-tuning:
 the learning rate is tuned on the first seed, over a grid of factor 3, until both neighbours are worse; the best rate
 and these neighbours are then run on the other seeds. One run: 120 steps of 8 references up to 64 tokens, AdamW,
-warm-up and cosine. Rows go to lora_lib/book/results/e2e.csv, trained weights to runs/e2e, which
+warm-up and cosine. Rows go to lora_book/findings/results/e2e.csv, trained weights to runs/e2e, which
 geometry.py reads.
 """
 

@@ -9,7 +9,7 @@ quantities and urgency can be read off the order; the code of an article cannot,
 10). Names of test orders are in no training order. 60 steps of 4 orders; all linear layers, alpha = 32, as for
 gpt2-mini; computed in bfloat16 where the hardware can. Besides, on equal parts: full fine-tuning of these linear layers
 alone, and r = 64 with rsLoRA's scale. The learning rate is tuned on the first seed, over a grid of factor 3, then the
-best runs on the others. Rows: lora_lib/book/results/smollm2.csv.
+best runs on the others. Rows: lora_book/findings/results/smollm2.csv.
 
 - `validation_loss`: nats an answer token, 100 orders. `exact`: the share of these whose whole answer is the likeliest
   at every token, which is what greedy generation writes. `fields`: of the values, each after the right ones before it.
@@ -33,8 +33,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lora_lib import find_targets, get_peft_model
-from lora_lib.book import load_smollm2
 from lora_lib.data import IGNORE, Encoded, batches
+from lora_lib.run import load_smollm2
 from lora_lib.training import evaluate, fit
 from lora_lib.training.loop import PAD
 

@@ -8,7 +8,7 @@ Then, for 60 steps, the model writes 4 texts at temperature 1 for each of 8 mean
 accuracy, its advantage the reward less the mean of its four, and the loss is -advantage · log p, a mean over all tokens
 (REINFORCE with a baseline). LoRA on all linear layers (alpha = 32), full fine-tuning of these same layers (rank 0); no
 dropout, AdamW, a constant learning rate, tuned on the first seed over a grid of factor 3.
-Rows: lora_lib/book/results/reinforce.csv.
+Rows: lora_book/findings/results/reinforce.csv.
 
 - `missed`: 1 less the mean reward of one text each for 200 other meanings, sampled as in training; what tuning reads.
 - `greedy_missed`: the same of the likeliest text. `curve`: the mean rewards of training, ten steps each.
@@ -28,8 +28,9 @@ from common import Row, Rows, arguments, curve, device, fit, prepare, rate, tune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_book.tasks import Restaurant, restaurant_data, slot_accuracy, to_examples
 from lora_lib import GPT2Model, load_pretrained
-from lora_lib.data import IGNORE, Restaurant, collate, encode_examples, restaurant_data, slot_accuracy, to_examples
+from lora_lib.data import IGNORE, collate, encode_examples
 from lora_lib.gpt2 import generate_text
 from lora_lib.training.loop import PAD
 

@@ -1,6 +1,6 @@
 """Chapter 5's training over several seeds: loss and slot accuracy before and after, kept as rows of a CSV.
 
-    python experiments/restaurants.py [--seeds 0 1 2] [--model gpt2-mini] [--out lora_lib/book/results/restaurants.csv]
+    python experiments/restaurants.py [--seeds 0 1 2] [--model gpt2-mini] [--out …/restaurants.csv]
 
 Each seed draws its own restaurants, its own A and its own order of examples. A row is written as soon as
 its run is done; runs that the file already holds (same settings) are skipped.
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from common import SLOTS, Rows, arguments, device, evaluate, fit, save
 
+from lora_book.tasks import restaurant_data, score_texts, to_examples
 from lora_lib import get_peft_model, load_pretrained
-from lora_lib.data import encode_examples, restaurant_data, score_texts, to_examples
+from lora_lib.data import encode_examples
 from lora_lib.gpt2 import generate_text
 
 

@@ -5,7 +5,7 @@
 The rate is the one that rank_sweep.py found best for r = 8, alpha = 32, where s = 4. The rank is then changed and the
 rate is not: with s = alpha / r (alpha stays 32), s = alpha / √r (rsLoRA, arXiv 2312.03732, alpha so that s is 4 at
 r = 8), and s = 4 throughout (alpha grows with r, as the rule "alpha = 2 r" has it). Rows:
-lora_lib/book/results/e2e.csv.
+lora_book/findings/results/e2e.csv.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 LoRA of r = 8 and full fine-tuning of the same linear layers, at one rate each, on up to 20 seeds that map.py neither
 tunes on nor reports; measured on validation data. Several processes can share the work, as in map.py.
-Rows: lora_lib/book/results/seeds.csv.
+Rows: lora_book/findings/results/seeds.csv.
 """
 
 from __future__ import annotations

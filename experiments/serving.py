@@ -62,7 +62,7 @@ KEPT = Path(__file__).parent / "transcripts"
 
 def prepare(folder: Path, run: Path) -> None:
     """Collect the adapters, make four that a server may refuse, and keep what PyTorch answers in float32."""
-    from lora_lib.book import load_smollm2, smollm2_folder
+    from lora_lib.run import load_smollm2, smollm2_folder
 
     folder.mkdir(parents=True)
     (folder / "base").symlink_to(smollm2_folder())
@@ -89,7 +89,7 @@ def open_adapter(base: Any, adapter: Path) -> Any:
 def write_variants(folder: Path) -> None:
     """A rank of 32, DoRA, a whole matrix, and the scale of `reviews` written as rsLoRA's."""
     from lora_lib import get_peft_model
-    from lora_lib.book import load_smollm2
+    from lora_lib.run import load_smollm2
 
     for name, more in {"rank32": {"lora_rank": 32}, "dora": {"lora_rank": 8, "use_dora": True}}.items():
         get_peft_model(load_smollm2()[0], ["q_proj"], **more).save_pretrained(folder / name)
@@ -147,7 +147,7 @@ def next_token(tuned: Any, prompts: list[list[int]], strength: float) -> list[di
 
 def score(folder: Path) -> None:
     """Judge the answers of PyTorch and of every server that was asked all test rows, and keep the rows."""
-    from lora_lib.book.results import FOLDER
+    from lora_book.findings import FOLDER
     from lora_lib.data import judge_answers
 
     expected = load_json(folder / "expected.json")

@@ -9,7 +9,7 @@ on one more split (seed 100, validation and test messages, a grid of factor 3): 
 noisy to choose by. LoRA: alpha = 16, all linear layers, and the head; r = 16, and other ranks beside it. TF-IDF with
 logistic regression reads whole messages, or ("tf-idf, cut") the tokens that the model reads; its C is chosen on
 the validation set.
-Rows: lora_lib/book/results/sms.csv.
+Rows: lora_book/findings/results/sms.csv.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from lora_book.tasks import Message, balanced_splits, load_sms_spam
 from lora_lib import GPT2Model, Tokenizer, get_peft_model, load_pretrained
-from lora_lib.book import Message, balanced_splits, load_sms_spam
 from lora_lib.data import IGNORE, Encoded, Splits
 
 LABELS = ("ham", "spam")

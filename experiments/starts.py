@@ -5,7 +5,7 @@
 All linear layers, r = 8. LoRA+ gives B a learning rate 4 or 16 times A's. PiSSA starts A and
 B from W's strongest singular directions, with alpha = r as its authors have it. The learning rate (A's) is tuned on
 the first seed for each, then all seeds run. Plain LoRA's rows are rank_sweep.py's.
-Rows go to lora_lib/book/results/e2e.csv.
+Rows go to lora_book/findings/results/e2e.csv.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The first nine tenths of TEXT are cut into windows of 128 tokens and learned, every token of them; the loss is measured
 on 48 windows of the last tenth. Ranks and full fine-tuning as in rank_sweep.py: all linear layers, alpha = 32, 120
-steps of 8 windows, the learning rate tuned on the first seed. Rows: lora_lib/book/results/style.csv, of the "tiny
+steps of 8 windows, the learning rate tuned on the first seed. Rows: lora_book/findings/results/style.csv, of the "tiny
 Shakespeare" text, 1.1 MB of plays; a row does not tell which text it is of, so give another text another --out.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from common import E2E, RESULTS, Row, Rows, e2e_arguments, prose, sweep_ranks
 from torch import nn
 
+from lora_book.measure import text_windows
 from lora_lib import load_pretrained
-from lora_lib.adapters import text_windows
 
 HELD_OUT = 48  # windows
 

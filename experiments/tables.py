@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lora_lib.book.results import Mean, Row, load_results, means
+from lora_book.findings import Mean, Row, load_results, means
 
 RUN = ("model", "steps", "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate")
 # file -> what makes a group, and what is averaged in it

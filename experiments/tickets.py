@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 import torch
 from common import Row, Rows, arguments
 
+from lora_book.tasks import Ticket, few_shot, make_tickets, score_tickets
 from lora_lib import get_peft_model
-from lora_lib.book import load_smollm2
-from lora_lib.data import Ticket, encode_chat, few_shot, make_tickets, score_tickets, write_answers
+from lora_lib.data import encode_chat, write_answers
+from lora_lib.run import load_smollm2
 from lora_lib.training import evaluate, fit
 
 BATCH, ALPHA, NEW_TOKENS = 8, 32, 64

@@ -32,8 +32,7 @@ The config is one JSON object. "data" and "output" must be in it; for the others
     }
 
 - "data": a file of examples. Its name says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one
-  chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion. Or
-  "restaurants", the book's own task, which brings its own validation and test examples.
+  chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion.
 - "ask", "answer": names of columns to use instead of prompt and completion. Several columns to answer with become one
   JSON object.
 - "system": a system turn before every question, for a chat model.
@@ -70,16 +69,15 @@ from typing import Any
 import torch
 
 from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.book.smollm2 import load_smollm2, no_progress_bars
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_columns, read_object, read_records
-from lora_lib.data.restaurants import restaurant_data, to_examples
 from lora_lib.data.scores import gain_table, judge_answers, score_table
 from lora_lib.gpt2.generation import generate_text
-from lora_lib.gpt2.pretrained import HUB_NAMES, find_folder, load_pretrained, save_pretrained_folder
+from lora_lib.gpt2.pretrained import save_pretrained_folder
 from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.peft_wrapper import PeftModel, get_peft_model
+from lora_lib.run.models import load_any
 from lora_lib.settings import FLAG, Rule, check, did_you_mean, one_of, optional, rules, setting, whole
 from lora_lib.training.checkpoints import check_checkpoint_path, check_writable
 from lora_lib.training.config import FitConfig
@@ -134,7 +132,7 @@ class RunConfig:
             raise ValueError('method is "full", which trains every weight, so "lora" would do nothing: leave it out')
         if bool(self.ask) != bool(self.answer):
             raise ValueError('"ask" and "answer" name columns together: give both, or leave both out')
-        if self.select == "score" and not self.validation and self.data != "restaurants":
+        if self.select == "score" and not self.validation:
             raise ValueError('select is "score", which needs a "validation"')
 
     @classmethod
@@ -201,37 +199,8 @@ def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def load_any(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """A model and its tokenizer: our GPT-2 by name or folder, smollm2, or a folder of Hugging Face's.
-
-    Raises as `load_pretrained` and `load_smollm2` do, ImportError without transformers, and ValueError for our GPT-2
-    in bfloat16.
-    """
-    if name == "smollm2":
-        return load_smollm2(getattr(torch, dtype))
-    if name not in ("gpt2-mini", *HUB_NAMES) and not Path(name).is_dir():
-        known = ", ".join(["gpt2-mini", *HUB_NAMES, "smollm2"])
-        raise FileNotFoundError(f"no model {name!r}: expected one of {known}, or a folder with a model in it")
-    folder = find_folder(name)
-    if read_object(folder / "config.json").get("model_type") == "gpt2":
-        if dtype != "float32":
-            raise ValueError(f"our GPT-2 is held in float32, got dtype {dtype!r}: set fit.bf16 to compute in bfloat16")
-        return load_pretrained(folder)
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise ImportError(f"{folder} needs transformers: pip install transformers") from error
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
-
-
 def read_parts(config: RunConfig) -> Splits[Record]:
     """The records to train on, to validate and to test with; the last two are empty where none are asked for."""
-    if config.data == "restaurants":
-        data = restaurant_data()
-        return Splits(*([Record((example,), f"restaurant {i + 1}") for i, example in enumerate(to_examples(part))]
-                        for part in (data.train, data.validation, data.test)))  # fmt: skip
     parts = Splits(_read(config.data, config), [], [])
     shares = {name: getattr(config, name) for name in ("validation", "test")}
     cut = {name: 0.0 if isinstance(share, str) else float(share) for name, share in shares.items()}
@@ -242,6 +211,11 @@ def read_parts(config: RunConfig) -> Splits[Record]:
 
 
 def _read(path: str, config: RunConfig) -> list[Record]:
+    if path == "restaurants":
+        raise ValueError(
+            'data is "restaurants", which is not a file: write one with '
+            "python -m lora_book restaurants > restaurants.jsonl, and name it"
+        )
     return read_columns(path, config.ask, config.answer) if config.ask else read_records(path)
 
 

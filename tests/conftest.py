@@ -17,8 +17,9 @@ from measure_lab import Engine
 from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers import ByteLevelBPETokenizer
 
+from lora_book.tasks import Restaurant, restaurant_data
 from lora_lib import Tokenizer
-from lora_lib.data import Restaurant, Splits, restaurant_data
+from lora_lib.data import Splits
 from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
 
 

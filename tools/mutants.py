@@ -60,12 +60,15 @@ CORE = {
     "data/readers": "test_files test_wrong_input",
     "data/chats": "test_chats test_files",
     "data/scores": "test_scores",
-    "adapters/quantised": "test_quantised",
 }
 # All tests of the library. Those of the pages, of the lab and of the packaging would not notice a fault in its core.
 ELSEWHERE = ("test_lab*", "test_book*", "test_live*", "test_knobs*", "test_turn_anything*", "test_package*",
              "test_address*", "test_benchmarks*")  # fmt: skip
-ALL = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if not any(map(path.match, ELSEWHERE))}
+ALL = {
+    f"tests/lora_lib/{path.name}"
+    for path in (ROOT / "tests" / "lora_lib").glob("test_*.py")
+    if path.name != "test_package.py"
+}
 os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported, below
 os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of a test that was stopped on its way
 # Imported once: a mutant's process is a copy of one that has them. Windows cannot copy processes, and macOS not safely.
@@ -121,7 +124,7 @@ def mutant(source: str, at: int, i: int) -> tuple[int, str]:
 
 def survives(module: str, text: str) -> bool:
     """Whether the module's tests, and then all tests of the library, pass although its text is this."""
-    own = [f"tests/{name}.py" for name in CORE[module].split()]
+    own = [f"tests/lora_lib/{name}.py" for name in CORE[module].split()]
     return passes(module, text, own) and passes(module, text, sorted(ALL - set(own)))
 
 

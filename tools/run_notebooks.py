@@ -37,7 +37,7 @@ def run(path: Path) -> list[str]:
 
 
 def failed_claims(notebook: NotebookNode) -> list[str]:
-    """The lines that `lora_lib.book.claims` marked with a ✗."""
+    """The lines that `lora_book.show.claims` marked with a ✗."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [line for output in outputs for line in output.get("text", "").splitlines() if line.startswith("✗")]
 

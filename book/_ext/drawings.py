@@ -20,7 +20,7 @@ from PIL import Image, ImageStat
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent.parent
-LIVE = ROOT / "lora_lib" / "book" / "live"
+LIVE = ROOT / "lora_book" / "show" / "live"
 PHONE, LETTERS = 332, 9.2  # pixels: a column of text on a phone of 390, and the smallest letters there
 GROW = 1.35  # times, at most
 WIDE = 0.58  # of its size, a letter on average

@@ -22,15 +22,6 @@ from lora_lib.data.readers import (
     read_records,
     read_text,
 )
-from lora_lib.data.restaurants import (
-    PROMPT_END,
-    Restaurant,
-    restaurant_data,
-    score_texts,
-    slot_accuracy,
-    slot_report,
-    to_examples,
-)
 from lora_lib.data.scores import (
     Interval,
     difference,
@@ -40,22 +31,16 @@ from lora_lib.data.scores import (
     judge_answers,
     score_table,
 )
-from lora_lib.data.tickets import FIELDS, SYSTEM, Ticket, few_shot, make_tickets, score_tickets
 from lora_lib.gpt2.loss import IGNORE
 
 __all__ = [
-    "FIELDS",
     "IGNORE",
     "MISSING",
-    "PROMPT_END",
-    "SYSTEM",
     "Encoded",
     "Example",
     "Interval",
     "Record",
-    "Restaurant",
     "Splits",
-    "Ticket",
     "ask_records",
     "batches",
     "chat_prompt",
@@ -64,12 +49,10 @@ __all__ = [
     "encode_chat",
     "encode_examples",
     "encode_records",
-    "few_shot",
     "gain_table",
     "interval",
     "items_needed",
     "judge_answers",
-    "make_tickets",
     "pack",
     "prompt_ids",
     "read_chats",
@@ -79,13 +62,7 @@ __all__ = [
     "read_records",
     "read_text",
     "record_chat",
-    "restaurant_data",
     "score_table",
-    "score_texts",
-    "score_tickets",
-    "slot_accuracy",
-    "slot_report",
     "split",
-    "to_examples",
     "write_answers",
 ]

