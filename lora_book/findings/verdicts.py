@@ -213,6 +213,10 @@ COMPARISONS = {
         f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
         for name, how in _RELATIVES.items()
     },
+    "LoRA+ 16 against α = 512, restaurants": Comparison(
+        "beyond_lora", {**_RESTAURANTS, **_RELATIVES["LoRA+ 16"]}, {**_RESTAURANTS, **_RELATIVES["α = 512"]},
+        "test_loss",
+    ),
     **{
         f"{name}, E2E{of}": Comparison("e2e", {**_LORA, "rank": 8, **how}, {**_LORA, "rank": 8}, measure)
         for name, how in _ON_E2E.items()
