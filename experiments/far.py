@@ -34,8 +34,8 @@ from torch import nn
 
 from lora_lib.data import IGNORE, Encoded
 
-# Steps of map.py's grid: what runs on the tuning seed, and full fine-tuning's rates on the others.
-ROOT, TUNED, FULL = "r = 64, α/√r", (("full", -1), ("r = 64, α/√r", 1), ("full", -2), ("r = 64, α/√r", 0)), (-1, -2)
+# Steps of map.py's grid: what runs on the tuning seed, and full fine-tuning's rate on the others.
+ROOT, TUNED, FULL = "r = 64, α/√r", (("full", -1), ("r = 64, α/√r", 1), ("full", -2), ("r = 64, α/√r", 0)), -2
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
 
 
@@ -76,7 +76,7 @@ def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
 
 
 def runs(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The base, the rates on the tuning seed, then seed by seed full fine-tuning's two rates and LoRA's better one."""
+    """The base, the rates on the tuning seed, then seed by seed full fine-tuning's rate and LoRA's better one."""
 
     def run(arm: str, step: int, seed: int) -> dict[str, Any]:
         return settings_of(STAGES["smollm2"], arm, step, seed, args)
@@ -87,7 +87,7 @@ def runs(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iter
     if None not in found.values():
         best = min(found, key=lambda step: found[step] or 0.0)
         for seed in range(FIRST_REPORTED, FIRST_REPORTED + 5):
-            yield from (run(arm, step, seed) for arm, step in (("full", FULL[0]), (ROOT, best), ("full", FULL[1])))
+            yield from (run(arm, step, seed) for arm, step in (("full", FULL), (ROOT, best)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,10 +28,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import common
 import torch
 from common import RESULTS, Row, Rows, context, curve, device, embedding, fit, load_base, logits_of
-from parts import RSLORA, Parts
+from parts import Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
 
+from lora_book.findings.runs import RSLORA, MapRun
 from lora_book.measure import text_windows, weight_changes
 from lora_book.tasks import Restaurant, load_sms_spam, restaurant_data, to_examples
 from lora_lib.data import IGNORE, Encoded, batches, encode_examples
@@ -41,10 +42,7 @@ from lora_lib.training.loop import PAD
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
 TUNING_SEED, FIRST_REPORTED = 0, 100  # seeds from 200 are for seeds.py
 SNAPSHOT = 6  # steps between two points of the path
-SETTINGS = (
-    "model", "arm", "method", "parts", "rank", "alpha", "use_rslora", "learning_rate", "rest_rate", "steps",
-    "batch_size", "max_length", "seed", "split",
-)  # fmt: skip
+SETTINGS = MapRun.columns()
 MEASURES = (
     "loss", "kl", "kl_reverse", "prose_loss", "prose_kl", "plays_loss", "messages_loss", "restaurants_loss",
     "delta_norm", "path", "spectral_norm", "stable_rank", "wte_norm", "trainable", "train_cpu_seconds", "curve",
@@ -99,15 +97,16 @@ STAGES = {
     "gentle": Stage(
         "linear",
         120,
-        ("full", "r = 64, α/√r", "r = 8", "r = 64, s = 4", "r = 8, s = 1.41"),
+        ("full", "r = 64, α/√r", "r = 8"),
         5,
-        {
-            "full": (-4,),
-            "r = 64, α/√r": (-2, -3),
-            "r = 8": (-2, -3),
-            "r = 64, s = 4": (-1,),
-            "r = 8, s = 1.41": (-1,),
-        },
+        {"full": (-4,), "r = 64, α/√r": (-2, -3), "r = 8": (-2,)},
+    ),
+    "gentle scale": Stage(
+        "linear",
+        120,
+        ("r = 64, s = 4", "r = 8, s = 1.41"),
+        5,
+        {"r = 64, s = 4": (-1,), "r = 8, s = 1.41": (-1,)},
         {"r = 64, s = 4": 0},
     ),
     "gentle 64": Stage("linear", 120, ("r = 64",), 5, {"r = 64": (-2, -3)}),
@@ -143,13 +142,11 @@ def settings_of(
 ) -> Row:
     """A run's settings, the first columns of its rows."""
     arm, rate = ARMS[name], grid(step)
-    return {
-        "model": args.model, "arm": name, "method": arm.method, "parts": stage.parts, "rank": arm.rank,
-        "alpha": arm.alpha, "use_rslora": arm.use_rslora, "learning_rate": rate,
-        "rest_rate": rate if stage.parts == "linear" else wte_rate, "steps": stage.steps,
-        "batch_size": args.batch_size, "max_length": args.max_length, "seed": seed,
-        "split": "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
-    }  # fmt: skip
+    return MapRun(
+        args.model, name, arm.method, stage.parts, arm.rank, arm.alpha, arm.use_rslora, rate,
+        rate if stage.parts == "linear" else wte_rate, stage.steps, args.batch_size, args.max_length, seed,
+        "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
+    ).row()  # fmt: skip
 
 
 def base_settings(args: argparse.Namespace) -> Row:
