@@ -171,7 +171,7 @@ def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
 
 
 def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
-    """`arguments`, and what a run on E2E can be told."""
+    """`arguments`, plus the options of an E2E run."""
     parser = arguments(doc, "e2e.csv", seeds)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -11,6 +11,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def pchip(x: Sequence[float], y: Sequence[float]) -> Callable[[float], float]:
     return curve
 
 
-def _slope(step: Sequence[float], slope: Sequence[float]) -> float:
+def _slope(step: Any, slope: Any) -> float:
     """The slope at a point between two pieces: their weighted harmonic mean, or 0 where they turn."""
     if slope[0] * slope[1] <= 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""What the rows of `experiments/map.py` say: what predicts forgetting, and what is left of it at equal loss or KL.
+"""What the rows of `experiments/forgetting_map.py` say: what predicts forgetting, and what is left at equal loss or KL.
 
 The rule, which was written down before the runs: differences are taken seed by seed, with a 95 % interval. There is a
 difference when the interval is on one side of zero, and it matters when all of it is beyond the margin, 2 % of the
@@ -125,7 +125,7 @@ def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "pro
 
 
 def errors_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> dict[int, float]:
-    """How far predictions of what is forgotten are off, root mean square by seed, for arms they were not fitted to.
+    """Root-mean-square error, by seed, of forgetting predicted for an arm that was left out of the fit.
 
     Each arm in turn is left out: a curve through the runs of all others, in `features` and their squares, predicts
     its runs. With no features, the mean of the others does.

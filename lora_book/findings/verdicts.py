@@ -1,8 +1,8 @@
 """What the kept rows say to the questions of the findings page, by the one rule of `lora_book.findings`.
 
 A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of, and `family`
-these and every other difference that the page calls one, for `survivors`. Each side is taken at its best learning rate,
-of those that all its seeds have, unless its settings name one.
+adds every other difference on the page, for the correction in `survivors`. Each side is taken at its best learning
+rate, of those that all its seeds have, unless its settings name one.
 
 Two settings are level when they differ by no more than 2 % of the loss or of BLEU; for shares of right answers and for
 intruders `MARGIN` says how far they may differ.
@@ -69,7 +69,7 @@ class Comparison(NamedTuple):
 def best_runs(
     rows: Iterable[Row], tuned_by: str = "validation_loss", rates: Sequence[str] = ("learning_rate",)
 ) -> list[Row]:
-    """`at_best_rate` among the rates that three seeds have, or two or one where no rate has more.
+    """`at_best_rate` among the rates run on three seeds (fewer if none has three).
 
     Raises ValueError when there are no rows.
     """

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from IPython.display import HTML
-
 from lora_book.findings import new_words as nw
 from lora_book.findings.forgetting import SMOLLM2, Compared, load_map, tuned_rates
 from lora_book.findings.stats import (
@@ -45,6 +43,7 @@ from lora_book.show.board import (
     Line,
     behind,
     board,
+    displayed,
     flipped,
     forest,
     interval,
@@ -122,9 +121,9 @@ def sweep(rank: int, steps: int = 120) -> list[Row]:
 # --- the board ------------------------------------------------------------------------------------
 
 
-def overview() -> HTML:
+def overview() -> Any:
     """The board: what to do, what not to expect, what is open."""
-    return HTML(board([_do(), _do_not_expect(), _open()]))
+    return displayed(board([_do(), _do_not_expect(), _open()]))
 
 
 def _do() -> Block:
@@ -234,14 +233,14 @@ def _open() -> Block:
 # --- one function a section -----------------------------------------------------------------------
 
 
-def section(name: str) -> HTML:
+def section(name: str) -> Any:
     """What stands under the text of a section: one figure, and the numbers, folded.
 
     Raises ValueError for a name that is none, with the names there are.
     """
     if name not in SECTIONS:
         raise ValueError(f"the findings page has no section {name!r}; there are {', '.join(SECTIONS)}")
-    return HTML(SECTIONS[name]())
+    return displayed(SECTIONS[name]())
 
 
 def _as_good() -> str:

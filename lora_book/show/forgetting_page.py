@@ -6,8 +6,8 @@ import functools
 import html
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -24,6 +24,7 @@ from lora_book.findings.forgetting import (
     power,
 )
 from lora_book.findings.stats import Difference, Row, by_seed, mean, select
+from lora_book.show.board import displayed
 from lora_book.show.figures import ACCENT, BASE, FULL, LORA
 from lora_book.show.knobs import Knob, knob
 
@@ -114,10 +115,10 @@ def shown(found: Difference, digits: int = 2, unit: str = "") -> str:
     return f"{middle}{unit} [{low}, {high}]".replace("-", "−")
 
 
-def at_equal_loss() -> HTML:
+def at_equal_loss() -> Any:
     """The result: what each method has forgotten more than full fine-tuning, at one loss after the other."""
     found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms() if arm != "full"}
-    return HTML(
+    return displayed(
         _table(
             ["forgotten, less full's, at a loss of", *(f"{loss:g}" for loss in LOSSES)],
             [[ARMS[arm][2], *("–" if one is None else _cell(one) for one in row)] for arm, row in found.items()],
@@ -131,7 +132,7 @@ def _cell(found: Compared) -> str:
     return f"<b>{said}</b>" if found.difference.verdict() in ("more", "less") else said
 
 
-def by_rate() -> HTML:
+def by_rate() -> Any:
     """Folded: each method at each rate, with what it forgot more than full at equal loss and KL, and the dual."""
     rows = []
     for arm in arms():
@@ -163,7 +164,7 @@ def _dual(group: Sequence[Row]) -> str:
     return shown(found.percent, 1, " %") if found.difference.runs >= 3 else "–"
 
 
-def predictors() -> HTML:
+def predictors() -> Any:
     """How much of forgetting one number explains for all methods together, and what the old rule could have seen."""
     rows = runs()
     nothing = error_without(rows, [])
@@ -178,10 +179,10 @@ def predictors() -> HTML:
         "it leaves a third of that. The last column is how often the rule would pass in 200 simulated worlds in which "
         "that number does decide. So it could hardly have said yes, and we do not use it any more.</p>"
     )
-    return HTML(_table(head, body) + note)
+    return displayed(_table(head, body) + note)
 
 
-def scaled() -> HTML:
+def scaled() -> Any:
     """Folded: what scaling the change by 0.85 and a lower rate cost."""
     rows = load_map()
     best = {"full": 0.001, ROOT: 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
@@ -208,7 +209,7 @@ def far_runs() -> tuple[Row, ...]:
     return tuple(load_map(steps=60, file="smollm2_far"))
 
 
-def near_and_far() -> HTML:
+def near_and_far() -> Any:
     """SmolLM2 on E2E itself and on the permuted E2E: loss, prose and, on the latter, the facts still right."""
     body = []
     for task, rows in (("E2E", select(load_map(**SMOLLM2), scale=1.0)), ("E2E, tokens permuted", far_runs())):
@@ -219,7 +220,7 @@ def near_and_far() -> HTML:
                 right = f"{statistics.fmean(facts):.0f}" if facts else "–"
                 cells = [f"{mean(group, m).mean:.2f}" for m in ("loss", PROSE)]
                 body.append([task, ARMS[arm][2], f"{rate:g}", str(len(group)), *cells, right])
-    return HTML(_table(["task", "method", "rate", "seeds", "loss", "forgotten", "facts right"], body))
+    return displayed(_table(["task", "method", "rate", "seeds", "loss", "forgotten", "facts right"], body))
 
 
 def far_at_equal_loss(text: str = "prose") -> Compared:
@@ -248,5 +249,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _folded(title: str, inner: str) -> HTML:
-    return HTML(f'<details class="deeper behind"><summary>{html.escape(title)}</summary>{inner}</details>')
+def _folded(title: str, inner: str) -> Any:
+    return displayed(f'<details class="deeper behind"><summary>{html.escape(title)}</summary>{inner}</details>')

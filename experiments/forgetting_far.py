@@ -1,11 +1,11 @@
 """Is a task that is near the base, or the model, the reason why LoRA forgets more on SmolLM2?
 
-    LORA_DATA_DIR=... python experiments/far.py --prose FILE --plays FILE
+    LORA_DATA_DIR=... python experiments/forgetting_far.py --prose FILE --plays FILE
 
-SmolLM2 on E2E as in map.py, but under one fixed permutation of the tokens that occur in E2E: lengths, frequencies and
-everything that there is to learn stay, and nothing that the base knows helps. Besides prose, each
-run counts the facts that the base knew and the tuned model still answers (facts.py). Rows:
-lora_lib/book/results/smollm2_far.csv, by map.py's rule.
+SmolLM2 on E2E as in forgetting_map.py, but under one fixed permutation of the tokens that occur in E2E: lengths,
+frequencies and everything that there is to learn stay, and nothing that the base knows helps. Each run is measured on
+prose, and counts the facts that the base knew and the tuned model still answers (facts.py). Rows:
+lora_book/findings/results/smollm2_far.csv.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import facts
 import torch
-from map import (
+from forgetting_map import (
     FIRST_REPORTED,
     MEASURES,
     STAGES,
@@ -34,7 +34,7 @@ from torch import nn
 
 from lora_lib.data import IGNORE, Encoded
 
-# Steps of map.py's grid: what runs on the tuning seed, and full fine-tuning's rate on the others.
+# Steps of forgetting_map.py's grid: what runs on the tuning seed, and full fine-tuning's rate on the others.
 ROOT, TUNED, FULL = "r = 64, α/√r", (("full", -1), ("r = 64, α/√r", 1), ("full", -2), ("r = 64, α/√r", 0)), -2
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
 

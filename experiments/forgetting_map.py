@@ -1,6 +1,6 @@
 """What predicts forgetting: the method, the loss on the task, KL on the task, or the size of the change?
 
-    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear lower below others ...]
+    LORA_DATA_DIR=... python experiments/forgetting_map.py --prose FILE --plays FILE [--stages linear lower ...]
 
 LoRA and full fine-tuning of exactly the same weights on E2E, at learning rates a factor of 1.8 apart. A run is measured
 on test data: its loss and its KL from the base on the task, its loss on four other kinds of text, and the size, the
