@@ -271,4 +271,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _folded(title: str, inner: str) -> Any:
-    return displayed(f'<details class="deeper behind"><summary>{html.escape(title)}</summary>{inner}</details>')
+    return displayed(f'<details class="behind"><summary>{html.escape(title)}</summary>{inner}</details>')
