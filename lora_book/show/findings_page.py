@@ -479,12 +479,21 @@ def _forgetting() -> str:
             f"SmolLM2, {arm} minus full, {x.replace('_', ' ')}": mapped(f"{arm}, {x}", ON_E2E)
             for arm in ("r = 64, α/√r", "r = 8", "r = 8, lower rate", "r = 8, lower rate against full's")
             for x in ("loss", "kl", "prose_forgotten")
+        }
+        | {
+            f"coarse grid, r = 64 minus full at equal loss: {name.removeprefix('forgetting at equal loss, ')}": marked(
+                name
+            )
+            for name in differences()
+            if name.startswith("forgetting at equal loss")
         },
         papers="LoRA learns less and forgets less, on code and mathematics, and where both have learned equally much "
         "both lie on about one curve (Biderman et al., section 4.3); low ranks forget more at equal loss (Shuttleworth "
         "et al., first version); what is forgotten follows the KL on the new task, whatever the method (RL's Razor).",
         control="exactly equal weights and the same passages of prose. At equal loss, what full fine-tuning has "
         "forgotten is read off between two of its rates, linearly in the logarithm.",
+        rank_64_can_forget_more="with a scale or a rate beyond its best (s = 4, or 0.01, on the coarse grid) r = 64 "
+        "forgets much more than full fine-tuning at the same loss.",
         what_would_change_it="other kinds of text, longer runs. The papers' models have a thousand times as many "
         "parameters.",
     )

@@ -21,7 +21,7 @@ from lora_book.findings.forgetting import (
     load_map,
     power,
 )
-from lora_book.findings.stats import Difference, Row, load_results, mean, select
+from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
 from lora_book.show.board import displayed
 from lora_book.show.figures import ACCENT, BASE, FULL, LORA
 from lora_book.show.knobs import Knob, knob
@@ -52,10 +52,10 @@ def runs() -> tuple[Row, ...]:
     return tuple(select(load_map(), scale=1.0))
 
 
-def arms() -> list[str]:
-    """The methods that were run on five seeds at two rates or more, full fine-tuning first."""
+def arms(fewest: int = 1) -> list[str]:
+    """The methods that were run at two rates or more on so many seeds, full fine-tuning first."""
     seeds = {arm: [len(select(runs(), arm=arm, learning_rate=rate)) for rate in rates_of(arm)] for arm in ARMS}
-    return [arm for arm in ARMS if sum(n >= 3 for n in seeds[arm]) >= 2]
+    return [arm for arm in ARMS if sum(n >= fewest for n in seeds[arm]) >= 2]
 
 
 def rates_of(arm: str) -> list[float]:
@@ -86,6 +86,8 @@ def _draw(axis: str) -> Figure:
         ax.plot([row[axis] for row in rows], [row[PROSE] for row in rows], ".", color=colour, alpha=0.35, markersize=6)
         groups = [select(rows, learning_rate=rate) for rate in rates_of(arm)]
         line = [[mean(group, m).mean for group in groups] for m in (axis, PROSE)]
+        fewest = min(map(len, groups))
+        label += f", {fewest} seed{'s' if fewest > 1 else ''}" if arm not in arms(FEWEST) else ""
         ax.plot(*line, color=colour, linestyle=style, marker="o", markersize=4)
         ax.annotate(
             label, (line[0][-1], line[1][-1]), xytext=(6, 3), textcoords="offset points", color=colour, fontsize=9
@@ -116,7 +118,7 @@ def shown(found: Difference, digits: int = 2, unit: str = "") -> str:
 
 def at_equal_loss() -> Any:
     """The result: what each method has forgotten more than full fine-tuning, at one loss after the other."""
-    found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms() if arm != "full"}
+    found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms(FEWEST) if arm != "full"}
     return displayed(
         _table(
             ["forgotten, less full's, at a loss of", *(f"{loss:g}" for loss in LOSSES)],
@@ -152,7 +154,7 @@ def _against(group: Sequence[Row], by: str, text: str = "prose") -> str:
         found = against_full(runs(), group, by, text)
     except ValueError:
         return "–"
-    return _cell(found) if found.difference.runs >= 3 else "–"
+    return _cell(found) if found.difference.runs >= FEWEST else "–"
 
 
 def _dual(group: Sequence[Row]) -> str:
@@ -160,7 +162,7 @@ def _dual(group: Sequence[Row]) -> str:
         found = dual(runs(), group)
     except ValueError:
         return "–"
-    return shown(found.percent, 1, " %") if found.difference.runs >= 3 else "–"
+    return shown(found.percent, 1, " %") if found.difference.runs >= FEWEST else "–"
 
 
 def predictors() -> Any:
