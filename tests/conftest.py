@@ -22,7 +22,6 @@ from lora_lib import Tokenizer
 from lora_lib.data import Splits
 from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
 
-
 NO_FIREFOX = "no Firefox found: `apt install firefox-esr` brings one"
 
 
