@@ -125,6 +125,15 @@ STAGES = {
     "smollm2 lower": Stage(
         "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True
     ),
+    "smollm2 hard": Stage(
+        "linear",
+        240,
+        MAIN[:3],
+        5,
+        {**dict.fromkeys(MAIN[:3], (-1, -2)), "full": (-3, -2, -1)},
+        {"full": -2, "r = 64, α/√r": 1, "r = 8": 2},
+        True,
+    ),
     "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
 

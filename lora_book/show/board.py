@@ -29,10 +29,11 @@ WORDS = 14  # of an answer on the board, at most
 
 STYLE = """<style>
 .found { list-style: none; margin: 0.6rem 0; padding: 0; container-type: inline-size; font-size: 0.95em; }
-.found > li { display: grid; grid-template-columns: minmax(0, 4fr) minmax(0, 6fr) minmax(0, 4fr); gap: 0.1rem 0.9rem;
-  align-items: center; margin: 0; padding: 0.15rem 0;
+.found > li { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) 5rem; gap: 0.1rem 0.9rem;
+  align-items: center; margin: 0; padding: 0.1rem 0;
   border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-.found.board > li { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) 7.5rem; padding: 0.3rem 0; }
+.found.board > li { padding: 0.2rem 0; }
+.found .all { grid-column: 1 / -1; }
 .found.board > li:first-child { border-top: 2px solid currentColor; }
 .found.board a { font-weight: 600; }
 .found.board b { font-size: 1.15em; }
@@ -53,7 +54,9 @@ STYLE = """<style>
   .found > li, .found.board > li { grid-template-columns: minmax(0, 1fr) auto; }
   .found > li > .wide { grid-column: 1 / -1; }
 }
-.behind { overflow-x: auto; }
+.behind { overflow-x: auto; font-size: 0.95em; margin: 0.3rem 0; }
+.rates { font-size: 0.95em; }
+.rates :is(th, td) { padding: 0.1rem 0.9rem 0.1rem 0; font-weight: inherit; text-align: left; }
 html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(> .found, > .behind) {
   background: none; color: inherit; padding: 0; }
 .behind table { border-collapse: collapse; font-size: 0.95em; margin: 0.5rem 0; }
@@ -144,13 +147,20 @@ def axis(sides: tuple[str, str], limit: float, unit: str) -> str:
 
 
 def forest(
-    lines: Sequence[Line], sides: tuple[str, str] = ("LoRA worse", "LoRA better"), limit: float = 30, unit: str = " %"
+    lines: Sequence[Line],
+    sides: tuple[str, str] = ("full better", "LoRA better"),
+    limit: float = 30,
+    unit: str = " %",
+    digits: int = 1,
 ) -> str:
-    """A forest plot: a line each, with its label, its interval drawn, and the same in numbers."""
+    """A forest plot: a line each, with its label, its interval drawn, and its mean; a pointer shows the interval."""
     rows = [f'<li><span class="wide"></span>{axis(sides, limit, unit)}<span class="wide"></span></li>']
     for drawn in lines:
         label, said = html.escape(drawn.label), html.escape(drawn.said)
-        rows.append(f'<li><span class="wide">{label}</span>{track(drawn, limit)}<span class="wide">{said}</span></li>')
+        mean = f"{drawn.found.mean:+.{digits}f}".replace("-", "−") + (MARK if drawn.said.endswith(MARK) else "")
+        rows.append(
+            f'<li title="{said}"><span class="wide">{label}</span>{track(drawn, limit)}<span>{mean}</span></li>'
+        )
     return f'{STYLE}<ul class="found">{"".join(rows)}</ul>'
 
 
@@ -195,9 +205,10 @@ def _block(block: Block) -> str:
             number = f"{row.drawn.found.mean:+.1f}".replace("-", "−") + block.unit
             whisker = (
                 f'<span class="wide whisker">{track(row.drawn, block.limit)}<span class="ends">{ends}</span></span>'
-                f"<span>{number}{'' if row.drawn.verdict != 'not settled' else ', not settled'}</span>"
+                f"<span>{number}{'' if row.drawn.verdict != 'not settled' else ' ?'}</span>"
             )
-        rows.append(f'<li><a class="wide" href="#{row.anchor}">{html.escape(row.said)}</a>{whisker}</li>')
+        kind = "wide" if whisker else "all"
+        rows.append(f'<li><a class="{kind}" href="#{row.anchor}">{html.escape(row.said)}</a>{whisker}</li>')
     return f'<ul class="found board">{"".join(rows)}</ul>'
 
 
@@ -217,8 +228,8 @@ def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], 
     head = "".join(f'<th scope="col">{name}</th>' for name in ("first minus second", "measure", "found"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
     told = "".join(f"<p><strong>{html.escape(name)}:</strong> {html.escape(text)}</p>" for name, text in notes.items())
-    summary = "<summary>Numbers, control, and what would change it</summary>"
-    return f'<details class="deeper behind">{summary}{table}{told}</details>'
+    summary = "<summary>Numbers, control, what would change it</summary>"
+    return f'<details class="behind">{summary}{table}{told}</details>'
 
 
 def displayed(text: str) -> Any:
