@@ -47,7 +47,7 @@ class Turned {
       this.link = this.button("knob-link", "Copy a link to this setting", () => this.copyLink());
     this.toStart();
     this.start = this.state();
-    if (this.inBook) this.restore(new URLSearchParams(location.search).get(figure.id) ?? "");
+    if (this.inBook) this.restore(this.word());
     this.listen();
     this.build();
   }
@@ -111,6 +111,11 @@ class Turned {
     if (width !== this.width) line.style.minHeight = "";
     this.width = width;
     line.style.minHeight = `${Math.max(line.offsetHeight, this.roomFor?.(line) ?? 0)}px`;
+  }
+
+  // What the address says of this picture.
+  word() {
+    return new URLSearchParams(location.search).get(this.figure.id) ?? "";
   }
 
   // The address of this page with the picture as it is now.
