@@ -235,7 +235,7 @@ def voices(prompt: str, side: int, texts: Mapping[int, tuple[str, str]], *, capt
         f'<span class="{"live-tuned" if rank else "live-base"}">{escape(text)}</span></p>'
         for n, (rank, (text, _)) in enumerate(texts.items())
     )
-    shown = "-40 -40 250 250"
+    shown = "-30 -34 232 236"
     return _figure(
         "voices",
         f"What a model writes after {prompt!r} at the ranks {ranks}",
