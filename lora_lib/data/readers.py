@@ -80,10 +80,16 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
 
 
 def read_columns(
-    path: str | Path, ask: Sequence[str], answer: Sequence[str], *, missing: Collection[str] = MISSING
+    path: str | Path,
+    ask: Sequence[str],
+    answer: Sequence[str],
+    *,
+    delimiter: str | None = None,
+    missing: Collection[str] = MISSING,
 ) -> list[Record]:
     """Pairs from the columns of any .csv, .tsv or .jsonl file: the model is given those of `ask` and writes `answer`.
 
+    A .csv is cut at commas and a .tsv at tabs, if no other `delimiter` is given.
     Of one column its text is taken as it is. Several columns to ask with become a line each, "name: value"; several to
     answer with become one JSON object, which `judge_answers` scores field by field.
 
@@ -98,7 +104,7 @@ def read_columns(
     if ending == ".jsonl":
         rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
     else:
-        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
+        rows = _csv_fields(path, delimiter or ("," if ending == ".csv" else "\t"), [*ask, *answer], missing)
     return _not_empty(path, [_record_of_columns(fields, ask, answer, where) for where, fields in rows])
 
 
