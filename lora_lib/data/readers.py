@@ -49,6 +49,7 @@ def read_records(
     ask: Sequence[str] | None = None,
     answer: Sequence[str] | None = None,
     *,
+    delimiter: str | None = None,
     missing: Collection[str] = MISSING,
 ) -> list[Record]:
     """The examples of a .csv, .tsv or .jsonl file.
@@ -56,7 +57,8 @@ def read_records(
     A .jsonl file holds chats when the object in its first line has "messages". Else an example is a pair: the columns
     prompt and completion, or those of `ask` and `answer`. Of one column the text is taken as it is. Several columns to
     ask with become a line each, "name: value"; several to answer with become one JSON object, which `judge_answers`
-    scores field by field. Other columns are ignored.
+    scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless `delimiter` says
+    otherwise.
 
     Raises as the readers of one kind do, naming the column, and ValueError for a name with another ending.
     """
@@ -72,7 +74,7 @@ def read_records(
         raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
     rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
     if ending != ".jsonl":
-        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
+        rows = _csv_fields(path, delimiter or ("," if ending == ".csv" else "\t"), [*ask, *answer], missing)
     return _not_empty(path, [_pair(fields, where, ask, answer) for where, fields in rows])
 
 
