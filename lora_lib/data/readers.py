@@ -57,8 +57,8 @@ def read_records(
     A .jsonl file holds chats when the object in its first line has "messages". Else an example is a pair: the columns
     prompt and completion, or those of `ask` and `answer`. Of one column the text is taken as it is. Several columns to
     ask with become a line each, "name: value"; several to answer with become one JSON object, which `judge_answers`
-    scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless `delimiter` says
-    otherwise.
+    scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless
+    `delimiter` says otherwise.
 
     Raises as the readers of one kind do, naming the column, and ValueError for a name with another ending.
     """
