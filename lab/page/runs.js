@@ -6,7 +6,7 @@ import { $, lab } from "./state.js";
 import { inWords, row, verdict } from "./verdict.js";
 import { made } from "./words.js";
 
-const SHOWN_RUNS = 3; // curves that lie over each other
+const SHOWN_RUNS = 3; // whose curves are drawn together
 
 export let runs = []; // {name, settings, steps, losses, measured: [{at, heldOut, prose}], best: its step}
 
