@@ -55,7 +55,7 @@ CORE = {
     "gpt2/loss": "test_losses",
     "gpt2/pretrained": "test_pretrained test_gpt2",
     "training/checkpoints": "test_checkpoints",
-    "data/examples": "test_examples test_files test_wrong_input",
+    "data/examples": "test_files test_wrong_input",
     "data/readers": "test_files test_wrong_input",
     "data/chats": "test_chats test_files",
     "data/scores": "test_scores",
