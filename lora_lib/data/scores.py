@@ -37,7 +37,7 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
     space at its ends) and "words" (F1 over words: how much of the wanted answer is there, and how much of what is
     there was wanted).
 
-    Raises ValueError for lists of different lengths, and for no items.
+    Raises ValueError for lists of different lengths, for no items, and for a field called "exact" or "JSON".
     """
     if len(answers) != len(wanted) or not wanted:
         raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
@@ -53,6 +53,8 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
     }
     for field in objects[0]:
         if all(field in target for target in objects):
+            if field in scores:
+                raise ValueError(f"a field of the wanted answers is called {field!r}, as one score is: rename the field")
             scores[field] = [float(_same((f or {}).get(field, ...), t[field])) for f, t in zip(found, objects)]
     return scores
 
