@@ -16,9 +16,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_lib.fused import can_fuse, fused, only_forward_runs
-from lora_lib.layers.adapted import AdaptedLayer, NoSingleWeight
-from lora_lib.layers.linear import check_mergeable, check_rank, linear_shape, transposed, weight_of
+from lora_lib.layers.adapted import (
+    AdaptedLayer,
+    NoSingleWeight,
+    check_mergeable,
+    check_rank,
+    linear_shape,
+    transposed,
+    weight_of,
+)
+from lora_lib.layers.fused import can_fuse, fused
+from lora_lib.layers.hooks import runs_only_forward
 
 
 class LoRA(nn.Module):
@@ -33,7 +41,7 @@ class LoRA(nn.Module):
     which layers it fits, `reset_parameters` initialises its tensors, `forward` computes what it adds to the layer's
     output from the input, `added` does the same from input and output, and `delta` is what merging adds to the weight.
     If a subclass still computes the product of its two `factors` and nothing else, declare it as
-    `class Mine(LoRA, fusible=True)`: it then gets the faster product in `fused`.
+    `class Mine(LoRA, fusible=True)`: it then gets the faster product in `layers.fused`.
     """
 
     # The name of each tensor in PEFT's files, and the fields by which PEFT's config marks this kind of adapter.
@@ -137,7 +145,7 @@ class LoRA(nn.Module):
     def dropout_rate(self) -> float | None:
         """The current dropout rate; None if calling this bypass could do more than the formula (if it has hooks, …)."""
         dropout = self.dropout
-        plain = self.fusible and type(dropout) is nn.Dropout and only_forward_runs(self) and only_forward_runs(dropout)
+        plain = self.fusible and type(dropout) is nn.Dropout and runs_only_forward(self) and runs_only_forward(dropout)
         return (dropout.p if dropout.training else 0.0) if plain else None
 
     def extra_repr(self) -> str:

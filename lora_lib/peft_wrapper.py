@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.adapters.create import Parts, new_parts, weighted_sum
 from lora_lib.adapters.load import load_parts
-from lora_lib.adapters.modules_to_save import ModulesToSave
 from lora_lib.adapters.names import Names
+from lora_lib.adapters.plan import Parts, exact_targets, make_plan, new_parts, pattern_of
 from lora_lib.adapters.save import save_adapter
-from lora_lib.adapters.targets import config_copies, exact_targets, pattern_of, replace_module
+from lora_lib.adapters.variants import weighted_sum
 from lora_lib.gpt2.model import expect_model
-from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged, replace_module
+from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
 from lora_lib.settings import rules, unknown
 
@@ -238,6 +238,10 @@ class PeftModel(nn.Module):
         """The LoRA layers and the modules trained in full, by their dotted names in the model."""
         return adapted_layers(self.base_model)
 
+    def _parts(self, adapter_name: str) -> Parts:
+        """What an adapter has in the model, by the names of its layers."""
+        return {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+
     @property
     def active_adapters(self) -> list[str]:
         """The names of the adapters in use; empty if all are disabled."""
@@ -271,22 +275,18 @@ class PeftModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All parts are made before the first one is put in, so that a bad rank leaves the model unchanged.
-        bypasses, copies = parts or new_parts(Names(self.base_model), config)
-        for name, bypass in bypasses.items():
-            self._put(adapter_name, bypass, name, partial(LoRALinear, adapter_cls=config.variant))
-        for name, copied in copies.items():
-            self._put(adapter_name, copied, name, ModulesToSave)
+        if parts is None:
+            names = Names(self.base_model)
+            parts = new_parts(names, config, make_plan(names, config))
+        for name, part in parts.items():
+            layer: Any = self.base_model.get_submodule(name)
+            if not isinstance(layer, AdaptedLayer):
+                layer = LoRALinear(layer, adapter_cls=type(part)) if isinstance(part, LoRA) else ModulesToSave(layer)
+                replace_module(self.base_model, layer.base, layer)
+            layer.adapters[adapter_name] = part.requires_grad_(False)
+            layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
-        self._modules_of[adapter_name] = [*bypasses, *copies]
-
-    def _put(self, adapter_name: str, part: nn.Module, name: str, wrap: Callable[[Any], AdaptedLayer]) -> None:
-        """Put one part into the layer called `name`, and wrap that layer first if it is not wrapped yet."""
-        layer = self.base_model.get_submodule(name)
-        if not isinstance(layer, AdaptedLayer):
-            layer = wrap(layer)
-            replace_module(self.base_model, layer.base, layer)
-        layer.adapters[adapter_name] = part.requires_grad_(False)
-        layer.train(layer.base.training)
+        self._modules_of[adapter_name] = list(parts)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Make this adapter (or the sum of these) the active one. Copies no weights.
@@ -330,15 +330,14 @@ class PeftModel(nn.Module):
             raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
-        names = Names(self.base_model)
         for name in adapters:
             self._check_known(name)
-            config = self.peft_config[name]
-            if copies := config_copies(names, config):
-                raise ValueError(f"{name!r} trains {copies[0]} in full, and trained copies of a module cannot be added")
-            if not config.variant.fusible:
-                raise ValueError(f"{name!r} is {config.variant.__name__}, and only LoRA's changes add up")
-        made = {}
+            for layer_name, part in self._parts(name).items():
+                if not isinstance(part, LoRA):
+                    raise ValueError(f"{name!r} trains {layer_name} in full, and such copies cannot be added")
+                if not part.fusible:
+                    raise ValueError(f"{name!r} is {type(part).__name__}, and only LoRA's changes add up")
+        made: dict[str, LoRA] = {}
         for layer_name, layer in self.lora_layers().items():
             parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
             if parts:
@@ -346,12 +345,12 @@ class PeftModel(nn.Module):
         first = next(iter(made.values()))
         config = replace(
             self.peft_config[adapters[0]],
-            target_modules=exact_targets(names, list(made)),
+            target_modules=exact_targets(Names(self.base_model), list(made)),
             r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
             rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
             alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),
         )  # fmt: skip
-        self._attach(adapter_name, config, Parts(made, {}))
+        self._attach(adapter_name, config, {**made})
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -436,7 +435,7 @@ class PeftModel(nn.Module):
                 raise ValueError(f"the active adapters are {active}: say which of {list(self.peft_config)} to save")
             (adapter_name,) = active
         self._check_known(adapter_name)
-        parts = {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+        parts = self._parts(adapter_name)
         lost = [name for name in self._modules_of[adapter_name] if name not in parts]
         save_adapter(self.base_model, folder, self.peft_config[adapter_name], parts, lost)
 

@@ -120,3 +120,8 @@ def refusal(field: str) -> str:
     """Why a field of PEFT's is refused, as the end of a sentence; "" for a field that is not refused."""
     reason = PEFT_FIELDS["refused"].get(field)
     return f": {reason}" if reason else ""
+
+
+def meaning(values: dict[str, Any]) -> str:
+    """The fields that the meaning of the tensors depends on, as they are stored beside the tensors."""
+    return json.dumps({key: values.get(key) for key in PEFT_FIELDS["meaning"]})

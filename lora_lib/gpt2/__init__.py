@@ -9,8 +9,8 @@ from lora_lib.gpt2.model import (
     GPT2Config,
     GPT2Model,
     KVCache,
+    hf_name,
 )
-from lora_lib.gpt2.names import hf_name
 from lora_lib.gpt2.pretrained import (
     MINI_FOLDER,
     load_model,

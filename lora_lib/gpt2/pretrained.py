@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.model import GPT2Config, GPT2Model
-from lora_lib.gpt2.names import hf_name, other_layout, own_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
 from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
 

@@ -89,16 +89,21 @@ def configs(draw, model):
 
 
 def operations(model):
-    name, some = st.sampled_from([*NAMES, "sum", "x"]), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
-    alone = ["merge", "unmerge", "disable", "copy", "state", "unload", "keep", "train", "thaw"]
+    name = st.integers(0, 5)  # which of the adapters that are there; the last has no adapter
+    alone = ["merge", "unmerge", "disable", "copy", "state", "train", "train", "thaw", "unload", "keep"]
     return st.one_of(
-        st.tuples(st.just("add"), name, configs(model)),
-        st.tuples(st.just("add"), name, configs(model)),
-        st.tuples(st.just("set"), some),
-        st.tuples(st.just("sum"), some, st.sampled_from([[1, 1, 1], [0.5, -2, 1]])),
-        st.tuples(st.sampled_from(["delete", "file", "file"]), name),
+        st.tuples(st.just("add"), st.sampled_from(NAMES), configs(model)),
+        st.tuples(st.just("set"), st.lists(name, min_size=1, max_size=3)),
+        st.tuples(st.just("sum"), st.lists(name, min_size=1, max_size=3), st.sampled_from([(1, 1, 1), (0.5, -2, 1)])),
+        st.tuples(st.sampled_from(["delete", "file"]), name),
         st.tuples(st.sampled_from(alone)),
     )
+
+
+def lives(model):
+    """Two adapters, and then anything."""
+    adds = [st.tuples(st.just("add"), st.just(name), configs(model)) for name in NAMES[:2]]
+    return st.tuples(*adds, st.lists(operations(model), max_size=10)).map(lambda life: [*life[:-1], *life[-1]])
 
 
 class Life:
@@ -115,9 +120,16 @@ class Life:
             for what, *how in operations:
                 if self.ours is not None or what == "add":
                     self.steps += 1
-                    getattr(self, what)(*how)
+                    getattr(self, what)(*how if what == "add" else map(self.named, how))
                 if self.ours is not None:
                     self.agree()
+
+    def named(self, value):
+        """An adapter's name for its number."""
+        if isinstance(value, list):
+            return list(dict.fromkeys(map(self.named, value)))
+        there = list(self.ours.peft_config)
+        return value if not isinstance(value, int) else "nobody" if value == 5 else there[value % len(there)]
 
     # --- what is compared -------------------------------------------------------------------------
 
@@ -185,13 +197,11 @@ class Life:
             with pytest.raises(ValueError, match="no adapter called"):
                 self.ours.set_adapter(names)
             return
-        names = list(dict.fromkeys(names))
         done = self.try_both(lambda: self.ours.set_adapter(names), lambda: self.theirs.base_model.set_adapter(names))
         if done:
             self.theirs.active_adapter = names[0]
 
     def sum(self, names, weights):
-        names = list(dict.fromkeys(names))
         weights, configs = weights[: len(names)], [self.ours.peft_config.get(name) for name in names]
         if "sum" in self.ours.peft_config or not all(c and not c.use_dora and not c.modules_to_save for c in configs):
             with pytest.raises(ValueError):
@@ -328,7 +338,7 @@ def test_a_whole_life_is_that_of_peft(model, tmp_path):
         max_examples=LIVES or 25, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(st.lists(operations(model), min_size=3, max_size=12))
+    @given(lives(model))
     def live(operations):
         Life(MODELS[model][0], tmp_path).live(operations)
 

@@ -32,10 +32,10 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
-from lora_lib.__main__ import RunConfig, train
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.data import encode_examples, read_records, split
 from lora_lib.gpt2 import MINI_FOLDER
+from lora_lib.run.commands import RunConfig, train
 from lora_lib.training import evaluate, fit
 
 PAGE = Path(__file__).parents[2] / "book" / "wrong_input.md"

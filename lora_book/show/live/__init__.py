@@ -19,7 +19,7 @@ from torch import nn
 
 from lora_book.show.knobs import HERE, Axis, script, style
 from lora_lib.gpt2.model import GPT2Model
-from lora_lib.layers.linear import linear_shape
+from lora_lib.layers.adapted import linear_shape
 
 HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
 HEAD = "out_head"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.modules import module as hooks_of_all_modules
-from torch.utils.module_tracker import ModuleTracker
+
+from lora_lib.layers.hooks import runs_only_forward
 
 # With fewer rows, launching an operation costs more than another pass over memory. In the benchmark of sizes `_Fused`
 # was then up to a seventh slower than PEFT, and `_few_rows` never was (`python -m benchmarks --only sizes`).
@@ -107,7 +107,7 @@ def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
     kind = type(base)
     if kind is not nn.Linear and (kind.__module__, kind.__name__) != ("transformers.pytorch_utils", "Conv1D"):
         return False
-    if not only_forward_runs(base) or _watched() or _transformed():
+    if not runs_only_forward(base) or _transformed():
         return False
     weight, bias = base.weight, base.bias
     if weight.requires_grad or (bias is not None and bias.requires_grad):
@@ -115,23 +115,6 @@ def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
     if not (_is_plain(x) and _is_plain(weight)):
         return False
     return x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
-
-
-def only_forward_runs(module: nn.Module) -> bool:
-    """Whether calling a module runs only its class's `forward`: no hooks, and no `forward` set on the instance."""
-    m: Any = module
-    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-    return not hooks and "forward" not in m.__dict__
-
-
-def _watched() -> bool:
-    """Whether a global hook could see or change a result. Those of PyTorch's FLOP counter only track module names."""
-    hooks = hooks_of_all_modules
-    if not hooks._has_any_global_hook():
-        return False
-    forward = [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
-    backward = [*hooks._global_backward_hooks.values(), *hooks._global_backward_pre_hooks.values()]
-    return bool(backward) or not all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in forward)
 
 
 def _transformed() -> bool:
