@@ -30,7 +30,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from lora_lib.adapters import model_card
+from lora_book.tasks import model_card
 from lora_lib.data import (
     Example,
     Record,

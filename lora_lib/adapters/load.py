@@ -29,7 +29,7 @@ from lora_lib.adapters.names import (
 )
 from lora_lib.adapters.plan import Parts, Planned, make_plan, new_parts
 from lora_lib.lora_linear import LoRA
-from lora_lib.tensor_files import current, digest, read_tensors
+from lora_lib.tensor_files import digest, read_tensors
 
 _BASE = "base_layer.weight"  # what PEFT adds for an adapted head
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -153,7 +153,7 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
     Raises AdapterError, which names the file and what is wrong with it.
     """
     folder = Path(folder)
-    weights, settings = current(folder / WEIGHTS_FILE, folder / CONFIG_FILE)
+    weights, settings = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     for file in (settings, weights):
         if not file.is_file():
             pickled = " (pickled .bin weights are never opened)" if (folder / "adapter_model.bin").exists() else ""

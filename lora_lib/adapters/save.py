@@ -116,7 +116,7 @@ def write_adapter(
     if model_sample:
         rounded = {name: [(at, float(f"{value:.4g}")) for at, value in found] for name, found in model_sample.items()}
         metadata["model_sample"] = json.dumps(rounded)
-    with replaced(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights, settings):
+    with replaced(folder / CONFIG_FILE, folder / WEIGHTS_FILE) as (settings, weights):
         write_tensors(weights, tensors, metadata)
         settings.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
 

@@ -6,7 +6,7 @@ The first two are chosen as in PEFT: `use_dora=True` and `init_lora_weights="pis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -115,18 +115,3 @@ def lora_plus(ratio: float) -> Callable[[str], float]:
     if not 0 < ratio < math.inf:
         raise ValueError(f"LoRA+ needs a ratio above 0 and finite, got {ratio}")
     return lambda name: ratio if name.endswith(".B") else 1.0
-
-
-def weighted_sum(parts: Sequence[tuple[LoRA, float]]) -> LoRA:
-    """One bypass that adds the weighted sum of what these add, with the scale s of the first."""
-    first, (d, k) = parts[0][0], (parts[0][0].A.shape[0], parts[0][0].B.shape[1])
-    a = torch.cat([part.factors()[0] for part, _ in parts], dim=1)
-    b = torch.cat([weight * part.scale / first.scale * part.factors()[1] for part, weight in parts])
-    if a.shape[1] > min(d, k):  # no matrix has a higher rank, and at this one either factor can be the identity
-        identity = torch.eye(min(d, k), device=a.device, dtype=a.dtype)
-        a, b = (identity, a @ b) if d <= k else (a @ b, identity)
-    rank = a.shape[1]
-    made = LoRA(d, k, rank, first.scale * rank, first.dropout.p, device=a.device, dtype=a.dtype)
-    made.A.copy_(a)
-    made.B.copy_(b)
-    return made

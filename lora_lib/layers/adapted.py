@@ -76,6 +76,62 @@ class AdaptedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+class MergingLayer(AdaptedLayer):
+    """A wrapped layer whose adapters change one weight, into which they can be folded. A subclass says how: `_sum`."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
+
+    def _sum(self, names: Sequence[str]) -> Tensor:
+        """Base's weight with these adapters, in base's layout."""
+        raise NotImplementedError
+
+    @property
+    def own_weight(self) -> Tensor:
+        """Base's own weight, merged or not."""
+        if self.merged:
+            (weight,) = self._unmerged
+            weight.data = weight.data.to(self.base.weight)  # the model may have moved since
+            return weight
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def merged(self) -> bool:  # type: ignore[override]
+        """Whether the active adapters are folded into base's weight."""
+        return bool(self._unmerged)
+
+    def merge(self) -> None:
+        """Fold the active adapters into the weight, so that the layer costs no more than its base.
+
+        For LoRA that is W' = W + Σ s·A·B, computed in A's precision and rounded once. W itself is kept, so `unmerge`
+        is exact, and a layer that shares W (a tied embedding) is not affected.
+
+        Raises TypeError if the weight is not a float, and ValueError if it is not a parameter or the sum is not
+        finite; nothing is changed then.
+        """
+        if not self.merged:
+            self._fold_in(self.active)
+
+    def unmerge(self) -> None:
+        """Put base's own weight back: the tensor that `merge` kept."""
+        if self.merged:
+            self.base.weight, self._unmerged = self.own_weight, ()
+
+    def _activate(self, names: tuple[str, ...]) -> None:
+        if self.merged:  # stay merged, now with these
+            self._fold_in(names)
+
+    @torch.no_grad()
+    def _fold_in(self, names: Sequence[str]) -> None:
+        own = self.own_weight
+        check_mergeable(self.base, own)
+        weight = self._sum(names)
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"merging {list(names)} gives NaN or infinity in {own.dtype}: nothing was merged")
+        self.base.weight, self._unmerged = nn.Parameter(weight, requires_grad=False), (own,)
+
+
 def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) -> dict[str, Any]:
     """The wrapped layers of a model, or those of one kind, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}

@@ -68,7 +68,7 @@ def fused(
 ) -> Tensor:
     """x·W + b + Σ s·x·A·B, for x (…, d), W (d, k) and products (A, B, s); dropout p acts on the first of them.
 
-    `can_fuse` says when the result is that of the modules.
+    `rate_if_fusible` says when the result is that of the modules.
     """
     x = x.to(_autocast_dtype(x) or x.dtype)  # cast here, so that the backward pass keeps the narrow copy
     A, B, s = products[0]
@@ -97,24 +97,25 @@ def _few_rows(rows: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor
     return torch.addmm(y, rows @ A, B, alpha=s)
 
 
-def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
-    """Whether `fused` gives what calling the modules would: the base is frozen and plain, and no hook would run.
+def rate_if_fusible(x: Tensor, base: Any, bypasses: Sequence[Any]) -> float | None:
+    """The dropout rate for `fused`, if that gives what calling the modules would; else None.
 
-    `rates` are the bypasses' `dropout_rate`s, with None for a bypass that has to be called.
+    It does if the base is frozen and plain, the bypasses compute LoRA's formula, and no hook would run.
     """
-    if None in rates or (len(rates) > 1 and any(rates)) or 1.0 in rates:  # each adapter draws its own dropout mask
-        return False
+    rates = [bypass.dropout.p if bypass.dropout.training else 0.0 for bypass in bypasses]
     kind = type(base)
     if kind is not nn.Linear and (kind.__module__, kind.__name__) != ("transformers.pytorch_utils", "Conv1D"):
-        return False
-    if not runs_only_forward(base) or _transformed():
-        return False
+        return None
+    if (len(rates) > 1 and any(rates)) or 1.0 in rates or _transformed():  # each adapter draws its own dropout mask
+        return None
+    called = [base, *bypasses, *(bypass.dropout for bypass in bypasses)]
+    if not all(map(runs_only_forward, called)):
+        return None
     weight, bias = base.weight, base.bias
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return False
-    if not (_is_plain(x) and _is_plain(weight)):
-        return False
-    return x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
+    if weight.requires_grad or (bias is not None and bias.requires_grad) or not (_is_plain(x) and _is_plain(weight)):
+        return None
+    same = x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
+    return rates[0] if same else None
 
 
 def _transformed() -> bool:

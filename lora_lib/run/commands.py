@@ -12,7 +12,7 @@ import torch
 from lora_lib.adapters.config import LoRAConfig, refusal
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
-from lora_lib.data.readers import read_columns, read_object, read_records
+from lora_lib.data.readers import read_object, read_records
 from lora_lib.data.scores import gain_table, judge_answers, score_table
 from lora_lib.gpt2.generation import generate_text
 from lora_lib.gpt2.pretrained import save_pretrained_folder
@@ -151,7 +151,7 @@ def _read(path: str, config: RunConfig) -> list[Record]:
             'data is "restaurants", which is not a file: write one with '
             "python -m lora_book restaurants > restaurants.jsonl, and name it"
         )
-    return read_columns(path, config.ask, config.answer) if config.ask else read_records(path)
+    return read_records(path, config.ask or None, config.answer or None)
 
 
 # ---------------------------------------------------------------------------------------------------------------

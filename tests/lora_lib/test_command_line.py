@@ -182,7 +182,6 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
     file = tmp_path / "file.json"
     for text, message in {
         "{": "not JSON", "[]": "expected one JSON object, {…}, found a list", "": "is empty",
-        '{"output": "a", "output": "b"}': "the key 'output' comes twice in one object",
     }.items():  # fmt: skip
         file.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)) as caught:

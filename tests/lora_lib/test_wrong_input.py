@@ -1108,14 +1108,6 @@ CASES: dict[str, list[Case]] = {
         *(
             Case(what, ValueError, f"file.{ending}, line {line}…{message}", reading(f"file.{ending}", content))
             for what, ending, line, message, content in (
-                ("two CSV files joined: the header comes again", "csv", 3, "the header again", CSV + CSV),
-                (
-                    "two files joined: a byte-order mark inside",
-                    "csv",
-                    3,
-                    "a byte-order mark (U+FEFF) inside the file",
-                    f"{CSV}\ufeff{CSV}",
-                ),
                 (
                     "a cell for a missing value",
                     "csv",
@@ -1129,13 +1121,6 @@ CASES: dict[str, list[Case]] = {
                     2,
                     "expected 2 fields, as in the header, found 3",
                     "prompt,completion\na,b,c\n",
-                ),
-                (
-                    "a key that comes twice in a line of JSON",
-                    "jsonl",
-                    1,
-                    "the key 'prompt' comes twice in one object",
-                    '{"prompt": "a", "prompt": "b", "completion": "c"}',
                 ),
                 (
                     "an answer that is no text",
