@@ -63,7 +63,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
     if name_or_folder in HUB_NAMES:
         return _download(str(name_or_folder))
     folder = Path(name_or_folder)
-    if not folder.is_dir():
+    if not folder.is_dir() or not str(name_or_folder):
         known = ", ".join(["gpt2-mini", *HUB_NAMES])
         raise FileNotFoundError(f"no model {str(name_or_folder)!r}: expected one of {known}, or a folder on disk")
     return folder

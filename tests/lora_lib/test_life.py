@@ -157,7 +157,7 @@ class Life:
     def agree(self):
         same(logits(self.ours), logits(self.theirs))
         ours, theirs = self.both(lambda model: [(n, p) for n, p in model.named_parameters() if p.requires_grad])
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
         if ours and not self.merged:
             ours, theirs = self.both(gradients)
             assert ours.keys() == theirs.keys()
@@ -284,8 +284,9 @@ class Life:
         if not saved:
             return
         theirs = theirs if name == "default" else theirs / name
-        found = [logits(PeftModel.from_pretrained(copy.deepcopy(self.base), folder)) for folder in (ours, theirs)]
-        found += [logits(peft.PeftModel.from_pretrained(copy.deepcopy(self.base), folder)) for folder in (ours, theirs)]
+        base = copy.deepcopy(self.ours).unload()
+        found = [logits(PeftModel.from_pretrained(copy.deepcopy(base), folder)) for folder in (ours, theirs)]
+        found += [logits(peft.PeftModel.from_pretrained(copy.deepcopy(base), folder)) for folder in (ours, theirs)]
         for one in found[1:]:
             same(one, found[0])
         if self.ours.active_adapters == [name]:
@@ -335,7 +336,7 @@ def same(a, b):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_whole_life_is_that_of_peft(model, tmp_path):
     @settings(
-        max_examples=LIVES or 25, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
+        max_examples=LIVES or 40, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(lives(model))
