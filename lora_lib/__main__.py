@@ -36,7 +36,9 @@ What cannot be used is said in one line, before the training starts, and the exi
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.add_argument("--top-k", type=int, default=None, help="sample among so many tokens")
             command.add_argument("--seed", type=int, default=0, help="the same seed samples the same answers")
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of an answer
     config: RunConfig | None = None
     try:
         config = RunConfig.read(args.config)
@@ -97,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
         checkpoint = config.fit_config.checkpoint if config and args.command == "train" else None
-        hint = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
+        saved = checkpoint and Path(checkpoint).is_file()
+        hint = f"start it again to go on from {checkpoint}" if saved else "nothing was saved"
         parser.exit(130, f"\nstopped: {hint}\n")
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from lora_lib.adapters.names import Names
 from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
 from lora_lib.gpt2.model import expect_model
-from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged, replace_module
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, put_module, refuse_merged
 from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
+from lora_lib.settings import did_you_mean
 
 DEFAULT = "default"
 
@@ -74,7 +76,7 @@ class PeftModel(nn.Module):
         parts: Parts | None = None,
     ) -> None:
         super().__init__()
-        self._disabled = False
+        self._disabled = self._trains = False
         _check_model(model)
         self.base_model, self.training = model, model.training
         self.peft_config: dict[str, LoRAConfig] = {}
@@ -100,6 +102,15 @@ class PeftModel(nn.Module):
             return inner.generate(*args, **kwargs)
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """That of the model inside; a new one goes there too."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.base_model.generation_config = config
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
@@ -149,7 +160,11 @@ class PeftModel(nn.Module):
         except AttributeError:
             if name == "base_model":  # not set yet: looking it up would recurse forever
                 raise
+        if hasattr(self.base_model, name):
             return getattr(self.base_model, name)
+        raise AttributeError(
+            f"neither lora_lib's PeftModel nor the {type(self.base_model).__name__} in it has {name!r}"
+        )
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -166,6 +181,7 @@ class PeftModel(nn.Module):
 
     def _freeze_all_but_active(self) -> None:
         self.requires_grad_(False)
+        self._trains = True
         for layer in self._adapted().values():
             for name in layer.active:
                 layer.adapters[name].requires_grad_(True)
@@ -198,6 +214,12 @@ class PeftModel(nn.Module):
     def active_adapters(self) -> list[str]:
         """The names of the adapters in use; empty if all are disabled."""
         return list(dict.fromkeys(name for layer in self._adapted().values() for name in layer.active))
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The name of the adapter in use, or a list of names unless it is one."""
+        names = self.active_adapters
+        return names[0] if len(names) == 1 else names
 
     @contextmanager
     def _all_or_none(self) -> Iterator[list[AdaptedLayer]]:
@@ -234,28 +256,29 @@ class PeftModel(nn.Module):
             layer: Any = self.base_model.get_submodule(name)
             if not isinstance(layer, AdaptedLayer):
                 layer = LoRALinear(layer, adapter_cls=type(part)) if isinstance(part, LoRA) else ModulesToSave(layer)
-                replace_module(self.base_model, layer.base, layer)
+                put_module(self.base_model, name, layer)
             layer.adapters[adapter_name] = part.requires_grad_(False)
             layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
         self._modules_of[adapter_name] = list(parts)
 
-    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+    def set_adapter(self, adapter_name: str | Sequence[str], **others: Any) -> None:
         """Make this adapter (or the sum of these) the active one. Copies no weights.
 
-        If an adapter was being trained, the new one is trained instead. Raises ValueError for an unknown name, and
-        within `disable_adapter`.
+        Unless the adapters were opened for inference, it is the one that is trained; what else is trained stays so.
+        Raises ValueError for an unknown name, and within `disable_adapter`.
         """
+        _check_arguments(others)
         self._check_enabled("set_adapter")
-        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        names = list(dict.fromkeys([adapter_name] if isinstance(adapter_name, (str, type(None))) else adapter_name))
         for name in names:
             self._check_known(name)
-        training = any(p.requires_grad for p in self.parameters())
         with self._all_or_none() as layers:
             for layer in layers:
                 layer.activate([name for name in names if name in layer.adapters])
-        if training:
-            self._freeze_all_but_active()
+        for layer in layers:
+            for name, part in layer.adapters.items():
+                part.requires_grad_(self._trains and name in layer.active)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter. If it was active, the model continues with the other active ones, or as the base alone."""
@@ -270,14 +293,16 @@ class PeftModel(nn.Module):
 
     @torch.no_grad()
     def add_weighted_adapter(
-        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat"
-    ) -> None:
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat",
+        **others: Any,
+    ) -> None:  # fmt: skip
         """Add an adapter that changes each weight by Σ weightᵢ·(s·A·B)ᵢ, the weighted sum of what `adapters` change.
 
         The sum is exact: A₁ and A₂ are put side by side, the weighted B₁ above B₂, and the ranks add up. If the rank
         would exceed min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the
         new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
         """
+        _check_arguments(others)
         if combination_type != "cat":
             raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
@@ -315,11 +340,12 @@ class PeftModel(nn.Module):
 
     # --- merging ----------------------------------------------------------------------------------
 
-    def merge_adapter(self) -> None:
+    def merge_adapter(self, **others: Any) -> None:
         """Fold the active adapters into the weights, for inference at the base's speed; `unmerge_adapter` is exact.
 
         Raises as `LoRALinear.merge` does, and ValueError within `disable_adapter`; nothing is merged then.
         """
+        _check_arguments(others)
         self._check_enabled("merge_adapter")
         with self._all_or_none():
             for name, layer in self._adapted().items():
@@ -329,16 +355,17 @@ class PeftModel(nn.Module):
                     raise ValueError(f"{name}: {error}") from error
 
     def unmerge_adapter(self) -> None:
-        """Put the base's own weights back, bit for bit."""
+        """Put the base's own weights back, bit for bit. Raises ValueError within `disable_adapter`."""
+        self._check_enabled("unmerge_adapter")
         for layer in self._adapted().values():
             layer.unmerge()
 
-    def merge_and_unload(self, safe_merge: bool = True) -> nn.Module:
+    def merge_and_unload(self, safe_merge: bool = True, **others: Any) -> nn.Module:
         """Return the plain model, frozen, with the active adapters folded in; this wrapper is empty afterwards.
 
         Raises as `merge_adapter` does. Every merge is checked, so PEFT's argument `safe_merge` has no effect.
         """
-        self.merge_adapter()
+        self.merge_adapter(**others)
         return self._take_out()
 
     def unload(self) -> nn.Module:
@@ -349,21 +376,31 @@ class PeftModel(nn.Module):
         return self._take_out()
 
     def _take_out(self) -> nn.Module:
-        for layer in self._adapted().values():
-            replace_module(self.base_model, layer, layer.in_use)
+        for name, layer in self._adapted().items():
+            put_module(self.base_model, name, layer.in_use)
         self.peft_config.clear()
         self._modules_of.clear()
         return self.base_model
 
     # --- files ------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, adapter_name: str | None = None) -> None:
+    def push_to_hub(self, repo_id: str, adapter_name: str | None = None, **settings: Any) -> None:
+        """Upload what `save_pretrained` writes; `settings` (private, token, …) go to huggingface_hub's create_repo."""
+        import huggingface_hub  # imported here: it is slow, and not needed offline
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter_name)
+            huggingface_hub.create_repo(repo_id, exist_ok=True, **settings)
+            huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, token=settings.get("token"))
+
+    def save_pretrained(self, folder: str | Path, adapter_name: str | None = None, **others: Any) -> None:
         """Write an adapter (by default the active one) to a folder that PEFT opens too.
 
         Layers of our GPT-2 are saved under Hugging Face's names, so the adapter fits both models. Samples of the base's
         weights are saved with it, so that a wrong base is noticed when it is opened. Raises as `write_adapter` does,
         and warns if a layer that had the adapter has since been replaced in the model.
         """
+        _check_arguments(others)
         if adapter_name is None:
             active = self.active_adapters
             if len(active) != 1:
@@ -380,31 +417,75 @@ class PeftModel(nn.Module):
         model: nn.Module,
         folder: str | Path,
         adapter_name: str = DEFAULT,
+        is_trainable: bool = False,
         *,
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
+        **others: Any,
     ) -> PeftModel:
-        """Put a saved adapter into `model`, for inference; call `enable_lora_training` to train it further.
+        """Put a saved adapter into `model`, for inference, or with `is_trainable` to train it further.
 
         `check_base=False` opens the adapter even if it was made for a base with other weights. `adapter_cls` is the
         class of its bypasses, if you wrote your own.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, parts = load_parts(model, folder, check_base, adapter_cls)
-        return cls(model, config, adapter_name, parts).requires_grad_(False).eval()
+        config, parts = load_parts(model, _folder(folder, others), check_base, adapter_cls)
+        opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
+        if is_trainable:
+            opened._freeze_all_but_active()
+        return opened
 
     def load_adapter(
         self,
         folder: str | Path,
         adapter_name: str,
+        is_trainable: bool = False,
         *,
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
+        **others: Any,
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
-        config, parts = load_parts(self.base_model, folder, check_base, adapter_cls)
+        config, parts = load_parts(self.base_model, _folder(folder, others), check_base, adapter_cls)
         self._attach(adapter_name, config, parts)
+        self._trains = self._trains or is_trainable
+
+
+# PEFT's other arguments: the values that ask for nothing here, and what to do instead of any other.
+_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "safe_serialization": ((True,), "weights are always saved as safetensors"),
+    "selected_adapters": ((None,), "name one adapter, save_pretrained(folder, adapter_name), in each call"),
+    "save_embedding_layers": ((False, "auto"), "name the embedding in modules_to_save, and it is trained and saved"),
+    "is_main_process": ((True,), "call save_pretrained in the main process only"),
+    "torch_device": ((None,), "an adapter goes where its base is: move the model with .to(device)"),
+    "low_cpu_mem_usage": ((True, False), ""),
+    "autocast_adapter_dtype": ((True,), "A and B are float32 where the base is narrower"),
+    "config": ((None,), "the config is read from the folder"),
+    "revision": ((None,), "download the adapter's folder first, with huggingface_hub's snapshot_download"),
+    "adapter_names": ((None,), "what is merged are the active adapters: call set_adapter first"),
+    "progressbar": ((True, False), ""),
+    "inference_mode": ((False,), "call requires_grad_(False) afterwards"),
+    "svd_rank": ((None,), "the sum is exact, and has the rank that it needs"),
+    "density": ((None,), "the sum is exact, and leaves nothing out"),
+}
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
+    for name, value in given.items():
+        if name not in _ARGUMENTS:
+            raise TypeError(f"there is no argument {name!r}.{did_you_mean(name, _ARGUMENTS)}")
+        harmless, instead = _ARGUMENTS[name]
+        if not any(value is one or value == one for one in harmless):
+            raise TypeError(f"{name}={value!r} is PEFT's and not supported here: {instead}")
+
+
+def _folder(folder: str | Path, others: dict[str, Any]) -> Path:
+    """The folder to open, in PEFT's `subfolder` of it if that is among the `others`."""
+    subfolder = others.pop("subfolder", None)
+    _check_arguments(others)
+    return Path(folder) / (subfolder or "")
 
 
 def _check_model(model: object) -> None:

@@ -32,7 +32,8 @@ def combined(
     first = next(iter(made.values()))
     summed = replace(
         config,
-        target_modules=exact_targets(names, list(made)),
+        target_modules=exact_targets(names, list(made)), exclude_modules=None,  # the targets say it all
+        layers_to_transform=None, layers_pattern=None, init_lora_weights=True,
         r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
         rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
         alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),

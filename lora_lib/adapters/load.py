@@ -6,6 +6,7 @@ Nothing here changes the model: `peft_wrapper` puts the parts in.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -45,7 +46,7 @@ def load_parts(
     names, saved = Names(model), read_adapter(folder, adapter_cls)
     saved = _renamed(saved, names.from_file(saved.layers))
     try:
-        plan = make_plan(names, saved.config)
+        plan = make_plan(names, saved.config, from_file=True)
         _check_ranks(plan, saved.layers)
         parts = new_parts(names, saved.config, plan, any_rank=True)
         bypasses = {p.in_file: part for p in plan if isinstance(part := parts[p.name], LoRA)}
@@ -187,7 +188,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) -> LoRAConfig:
     """The `LoRAConfig` for the values in a file, once all of them have been found to be supported."""
     for key in ("r", "lora_alpha", "target_modules"):
-        if not values.get(key):
+        if values.get(key) in (None, "", []):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")
     needed = adapter_cls.config_fields if adapter_cls else {}
     for key, value in needed.items():
@@ -246,7 +247,12 @@ def _sorted_tensors(path: Path, tensors: Mapping[str, Tensor], config: LoRAConfi
         is_copy = suffix is None and _is_within(name, copied)
         if name == key or (suffix is None and not is_copy):
             wanted = " or ".join(config.variant.file_names.values())
-            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA weight ({PREFIX}….{wanted})")
+            hint = (
+                " (a whole embedding or head: save the adapter again in PEFT with save_embedding_layers=False, or, if "
+            )
+            hint += "it was trained or resized, open the adapter in PEFT and save what merge_and_unload returns)"
+            hint = hint if re.search(r"(embed|wte|lm_head|shared)\w*\.weight$", name) else f" ({PREFIX}….{wanted})"
+            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA weight{hint}")
         if not (is_copy and tensor.dtype not in _FLOATS) and not _is_finite(tensor, wide=is_copy):
             raise AdapterError(f"{path}: {key} must hold finite floats, is {_describe(tensor)}")
         if suffix is None:

@@ -36,7 +36,7 @@ class Names:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.plain, self._prefix = _unwrapped(model)
-        named = dict(model.named_modules(remove_duplicate=False))
+        named = dict(model.named_modules())  # a layer in two places is adapted in the first, as in PEFT
         inside = tuple(name + "." for name, module in named.items() if isinstance(module, AdaptedLayer))
         self.modules = {name: module for name, module in named.items() if name and not name.startswith(inside)}
 

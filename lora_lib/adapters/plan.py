@@ -33,15 +33,16 @@ class Planned(NamedTuple):
     kind: type[LoRA] | None  # None for a module that is trained in full
 
 
-def make_plan(names: Names, config: LoRAConfig) -> list[Planned]:
+def make_plan(names: Names, config: LoRAConfig, from_file: bool = False) -> list[Planned]:
     """The layers that an adapter with this config has in a model: those with a bypass, then those trained in full.
 
-    Raises ValueError as `get_peft_model` does, and for a key of `rank_pattern` or `alpha_pattern` that fits no layer.
+    Raises ValueError as `get_peft_model` does, and for a key of `rank_pattern` or `alpha_pattern` that fits no layer,
+    unless it comes from a file: PEFT may have written it.
     """
     copies = _copied(names, config)
     targets = _targets(names, config, copies)
     for pattern in {**config.rank_pattern, **config.alpha_pattern}:
-        if not any(_fits_name(pattern, names, name) for name in targets):
+        if not (from_file or any(_fits_name(pattern, names, name) for name in targets)):
             raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
     bypasses = [planned(names, config, name, config.variant) for name in targets]
     return bypasses + [planned(names, config, name, None) for name in copies]
@@ -101,20 +102,22 @@ def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[L
         head_of: Any = getattr(names.plain, "get_output_embeddings", lambda: None)
         head = head_of()
         found = [name for name in linear if names.modules[name] is not head]
-    elif isinstance(target_modules, str):
+    elif isinstance(target_modules, str) and target_modules:
         found = [name for name in linear if any(_regex(target_modules, n) for n in names.all_of(name))]
         if not found:
+            hint = f"for layers by the end of their name pass a list: [{target_modules!r}]"
+            if target_modules.lower().replace("_", "-") == "all-linear":
+                hint = "did you mean 'all-linear'?"
             raise ValueError(
-                f"the regular expression {target_modules!r} matches no whole name of a layer; {_choices(linear)}"
-                f" (for layers by the end of their name pass a list: [{target_modules!r}])"
+                f"the regular expression {target_modules!r} matches no whole name of a layer; {_choices(linear)} ({hint})"
             )
     elif not target_modules:
         raise ValueError(f"target_modules is empty; {_choices(linear)}")
+    elif "" in target_modules:
+        raise ValueError(f"an empty text is among the target_modules; {_choices(linear)}")
     else:
         found = [name for target in target_modules for name in _find_one(names, linear, target)]
-    modules = names.modules
-    chosen = {id(modules[name]): name for name in reversed(modules) if name in found}  # a shared layer counts once
-    return [name for name in modules if name in chosen.values()]
+    return [name for name in names.modules if name in found]
 
 
 def _targets(names: Names, config: LoRAConfig, copies: Sequence[str]) -> list[str]:
@@ -138,9 +141,12 @@ def _excluded(config: LoRAConfig, names: Names, name: str) -> bool:
 
 
 def _in_layers(config: LoRAConfig, name: str) -> bool:
-    """Whether the first number in a layer's name (after one of `layers_pattern`) is among `layers_to_transform`."""
-    wanted, patterns = config.layers_to_transform, config.layers_pattern or [r"[^.]*"]
-    if wanted is None or wanted == []:
+    """Whether the first number in a layer's name is among `layers_to_transform`, as PEFT finds it.
+
+    Without a `layers_pattern` that is a number after two names: none in "layers.0.proj".
+    """
+    wanted, patterns = config.layers_to_transform, config.layers_pattern or [r"[^.]*\.[^.]*"]
+    if wanted is None or wanted == [] or name in config.target_modules:  # a whole name stands for itself
         return True
     patterns = [patterns] if isinstance(patterns, str) else patterns
     found = next(filter(None, (re.match(rf"(?:.*?\.)??{p}\.(\d+)\.", name) for p in patterns)), None)

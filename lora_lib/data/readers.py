@@ -166,7 +166,9 @@ def _csv_fields(
 
 
 def _read(path: str | Path) -> str:
-    if not Path(path).is_file():
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
     try:
         content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
@@ -201,7 +203,9 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{path}, line {line}: not CSV ({error}); look at its double quotes") from error
+            hint = "look at its double quotes"
+            hint += ", or raise csv.field_size_limit for a longer text" if "larger than" in str(error) else ""
+            raise ValueError(f"{path}, line {line}: not CSV ({error}); {hint}") from error
         if row:
             yield line, row
 

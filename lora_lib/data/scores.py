@@ -39,7 +39,7 @@ def judge_answers(
     and are judged by their words. Otherwise "exact" (the same text but for space at its ends) and "words" (F1 over
     words: how much of the wanted answer is there, and how much of what is there was wanted).
 
-    Raises ValueError for lists of different lengths, and for no items.
+    Raises ValueError for lists of different lengths, for no items, and for a field called "exact" or "JSON".
     """
     if len(answers) != len(wanted) or not wanted:
         raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
@@ -54,6 +54,8 @@ def judge_answers(
         "JSON": [float(f is not None) for f in found],
     }
     for field in _common_fields(objects):
+        if field in scores:
+            raise ValueError(f"a field of the wanted answers is called {field!r}, as one score is: rename the field")
         pairs_of_values = [((f or {}).get(field, ...), t[field]) for f, t in zip(found, objects)]
         judge = _words_of_values if field in free else _same
         scores[field] = [float(judge(a, w)) for a, w in pairs_of_values]

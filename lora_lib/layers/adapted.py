@@ -142,12 +142,10 @@ def base_of(module: nn.Module) -> Any:
     return module.base if isinstance(module, AdaptedLayer) else module
 
 
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where `old` is, in every place where a model that shares layers has it."""
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module is old:
-                setattr(parent, child, new)
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where the one with this dotted name is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 @contextmanager

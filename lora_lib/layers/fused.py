@@ -131,7 +131,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes in on x's device, or None where it is off."""
+    """The dtype that autocast computes x in, or None where it is off or leaves x alone, as it does float64."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    return torch.get_autocast_dtype(kind) if on and x.dtype != torch.float64 else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _PART = Rule(
 )
 _OBJECT = Rule("an object, {…}", lambda value: isinstance(value, dict))
 FIT = [name for name in rules(FitConfig) if name != "lr_ratio"]  # a function cannot be written in JSON
+RUN_FILE = "run.json"  # in the output: the config that it was trained with
 LORA = [*(name for name in rules(LoRAConfig) if name != "adapter_cls"), "lora_rank", "adapter_name"]
 
 
@@ -57,6 +59,7 @@ class RunConfig:
     gradient_checkpointing: bool = setting(FLAG, False, help="true needs less memory and more time")
     select: str = setting(one_of("loss", "score"), "loss", help="what the best validation has: low loss, or high score")
     lora: dict[str, Any] = setting(_OBJECT, default_factory=dict, help="settings of `LoRAConfig`")
+    overwrite: bool = setting(FLAG, False, help="true replaces the result of another run in the output folder")
     fit: dict[str, Any] = setting(_OBJECT, default_factory=lambda: {"steps": 100}, help="settings of `FitConfig`")
 
     def __post_init__(self) -> None:
@@ -96,6 +99,32 @@ class RunConfig:
                 raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
             check_checkpoint_path(Path(checkpoint))
         check_writable(output)
+        if not self.overwrite and (self._trained_with() or self._identity()) != self._identity():
+            raise ValueError(
+                f'"output" {output} holds another run\'s result: name another folder, or set "overwrite": true'
+            )
+
+    def check_split(self) -> None:
+        """Raise ValueError if what was trained was not trained beside this test part."""
+        saved, now = self._trained_with() or {}, self._identity()
+        for name in ("data", "ask", "answer", "validation", "test", "seed"):
+            if saved.get(name, now[name]) != now[name]:
+                raise ValueError(
+                    f"{self.output} was trained with {name} = {saved[name]!r}, now it is {now[name]!r}: test items may "
+                    "have been trained on. Put it back, or train again"
+                )
+
+    def write_identity(self) -> None:
+        """Write down which run the output is of."""
+        (Path(self.output) / RUN_FILE).write_text(json.dumps(self._identity(), indent=1) + "\n", encoding="utf8")
+
+    def _identity(self) -> dict[str, Any]:
+        values = {name: value for name, value in asdict(self).items() if name not in ("output", "overwrite")}
+        return {**values, "seed": self.fit_config.seed}
+
+    def _trained_with(self) -> dict[str, Any] | None:
+        path = Path(self.output) / RUN_FILE
+        return read_object(path) if path.is_file() else None
 
 
 def _lora_config(values: dict[str, Any]) -> LoRAConfig:
@@ -142,6 +171,10 @@ def read_parts(config: RunConfig) -> Splits[Record]:
     if any(cut.values()):
         parts = split(parts.train, **cut, seed=config.fit_config.seed)
     files = {name: _read(share, config) for name, share in shares.items() if isinstance(share, str)}
+    for name, records in files.items():
+        trained = {record.prompts for record in parts.train}
+        if shared := sum(record.prompts in trained for record in records):
+            raise ValueError(f'{shared} of {len(records)} items in "{name}" are in "data" too: take them out of one')
     return Splits(parts.train, files.get("validation", parts.validation), files.get("test", parts.test))
 
 
@@ -178,6 +211,7 @@ def train(config: RunConfig) -> History:
         history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
         if first:
             save(trained, tokenizer, config.output)
+            config.write_identity()
             print(history)
             print(f"gradients summed over the processes: {history.reduced_bytes / len(history.loss):,.0f} bytes a step")
     return history
@@ -215,9 +249,7 @@ def open_trained(config: RunConfig, base: Any) -> Any:
     """What was trained and saved, in evaluation mode: the base with its adapter, or another whole model."""
     if config.method == "full":
         return load_any(config.output, config.dtype)[0].to(_device())
-    name = config.lora.get("adapter_name", "default")
-    folder = Path(config.output) if name == "default" else Path(config.output) / name
-    return PeftModel.from_pretrained(base, folder, name)
+    return PeftModel.from_pretrained(base, config.output, config.lora.get("adapter_name", "default"))
 
 
 def _device() -> str:
@@ -238,6 +270,7 @@ def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, *
 
 def score(config: RunConfig) -> str:
     """The scores of the base and of what was trained on the test part, with intervals over its items, as a table."""
+    config.check_split()
     records = read_parts(config).test
     if not records:
         raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
