@@ -41,12 +41,13 @@ function fromTiktoken(text) {
 }
 
 // `vocabulary`: {token: id}; `merges`: "left right" a line, in the order in which they were learned.
-function fromVocabulary(vocabulary, merges, file) {
+// `special`: those that stand for no letters.
+export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT]) {
   const tokens = new Map();
   for (const [written, id] of Object.entries(vocabulary)) {
     if (!Number.isInteger(id) || id < 0)
       throw new LabError(`${file}: the id of “${written}” is not a whole number.`);
-    if (written !== END_OF_TEXT) tokens.set(bytesOf(written, file), id);
+    if (!special.includes(written)) tokens.set(bytesOf(written, file), id);
   }
   for (let byte = 0; byte < 256; byte++) {
     if (!tokens.has(String.fromCharCode(byte))) {
