@@ -256,7 +256,7 @@ function tensorShapes(config) {
 function tensorIn(blob, begin, found, name, shape, config) {
   const { sides, type, offset } = found[nameInFile(name)] ?? {};
   if (!sides) throw new LabError(`This GGUF file has no ${nameInFile(name)}, which a Llama needs.`);
-  const [rows, length] = shape.length === 2 ? shape : [1, shape[0]];
+  const [rows, length = 1] = shape;
   const [wanted, has] = [[...shape].reverse().join(" × "), sides.join(" × ")];
   if (wanted !== has) throw new LabError(`${nameInFile(name)} is ${has}, and should be ${wanted}.`);
   const kind = TYPES[type];
@@ -315,6 +315,6 @@ function readTokenizer(fields, config) {
   const types = fields["tokenizer.ggml.token_type"] ?? [];
   const ids = tokens.map((written, id) => [written, id]);
   const special = Object.fromEntries(ids.filter(([, id]) => types[id] === SPECIAL));
-  const parts = fromVocabulary(Object.fromEntries(ids), merges, "The GGUF file", Object.keys(special));
+  const parts = fromVocabulary(Object.fromEntries(ids), merges, "The GGUF file", Object.keys(special), false);
   return new Tokenizer({ ...parts, special, digits: true, endOfText: config.endOfText });
 }

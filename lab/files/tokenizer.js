@@ -42,7 +42,8 @@ export class Tokenizer {
   // One piece: its bytes, and again and again the two neighbours whose merge was learned first become one, of equal
   // ones the left. A queue knows which are next, so that a piece of n bytes takes n·log n steps.
   merge(piece) {
-    const parts = Array.from(new TextEncoder().encode(piece), byte => String.fromCharCode(byte));
+    const bytes = Array.from(new TextEncoder().encode(piece), byte => String.fromCharCode(byte));
+    const parts = bytes.filter(byte => this.tokens.has(byte)); // SmolLM2 has no tokens for some, and reads on
     const after = parts.map((_, i) => i + 1); // the part that follows, where the parts between were merged away
     const before = parts.map((_, i) => i - 1);
     const queue = new Queue();

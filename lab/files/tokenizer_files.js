@@ -41,8 +41,8 @@ function fromTiktoken(text) {
 }
 
 // `vocabulary`: {token: id}; `merges`: "left right" a line, in the order in which they were learned.
-// `special`: those that stand for no letters.
-export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT]) {
+// `special`: those that stand for no letters. `allBytes`: each must have a token.
+export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT], allBytes = true) {
   const tokens = new Map();
   for (const [written, id] of Object.entries(vocabulary)) {
     if (!Number.isInteger(id) || id < 0)
@@ -50,7 +50,7 @@ export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT]
     if (!special.includes(written)) tokens.set(bytesOf(written, file), id);
   }
   for (let byte = 0; byte < 256; byte++) {
-    if (!tokens.has(String.fromCharCode(byte))) {
+    if (allBytes && !tokens.has(String.fromCharCode(byte))) {
       throw new LabError(
         `${file} has no token for the byte ${byte}: this is not GPT-2's byte-pair encoding.`,
       );

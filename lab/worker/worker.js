@@ -364,6 +364,20 @@ export const jobs = {
       run = null;
     }
   },
+  // Milliseconds of a step with these settings, of a run that is thrown away.
+  pace({ settings }) {
+    return inTurn(async () => {
+      const trainer = await Trainer.start(model, tokenizer, settings, prose, loadedFrom);
+      try {
+        mayTakeLong();
+        const before = performance.now();
+        await trainer.advance();
+        return performance.now() - before;
+      } finally {
+        trainer.free();
+      }
+    });
+  },
   pause() {
     if (run) run.paused = true;
   },
