@@ -1,4 +1,4 @@
-"""A chat model in the lab: a Llama's arithmetic against transformers and PEFT, GGUF files, chats, and the page itself."""
+"""A chat model in the lab: the arithmetic of a Llama against transformers and PEFT, GGUF files, chats, the page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": len(TOKENS), "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-        "intermediate_size": 104, "num_hidden_layers": 3, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "intermediate_size": 104, "num_hidden_layers": 3, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": True,
     }  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
@@ -277,6 +278,130 @@ def test_cut_and_foreign_files_are_refused_in_words(loaded: Engine, llama: Any, 
     assert "is cut off: download it again" in refusal(loaded, data[:-1000])
     unknown = write_gguf(llama, tmp_path / "new.gguf", "F32").replace(b"GGUF\x03", b"GGUF\x09", 1)
     assert "its version is 9" in refusal(loaded, unknown)
+
+
+# ---- The page, with the random Llama -----------------------------------------------------------------------------
+
+IMPORT = "async ([module, text]) => (await import(module)).pairsOf(text)"
+
+
+def test_every_sixth_line_is_held_back(bare: Page) -> None:
+    text = "\n\n".join(f"question {i} | answer | {i}" for i in range(13))
+    found = bare.evaluate(IMPORT, [as_module("page/chat_sets.js"), text])
+    assert [pair["question"] for pair in found["heldOut"]] == ["question 5", "question 11"]
+    assert len(found["pairs"]) == 11
+    assert found["pairs"][0] == {"question": "question 0", "answer": "answer | 0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a | b\nno bar\n" * 6, "Line 2: expected “question | answer”, found “no bar”"),
+        ("a | b\nc |\n" * 6, "Line 2: expected “question | answer”"),
+        ("a | b\n" * 5, "Expected 6 to 400 lines “question | answer”, found 5"),
+        ("", "found 0"),
+    ],
+)
+def test_bad_lines_are_named(bare: Page, text: str, words: str) -> None:
+    with pytest.raises(PlaywrightError, match=re.escape(words)):
+        bare.evaluate(IMPORT, [as_module("page/chat_sets.js"), text])
+
+
+FILES = {
+    "plain.csv": "question,answer,more\nWhy?,Because,x\n",
+    "quoted.csv": 'id,"Prompt","completion"\r\n1,"Why, ""you""?","Be|cause\nof it"\r\n',
+    "rows.jsonl": '{"instruction": "Why?", "output": "Because"}\n\n',
+    "chats.jsonl": '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So"}]}',
+}
+LINES = {
+    "plain.csv": "Why? | Because", "quoted.csv": 'Why, "you"? | Be|cause of it', "rows.jsonl": "Why? | Because",
+    "chats.jsonl": "Why? | So",
+}  # fmt: skip
+READ = "async ([module, name, text]) => (await import(module)).linesOf(name, text)"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pairs_come_from_csv_and_jsonl(bare: Page, name: str) -> None:
+    assert bare.evaluate(READ, [as_module("page/chat_sets.js"), name, FILES[name]]) == LINES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "front,back\n1,2\n", "a.csv: expected the columns question and answer, or prompt and completion"),
+        ("a.csv", "", "a.csv: expected the columns"),
+        ("b.jsonl", '{"question": "a", "answer": "b"}\n{cut\n', "b.jsonl, line 2: expected a JSON object"),
+    ],
+)
+def test_other_files_are_refused_in_words(bare: Page, name: str, text: str, words: str) -> None:
+    with pytest.raises(PlaywrightError, match=re.escape(words)):
+        bare.evaluate(READ, [as_module("page/chat_sets.js"), name, text])
+
+
+@pytest.fixture(scope="module")
+def own(browser: Browser, site: Path, llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page as a file, with the random Llama out of the file chooser."""
+    file = tmp_path_factory.mktemp("own") / "tiny.gguf"
+    write_gguf(llama, file)
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((site.parent / "chat.html").as_uri())
+    assert "choose a GGUF" in tab.text_content("#lab-status")
+    assert "750 MB in training" in tab.text_content("#lab-fits")
+    assert tab.is_disabled("#lab-load")
+    tab.set_input_files("#lab-gguf", file)
+    tab.wait_for_function("Lab.chat.pace > 0", timeout=60_000)
+    yield tab
+    assert errors == []
+    tab.close()
+
+
+def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
+    own.fill("#lab-steps", "12")
+    own.click("#lab-train")
+    own.wait_for_function("Lab.chat.adapter && !Lab.chat.training", timeout=60_000)
+    assert own.text_content("#lab-train-status").startswith("Trained for 12 steps")
+    assert [one["at"] for one in own.evaluate("Lab.chat.samples")] == [0, 10, 12]
+    assert own.locator("#lab-samples li").count() == 3
+    own.wait_for_function("Lab.answers.groups.at(-1)?.result", timeout=60_000)
+    heads = own.locator("#lab-answers .lab-title").all_text_contents()
+    assert [head.split("?")[0] for head in heads] == ["Learned", "Memorised", "Forgotten"]
+    counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
+    assert "of 4 answers are right (base: " in counted[2]
+    assert "The loss on these answers went from" in counted[0]
+    assert own.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_sliders_act_on_the_answers(own: Page) -> None:
+    rows = "Lab.answers.groups.flatMap(group => group.places.map(row => [row.base, row.adapted]))"
+    settled = "document.getElementById('lab-write-status').textContent === ''"
+    own.wait_for_function(settled, timeout=60_000)
+    assert any(base != adapted for base, adapted in own.evaluate(rows)), "the adapter changes nothing"
+    own.evaluate("""() => {
+      const slider = document.getElementById("lab-strength");
+      slider.value = 0;
+      slider.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    own.wait_for_function(settled, timeout=60_000)
+    assert all(base == adapted for base, adapted in own.evaluate(rows))
+
+
+def test_another_worker_has_the_adapter_when_one_is_killed(own: Page) -> None:
+    own.evaluate("Lab.chat.engine.fail(new Error('The worker was killed.'))")
+    own.wait_for_function(
+        "document.getElementById('lab-status').textContent.includes('with the best adapter')", timeout=60_000
+    )
+    own.fill("#lab-question", "hello")
+    own.click("#lab-ask")
+    own.wait_for_function("Lab.answers.own?.adapted", timeout=60_000)
+
+
+def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
+    (tmp_path / "foreign.gguf").write_bytes(b"not a model")
+    own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
+    own.wait_for_function("document.getElementById('lab-status').textContent.includes('not a GGUF file')")
+    assert own.is_enabled("#lab-train")
 
 
 # ---- SmolLM2 itself ----------------------------------------------------------------------------------------------
