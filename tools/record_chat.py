@@ -60,6 +60,7 @@ def run(tab: Page) -> dict[str, Any]:
 
     Raises RuntimeError with the page's words if it cannot.
     """
+    settings = {name: tab.input_value(f"#lab-{name}") for name in ("train-rank", "train-alpha", "rate", "steps")}
     tab.click("#lab-load")
     tab.wait_for_function("Lab.chat.pace > 0 || document.querySelector('.lab-wrong')", timeout=LONG)
     if wrong := tab.locator(".lab-wrong").all_text_contents():
@@ -69,15 +70,15 @@ def run(tab: Page) -> dict[str, Any]:
     tab.wait_for_function("Lab.chat.adapter && !Lab.chat.training", timeout=LONG)
     tab.wait_for_function("Lab.answers.groups.at(-1)?.result", timeout=LONG)
     seen: dict[str, Any] = tab.evaluate(SEEN)
-    settings = {name: tab.input_value(f"#lab-{name}") for name in ("train-rank", "alpha", "rate", "steps")}
     return {**seen, "settings": settings}
 
 
 def recording(seen: dict[str, Any]) -> dict[str, Any]:
     """What chat_piece.html plays."""
-    settings = "rank {train-rank}, α {alpha}, rate {rate}, {steps} steps".format(**seen["settings"])
+    settings = "rank {train-rank}, α {train-alpha}, rate {rate}, {steps} steps".format(**seen["settings"])
+    learned = f"SmolLM2-135M-Instruct learns a pirate's voice from {seen['pairs']} answers, in a browser"
     return {
-        "about": f"SmolLM2-135M-Instruct learns a pirate's voice in a browser, from {seen['pairs']} answers: {settings}.",
+        "about": f"{learned}: {settings}.",
         "questions": seen["questions"],
         "samples": [{"at": one["at"], "answers": [one["sample"], one["known"]]} for one in seen["samples"]],
         "groups": [{**group, "rows": group["rows"][:ROWS]} for group in seen["groups"]],
