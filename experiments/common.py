@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_book.findings import FOLDER as RESULTS
+from lora_book.findings.runs import E2ERun, slug
 from lora_book.measure import text_windows
 from lora_book.tasks import Restaurant, load_e2e, to_examples
 from lora_lib import (
@@ -170,7 +171,7 @@ def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
 
 
 def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
-    """`arguments`, and what a run on E2E can be told."""
+    """`arguments`, plus the options of an E2E run."""
     parser = arguments(doc, "e2e.csv", seeds)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -213,12 +214,10 @@ class E2E:
         targets: str = "all", use_rslora: bool = False, init: str = "default", lora_plus: float = 1,
     ) -> Row:  # fmt: skip
         """One row: train with `method` "lora", "full" (rank 0) or "base" (not at all), measure, keep the weights."""
-        settings = {
-            "model": self.args.model, "method": method, "targets": targets, "rank": rank, "alpha": alpha,
-            "use_rslora": use_rslora, "init": init, "lora_plus": lora_plus, "learning_rate": learning_rate,
-            "steps": self.args.steps, "batch_size": self.args.batch_size, "max_length": self.args.max_length,
-            "seed": seed,
-        }  # fmt: skip
+        settings = E2ERun(
+            self.args.model, method, targets, rank, alpha, use_rslora, init, lora_plus, learning_rate,
+            self.args.steps, self.args.batch_size, self.args.max_length, seed,
+        ).row()  # fmt: skip
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def loss(self, method: str, learning_rate: float, seed: int, **settings: Any) -> float:
@@ -321,15 +320,6 @@ def curve(loss: Sequence[float], every: int) -> str:
     """Means of so many losses in a row, written with spaces. No example comes twice, so they are of unseen data."""
     means = (sum(loss[i : i + every]) / len(loss[i : i + every]) for i in range(0, len(loss), every))
     return " ".join(f"{mean:.3f}" for mean in means)
-
-
-def slug(settings: Row) -> str:
-    """A name for a run's folder, from its settings or from its row."""
-    names = (
-        "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate", "steps", "batch_size",
-        "max_length", "seed",
-    )  # fmt: skip
-    return "-".join([Path(settings["model"]).name, *(str(settings[name]) for name in names)])
 
 
 def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> int:

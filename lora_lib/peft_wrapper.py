@@ -5,30 +5,26 @@ A method that also exists in PEFT has PEFT's name and meaning.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.adapters.create import Parts, new_parts, weighted_sum
+from lora_lib.adapters.combine import combined
+from lora_lib.adapters.config import LoRAConfig, checked_config, config_of
 from lora_lib.adapters.load import load_parts
-from lora_lib.adapters.modules_to_save import ModulesToSave
 from lora_lib.adapters.names import Names
+from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
-from lora_lib.adapters.targets import config_copies, exact_targets, pattern_of, replace_module
 from lora_lib.gpt2.model import expect_model
-from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged, replace_module
+from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.settings import rules, unknown
 
 DEFAULT = "default"
 
@@ -57,53 +53,18 @@ def get_peft_model(
     named = {"target_modules": target_modules, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
              "lora_dropout": lora_dropout}  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None} | settings
-    if isinstance(target_modules, LoRAConfig) or type(target_modules).__name__ == "LoraConfig":
-        if len(given) > 1:
-            raise TypeError("give the settings in the LoRAConfig or as keywords, not both")
-        config = _checked_config(target_modules)
-    else:
-        config = _config_of(given)
-    wrapped = PeftModel(model, config, adapter_name)
+    wrapped = PeftModel(model, config_of(given), adapter_name)
     wrapped._freeze_all_but_active()
     return wrapped
-
-
-def _config_of(given: dict[str, Any]) -> LoRAConfig:
-    if "lora_rank" in given:
-        if "r" in given:
-            raise TypeError("r and lora_rank are the same setting: give one of them")
-        given["r"] = given.pop("lora_rank")
-    for name in given.keys() - rules(LoRAConfig).keys():
-        if reason := refusal(name):
-            raise TypeError(f"{name} is not supported{reason}")
-        raise unknown(name, LoRAConfig, "LoRAConfig", ["lora_rank"])
-    return LoRAConfig(**given)
-
-
-def _checked_config(config: object) -> LoRAConfig:
-    if isinstance(config, LoRAConfig):
-        return config
-    kind = type(config).__name__
-    how = "it takes the same names" if kind == "LoraConfig" else "LoRAConfig(**fields)" if kind == "dict" else ""
-    raise TypeError(f"expected lora_lib's LoRAConfig, got a {kind}{how and ': '}{how}")
 
 
 class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not have itself
-    (`config`, …), go to the model inside, `base_model`. `inspect.signature` shows the arguments of that model's
-    `forward`: from them Hugging Face's Trainer reads which columns of a data set the model takes, and which are labels.
-    TRL's trainers take the model inside: `SFTTrainer(model.get_base_model(), …)`.
+    (`config`, …), go to the model inside, `base_model`. Trainers that look into a model, as those of transformers and
+    TRL do, take the model inside: `Trainer(model.get_base_model(), …)`.
     """
-
-    def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
-        """Create the object with the class that shows the signature of `model`, if `cls` is not one already."""
-        shows = cls is PeftModel and isinstance(model, nn.Module)
-        return super().__new__(_class_for(cast(Any, type(model))) if shows else cls)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (type(self.base_model),), self.__dict__
 
     def __init__(
         self,
@@ -190,15 +151,6 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As any module's. Raises TypeError where TRL's trainer puts its own forward here: it would skip the head."""
-        if name == "forward" and "fused_lm_head" in getattr(getattr(value, "__code__", None), "co_varnames", ()):
-            raise TypeError(
-                "TRL's trainers do not know lora_lib's PeftModel: pass the model inside, with its adapters, as in "
-                "SFTTrainer(model.get_base_model(), …). The same A and B are trained; model.save_pretrained saves them"
-            )
-        super().__setattr__(name, value)
-
     # --- training ---------------------------------------------------------------------------------
 
     def enable_lora_training(self) -> PeftModel:
@@ -238,6 +190,10 @@ class PeftModel(nn.Module):
         """The LoRA layers and the modules trained in full, by their dotted names in the model."""
         return adapted_layers(self.base_model)
 
+    def _parts(self, adapter_name: str) -> Parts:
+        """What an adapter has in the model, by the names of its layers."""
+        return {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+
     @property
     def active_adapters(self) -> list[str]:
         """The names of the adapters in use; empty if all are disabled."""
@@ -260,7 +216,7 @@ class PeftModel(nn.Module):
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
         """Add a new adapter, with A random and B zero. `set_adapter` makes it active."""
-        self._attach(adapter_name, _checked_config(config))
+        self._attach(adapter_name, checked_config(config))
 
     def _attach(self, adapter_name: str, config: LoRAConfig, parts: Parts | None = None) -> None:
         """Put these parts, or new ones, into the model under a name."""
@@ -271,22 +227,18 @@ class PeftModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All parts are made before the first one is put in, so that a bad rank leaves the model unchanged.
-        bypasses, copies = parts or new_parts(Names(self.base_model), config)
-        for name, bypass in bypasses.items():
-            self._put(adapter_name, bypass, name, partial(LoRALinear, adapter_cls=config.variant))
-        for name, copied in copies.items():
-            self._put(adapter_name, copied, name, ModulesToSave)
+        if parts is None:
+            names = Names(self.base_model)
+            parts = new_parts(names, config, make_plan(names, config))
+        for name, part in parts.items():
+            layer: Any = self.base_model.get_submodule(name)
+            if not isinstance(layer, AdaptedLayer):
+                layer = LoRALinear(layer, adapter_cls=type(part)) if isinstance(part, LoRA) else ModulesToSave(layer)
+                replace_module(self.base_model, layer.base, layer)
+            layer.adapters[adapter_name] = part.requires_grad_(False)
+            layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
-        self._modules_of[adapter_name] = [*bypasses, *copies]
-
-    def _put(self, adapter_name: str, part: nn.Module, name: str, wrap: Callable[[Any], AdaptedLayer]) -> None:
-        """Put one part into the layer called `name`, and wrap that layer first if it is not wrapped yet."""
-        layer = self.base_model.get_submodule(name)
-        if not isinstance(layer, AdaptedLayer):
-            layer = wrap(layer)
-            replace_module(self.base_model, layer.base, layer)
-        layer.adapters[adapter_name] = part.requires_grad_(False)
-        layer.train(layer.base.training)
+        self._modules_of[adapter_name] = list(parts)
 
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """Make this adapter (or the sum of these) the active one. Copies no weights.
@@ -330,28 +282,10 @@ class PeftModel(nn.Module):
             raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
-        names = Names(self.base_model)
         for name in adapters:
             self._check_known(name)
-            config = self.peft_config[name]
-            if copies := config_copies(names, config):
-                raise ValueError(f"{name!r} trains {copies[0]} in full, and trained copies of a module cannot be added")
-            if not config.variant.fusible:
-                raise ValueError(f"{name!r} is {config.variant.__name__}, and only LoRA's changes add up")
-        made = {}
-        for layer_name, layer in self.lora_layers().items():
-            parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
-            if parts:
-                made[layer_name] = weighted_sum(parts)
-        first = next(iter(made.values()))
-        config = replace(
-            self.peft_config[adapters[0]],
-            target_modules=exact_targets(names, list(made)),
-            r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
-            rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
-            alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),
-        )  # fmt: skip
-        self._attach(adapter_name, config, Parts(made, {}))
+        parts = [(name, weight, self._parts(name)) for name, weight in zip(adapters, weights)]
+        self._attach(adapter_name, *combined(Names(self.base_model), self.peft_config[adapters[0]], parts))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -436,7 +370,7 @@ class PeftModel(nn.Module):
                 raise ValueError(f"the active adapters are {active}: say which of {list(self.peft_config)} to save")
             (adapter_name,) = active
         self._check_known(adapter_name)
-        parts = {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+        parts = self._parts(adapter_name)
         lost = [name for name in self._modules_of[adapter_name] if name not in parts]
         save_adapter(self.base_model, folder, self.peft_config[adapter_name], parts, lost)
 
@@ -482,24 +416,3 @@ def _check_model(model: object) -> None:
         raise ValueError("this is an empty PeftModel: wrap the model that merge_and_unload or unload returned")
     if any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
         raise ValueError("PEFT has adapted this model: call its merge_and_unload or unload, and wrap what that returns")
-
-
-@cache
-def _class_for(base: Any) -> type[PeftModel]:
-    """PeftModel for a model of class `base`: its `forward` shows the arguments of that class's, and `adapter_names`."""
-
-    def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        return PeftModel.forward(self, *args, **kwargs)
-
-    own = inspect.signature(base.forward)
-    more = inspect.signature(PeftModel.forward).parameters["adapter_names"]
-    parameters = [p for p in own.parameters.values() if p.name != more.name]
-    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
-    shown = own.replace(parameters=[*parameters[:at], more, *parameters[at:]])
-    forward.__signature__ = shown  # type: ignore[attr-defined]
-    return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
-
-
-def _blank(base: Any) -> PeftModel:
-    """An empty object for `copy` and `pickle` to fill."""
-    return object.__new__(_class_for(base))

@@ -151,7 +151,7 @@ function row(about) {
 }
 
 function settingsOf({ r, alpha, rate, steps, best, kinds, unfinished }) {
-  const short = unfinished ? ", cut short" : "";
+  const short = unfinished ? ", unfinished" : "";
   const run = steps === undefined ? "" : `, rate ${rate}, ${best || steps} of ${steps} steps${short}`;
   return `r ${r}, α ${alpha ?? "?"}${run}, ${kinds.length === 4 ? "all layers" : kinds.join(", ")}`;
 }

@@ -2,8 +2,13 @@
 import { Engine } from "./engine.js";
 import { $, lab, say, tell } from "./state.js";
 
+const SOON = 20_000; // milliseconds in which the end of a worker follows from its work
+const MOST_DEATHS = 3;
+
 let loading = null;
 let lost = null; // the engine whose worker has ended
+let began = 0; // when the last worker was ready
+let deaths = 0; // of workers, one soon after the other
 let wanted; // the device that the reader chose; undefined leaves the choice to the page
 
 // Where the model is to run, before it is loaded: "wasm" or "webgpu".
@@ -31,6 +36,7 @@ async function load() {
   lost = null;
   engine.onEnd = error => replace(engine, error);
   lab.engine = engine;
+  began = performance.now();
   const seconds = (performance.now() - before) / 1000;
   const on = engine.device?.kind === "webgpu" ? "on the GPU" : "on the processor";
   const cost = `after ${seconds.toFixed(1)} s, ${on}, in ${Math.round(engine.megabytes)} MB of memory`;
@@ -51,13 +57,21 @@ function firstEngine() {
   return Engine.start(show, { device: wanted });
 }
 
-// The worker has ended: start another one with the same model. It gets adapters when they are chosen.
+// The worker has ended: start another one with the same model. It gets adapters when they are chosen. Where one after the
+// other ends, the reader has to say when to go on.
 function replace(engine, error) {
   if (lab.engine !== engine) return;
   lost = engine;
   loading = lab.engine = null;
   lab.adapters.clear();
   lab.shown = {};
+  deaths = performance.now() - began < SOON ? deaths + 1 : 1;
+  if (deaths > MOST_DEATHS) {
+    say("status", `${error.message} Close other tabs, then load the model again.`, true);
+    $("load").disabled = $("load").hidden = false;
+    deaths = 0;
+    return;
+  }
   say("status", `${error.message} Another one is starting …`, true);
   ready().catch(() => {}); // the page says what went wrong
 }

@@ -14,9 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.targets import find_targets, replace_module
-from lora_lib.layers.adapted import adapted_layers
-from lora_lib.layers.linear import linear_shape, transposed
+from lora_lib.adapters.plan import find_targets
+from lora_lib.layers.adapted import adapted_layers, linear_shape, replace_module, transposed
 
 
 def even_levels(bits: int) -> Tensor:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.model import GPT2Config, GPT2Model
-from lora_lib.gpt2.names import hf_name, other_layout, own_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -99,7 +98,7 @@ def read_config(folder: Path) -> GPT2Config:
 
 def _files(folder: Path) -> list[Path]:
     """The newest complete version of `OUR_FILES`, even if a save was killed half-way."""
-    return current(*(folder / name for name in OUR_FILES))
+    return [folder / name for name in OUR_FILES]
 
 
 def _read_json(path: Path) -> Any:

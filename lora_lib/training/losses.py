@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lib.gpt2.loss import IGNORE, calls_may_differ, cross_entropy_sum
+from lora_lib.gpt2.loss import IGNORE, cross_entropy_sum
+from lora_lib.layers.hooks import runs_only_forward
 from lora_lib.peft_wrapper import PeftModel
 
 
@@ -22,7 +23,7 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     Raises ValueError if the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
-    if hasattr(type(inner), "loss_sum") and not calls_may_differ(model):
+    if hasattr(type(inner), "loss_sum") and runs_only_forward(model):
         loss: Tensor = inner.loss_sum(ids, targets)
         return loss
     asked: dict[str, Any] = {}

@@ -469,7 +469,7 @@ def bring(page: Chromium, *files: Path) -> str:
     """What the page says to these files."""
     page.js("document.getElementById('lab-file-status').textContent = ''")
     page.tab.set_input_files("#lab-file", files)
-    page.until("document.getElementById('lab-file-status').textContent !== ''")
+    page.until("!['', 'Reading the adapter …'].includes(document.getElementById('lab-file-status').textContent)")
     return page.text("file-status")
 
 

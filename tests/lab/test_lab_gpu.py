@@ -243,7 +243,7 @@ def test_the_device_is_chosen_and_named(page: Page, choice: str) -> None:
         before.push([owner, name, Object.getOwnPropertyDescriptor(owner, name)]);
         Object.defineProperty(owner, name, {{ get: () => value, configurable: true }});
       }};
-      const wasm = await (await fetch("./kernels.wasm")).arrayBuffer();
+      const wasm = await (await fetch("./cpu/kernels.wasm")).arrayBuffer();
       const source = await lab.sourceOf(what.config, what.weights);
       {situation}
       try {{

@@ -38,7 +38,7 @@ def check_saved(page: Driver) -> None:
     """The run has ended in words, another worker is there, and the best adapter so far writes."""
     assert "The adapter of step 10 is kept" in page.text("train-status")
     page.until("Lab.page.engine && Lab.seen().write.view?.adapter === 'run-1'", 60)
-    page.until("document.getElementById('lab-kept').textContent.includes('cut short')")
+    page.until("document.getElementById('lab-kept').textContent.includes('unfinished')")
     assert len(page.text("adapted")) > 60 and page.text("adapted") != page.text("base")
     page.train(steps=2)
     assert len(page.losses()) == 2
@@ -77,6 +77,20 @@ def test_an_idle_worker_that_is_ended_is_replaced(visit: Driver) -> None:
     visit.until("Lab.seen().write.view?.rank === 3")
 
 
+def test_workers_that_end_again_and_again_are_not_started_for_ever(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    page = Chromium(browser, tmp_path, site.as_uri())
+    page.load()
+    for _ in range(4):
+        page.until("Boolean(Lab.page.engine)")
+        page.js("void (window.ended = Lab.page.engine).worker.terminate()")
+        page.until("Lab.page.engine !== window.ended", 10)
+    said(page, "status", "Close other tabs, then load the model again")
+    page.load()
+    page.context.close()
+
+
 def test_a_helper_that_is_ended_costs_no_step(visit: Driver) -> None:
     begin(visit, workers=2, steps=24)
     visit.js("void Lab.page.engine.ask('killHelper')")
@@ -95,7 +109,7 @@ def test_a_closed_tab_costs_the_steps_since_the_last_measurement(visit: Driver, 
     visit.tab.goto(site.as_uri())
     visit.until("!document.getElementById('lab-yours').hidden")
     assert "1 adapter of yours is kept in this browser" in visit.text("yours")
-    assert "10 of 400 steps, cut short" in visit.text("kept")
+    assert "10 of 400 steps, unfinished" in visit.text("kept")
     visit.js("document.querySelector('#lab-yours button').click()")
     visit.until("Lab.seen().write.view?.adapter === 'run-1'", 60)
 

@@ -336,6 +336,24 @@ def test_storage_that_fails_says_so_and_the_adapter_can_be_used(
 # ---- Links -------------------------------------------------------------------------------------------------------
 
 
+def test_a_link_to_the_restaurants_has_facts_and_a_text_for_each_rank(
+    browser: Browser, site: Path, tmp_path: Path
+) -> None:
+    """As chapters 5 and 7 have it: nothing is loaded yet."""
+    seen = {}
+    for rank in (8, 4, 2, 1, "abc"):
+        page = opened(browser, site, tmp_path, f"#adapter=restaurants&rank={rank}")
+        page.until("document.getElementById('lab-adapted').textContent.length > 60")
+        assert value(page, "prompt").startswith("name[The Stone Otter], eatType[wine bar]")
+        assert page.text("adapted").startswith(value(page, "prompt"))
+        assert not [url for url in requests(page) if "weights" in url]
+        seen[rank] = page.text("adapted")
+        said = page.text("status")
+        assert ("It says rank=abc, which is not a number" in said) == (rank == "abc")
+        page.context.close()
+    assert len(set(seen.values())) == 4 and seen["abc"] == seen[8]
+
+
 def test_a_link_to_an_adapter_that_is_not_here_says_so(visit: Driver, site: Path) -> None:
     visit_again(visit, site.as_uri() + "#adapter=run-7&rank=3")
     visit.until("document.getElementById('lab-status').textContent.includes('“run-7”')", 60)

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lora_book.measure
 import lora_lib
-from lora_book.tasks import make_tickets
-from lora_lib.adapters import AdapterError, model_card
+from lora_book.tasks import make_tickets, model_card
+from lora_lib.adapters import AdapterError
 from lora_lib.data import encode_chat, prompt_ids, write_answers
 from lora_lib.training import FitConfig, lr_factor
 

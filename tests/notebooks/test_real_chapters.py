@@ -7,7 +7,7 @@ import re
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from lora_lib.__main__ import RunConfig
+from lora_lib.run.commands import RunConfig
 
 
 @pytest.fixture

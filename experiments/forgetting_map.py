@@ -1,6 +1,6 @@
 """What predicts forgetting: the method, the loss on the task, KL on the task, or the size of the change?
 
-    LORA_DATA_DIR=... python experiments/map.py --prose FILE --plays FILE [--stages linear lower below others ...]
+    LORA_DATA_DIR=... python experiments/forgetting_map.py --prose FILE --plays FILE [--stages linear lower ...]
 
 LoRA and full fine-tuning of exactly the same weights on E2E, at learning rates a factor of 1.8 apart. A run is measured
 on test data: its loss and its KL from the base on the task, its loss on four other kinds of text, and the size, the
@@ -28,10 +28,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import common
 import torch
 from common import RESULTS, Row, Rows, context, curve, device, embedding, fit, load_base, logits_of
-from parts import RSLORA, Parts
+from parts import Parts
 from parts import arguments as parts_arguments
 from torch import Tensor, nn
 
+from lora_book.findings.runs import RSLORA, MapRun
 from lora_book.measure import text_windows, weight_changes
 from lora_book.tasks import Restaurant, load_sms_spam, restaurant_data, to_examples
 from lora_lib.data import IGNORE, Encoded, batches, encode_examples
@@ -41,10 +42,7 @@ from lora_lib.training.loop import PAD
 WTE_RATE = 0.0032  # of the embedding, where it is trained; near the best of parts.csv for LoRA and for full fine-tuning
 TUNING_SEED, FIRST_REPORTED = 0, 100  # seeds from 200 are for seeds.py
 SNAPSHOT = 6  # steps between two points of the path
-SETTINGS = (
-    "model", "arm", "method", "parts", "rank", "alpha", "use_rslora", "learning_rate", "rest_rate", "steps",
-    "batch_size", "max_length", "seed", "split",
-)  # fmt: skip
+SETTINGS = MapRun.columns()
 MEASURES = (
     "loss", "kl", "kl_reverse", "prose_loss", "prose_kl", "plays_loss", "messages_loss", "restaurants_loss",
     "delta_norm", "path", "spectral_norm", "stable_rank", "wte_norm", "trainable", "train_cpu_seconds", "curve",
@@ -68,6 +66,7 @@ ARMS = {
     "r = 64": Arm("lora", 64, 32, False, 3),
     "r = 64, s = 4": Arm("lora", 64, 256, False, 1),
     "r = 1": Arm("lora", 1, 32, False, 2),
+    "r = 8, s = 1.41": Arm("lora", 8, RSLORA, False, 4),
 }
 MAIN = tuple(ARMS)[:4]
 
@@ -93,8 +92,25 @@ STAGES = {
     "linear": Stage("linear", 120, ("full", "r = 64, α/√r", "r = 64"), 5, {"full": (-1,)}),
     "lower": Stage("linear", 120, ("r = 8", "full"), 5, {"full": (-1, -2)}),
     "below": Stage("linear", 120, MAIN, 5, {**dict.fromkeys(MAIN, (-1,)), "full": (-1, -2, -3)}),
-    "others": Stage("linear", 120, tuple(ARMS)[4:], 5, {}),
-    "beside": Stage("linear", 120, tuple(ARMS), 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
+    "others": Stage("linear", 120, tuple(ARMS)[4:6], 5, {}),
+    "beside": Stage("linear", 120, tuple(ARMS)[:6], 5, {**dict.fromkeys(ARMS, (-1, 1)), "full": (-2, -1, 1)}),
+    "gentle": Stage(
+        "linear",
+        120,
+        ("full", "r = 64, α/√r", "r = 8"),
+        5,
+        {"full": (-4,), "r = 64, α/√r": (-2, -3), "r = 8": (-2,)},
+    ),
+    "gentle scale": Stage(
+        "linear",
+        120,
+        ("r = 64, s = 4", "r = 8, s = 1.41"),
+        5,
+        {"r = 64, s = 4": (-1,), "r = 8, s = 1.41": (-1,)},
+        {"r = 64, s = 4": 0},
+    ),
+    "gentle 64": Stage("linear", 120, ("r = 64",), 5, {"r = 64": (-2, -3)}),
+    "gentle 1": Stage("linear", 120, ("r = 1",), 5, {"r = 1": (1, -1)}),
     "wte": Stage(
         "linear + wte",
         120,
@@ -108,6 +124,15 @@ STAGES = {
     "smollm2": Stage("linear", 60, MAIN[:3], 5, {}, {"full": -4, "r = 64, α/√r": 0, "r = 8": 0}, True),
     "smollm2 lower": Stage(
         "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True
+    ),
+    "smollm2 hard": Stage(
+        "linear",
+        240,
+        MAIN[:3],
+        5,
+        {**dict.fromkeys(MAIN[:3], (-1, -2)), "full": (-3, -2, -1)},
+        {"full": -2, "r = 64, α/√r": 1, "r = 8": 2},
+        True,
     ),
     "smollm2 64": Stage("linear", 60, MAIN[3:], 5, {}, {"r = 64": 1}, True),
 }
@@ -126,13 +151,11 @@ def settings_of(
 ) -> Row:
     """A run's settings, the first columns of its rows."""
     arm, rate = ARMS[name], grid(step)
-    return {
-        "model": args.model, "arm": name, "method": arm.method, "parts": stage.parts, "rank": arm.rank,
-        "alpha": arm.alpha, "use_rslora": arm.use_rslora, "learning_rate": rate,
-        "rest_rate": rate if stage.parts == "linear" else wte_rate, "steps": stage.steps,
-        "batch_size": args.batch_size, "max_length": args.max_length, "seed": seed,
-        "split": "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
-    }  # fmt: skip
+    return MapRun(
+        args.model, name, arm.method, stage.parts, arm.rank, arm.alpha, arm.use_rslora, rate,
+        rate if stage.parts == "linear" else wte_rate, stage.steps, args.batch_size, args.max_length, seed,
+        "validation" if seed < FIRST_REPORTED or seed >= 2 * FIRST_REPORTED else "test",
+    ).row()  # fmt: skip
 
 
 def base_settings(args: argparse.Namespace) -> Row:
@@ -240,6 +263,7 @@ class Map(Parts):
     others: dict[str, list[Encoded]]
     known: dict[str, list[Tensor]]
     base: nn.Module
+    measures: tuple[str, ...] = MEASURES
 
     @classmethod
     def load(cls, args: argparse.Namespace) -> Map:
@@ -269,7 +293,7 @@ class Map(Parts):
     def make(self, settings: Row) -> None:
         """Train, measure, and write the run's rows down, one for each λ; the base has one, at λ = 0."""
         if settings["method"] == "base":
-            quality = {**dict.fromkeys(MEASURES, ""), **self.quality_of(self.base, True)}
+            quality = {**dict.fromkeys(self.measures, ""), **self.quality_of(self.base, True)}
             self.rows.add([{**settings, "scale": 0.0, **quality}])
             return
         model: Any = copy.deepcopy(self.base)
@@ -280,7 +304,7 @@ class Map(Parts):
         start = time.process_time()
         history = self.train_watched(trained, settings, path)
         found = {
-            **dict.fromkeys(MEASURES, ""), **shape(changes_of(self.base, trained)), "path": round(path.length, 3),
+            **dict.fromkeys(self.measures, ""), **shape(changes_of(self.base, trained)), "path": round(path.length, 3),
             "wte_norm": round(norm([self.of_embedding(model)]), 3) if wte else 0.0,
             "trainable": sum(p.numel() for p in trained.parameters() if p.requires_grad),
             "train_cpu_seconds": round(time.process_time() - start, 1), "curve": curve(history.loss, every=10),

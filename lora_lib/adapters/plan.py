@@ -1,20 +1,85 @@
-"""Which layers of a model an adapter is for: by name, by the end of a name, or by a regular expression."""
+"""The plan of an adapter: which layers of a model it is for, and for each its name in the file, rank, alpha and kind.
+
+`get_peft_model` makes the parts of a new adapter from it, loading checks a file against it, saving writes it down.
+Nothing here changes the model.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from lora_lib.adapters.config import HEADS, LoRAConfig
 from lora_lib.adapters.names import Names
-from lora_lib.layers.adapted import base_of
+from lora_lib.layers.adapted import adapted_layers, base_of, check_rank, own_base
 from lora_lib.lora_linear import LoRA
 
 Value = TypeVar("Value", int, float)
+Parts = dict[str, nn.Module]  # by the names of their layers: bypasses, and copies of the modules trained in full
+
+
+class Planned(NamedTuple):
+    """One layer of an adapter: its name in the model and in a file, and what its bypass is."""
+
+    name: str
+    in_file: str
+    rank: int
+    alpha: float
+    kind: type[LoRA] | None  # None for a module that is trained in full
+
+
+def make_plan(names: Names, config: LoRAConfig) -> list[Planned]:
+    """The layers that an adapter with this config has in a model: those with a bypass, then those trained in full.
+
+    Raises ValueError as `get_peft_model` does, and for a key of `rank_pattern` or `alpha_pattern` that fits no layer.
+    """
+    copies = _copied(names, config)
+    targets = _targets(names, config, copies)
+    for pattern in {**config.rank_pattern, **config.alpha_pattern}:
+        if not any(_fits_name(pattern, names, name) for name in targets):
+            raise ValueError(f"rank_pattern or alpha_pattern names {pattern!r}, which is none of the targets")
+    bypasses = [planned(names, config, name, config.variant) for name in targets]
+    return bypasses + [planned(names, config, name, None) for name in copies]
+
+
+def planned(names: Names, config: LoRAConfig, name: str, kind: type[LoRA] | None) -> Planned:
+    """One line of the plan. r and alpha are those of the first matching key of the patterns, or else the config's."""
+    rank = next((v for p, v in config.rank_pattern.items() if _fits_name(p, names, name)), config.r)
+    alpha = next((v for p, v in config.alpha_pattern.items() if _fits_name(p, names, name)), config.lora_alpha)
+    return Planned(name, names.in_file(name), rank, alpha, kind)
+
+
+def new_parts(names: Names, config: LoRAConfig, plan: Sequence[Planned], any_rank: bool = False) -> Parts:
+    """The parts of a new adapter: a bypass for each target, and a copy of each module that is trained in full.
+
+    A rank above min(d, k) is refused, because no change has a higher rank; files may have one (`any_rank`).
+    """
+    made: Parts = {}
+    for name, _, rank, alpha, kind in plan:
+        if kind is None:
+            base = base_of(names.modules[name])
+            if adapted_layers(base):
+                raise ValueError(f"modules_to_save names {name}, and another adapter has LoRA layers in it")
+            made[name] = copy.deepcopy(base)
+            continue
+        with own_base(names.modules[name]) as base:
+            try:
+                if not any_rank:
+                    check_rank(rank, *kind.shape_of(base))
+                made[name] = kind.from_base(
+                    base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return made
+
+
+# --- which layers ---------------------------------------------------------------------------------
 
 
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str, adapter_cls: type[LoRA] = LoRA) -> list[str]:
@@ -24,11 +89,10 @@ def find_targets(model: nn.Module, target_modules: Sequence[str] | str, adapter_
     and a regular expression choose among the layers that `adapter_cls` can wrap. Raises ValueError as `get_peft_model`
     does.
     """
-    return find(Names(model), target_modules, adapter_cls)
+    return _find(Names(model), target_modules, adapter_cls)
 
 
-def find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[LoRA] = LoRA) -> list[str]:
-    """As `find_targets`, for the names of a model."""
+def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[LoRA]) -> list[str]:
     linear = [name for name, module in names.modules.items() if _fits(module, adapter_cls)]
     if not linear:
         kind = type(names.model).__name__
@@ -53,14 +117,10 @@ def find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[Lo
     return [name for name in modules if name in chosen.values()]
 
 
-def config_targets(names: Names, config: LoRAConfig) -> list[str]:
-    """The layers that get a bypass: those of `target_modules` that no other field of the config excludes.
-
-    Raises ValueError as `find_targets` does, and if no layer is left.
-    """
-    saved = config_copies(names, config)
-    found = find(names, config.target_modules, config.variant)
-    left = [n for n in found if not n.startswith(tuple(s + "." for s in saved)) and n not in saved]
+def _targets(names: Names, config: LoRAConfig, copies: Sequence[str]) -> list[str]:
+    """The layers that get a bypass: those of `target_modules` that no other field of the config excludes."""
+    found = _find(names, config.target_modules, config.variant)
+    left = [n for n in found if not n.startswith(tuple(s + "." for s in copies)) and n not in copies]
     left = [n for n in left if _in_layers(config, names.in_file(n)) and not _excluded(config, names, n)]
     if not left:
         raise ValueError(
@@ -87,7 +147,7 @@ def _in_layers(config: LoRAConfig, name: str) -> bool:
     return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
-def config_copies(names: Names, config: LoRAConfig) -> list[str]:
+def _copied(names: Names, config: LoRAConfig) -> list[str]:
     """The modules that are trained in full: those whose name ends in one of `modules_to_save`, as in PEFT.
 
     Raises ValueError for a name that no module has, except for the heads that a task type adds.
@@ -141,15 +201,12 @@ def _last_parts(linear: Sequence[str]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in linear})
 
 
-def rank_and_alpha(names: Names, config: LoRAConfig, name: str) -> tuple[int, float]:
-    """A layer's r and alpha: from the first matching key of the patterns, or else the config's."""
-    rank = next((v for p, v in config.rank_pattern.items() if fits_name(p, names, name)), config.r)
-    return rank, next((v for p, v in config.alpha_pattern.items() if fits_name(p, names, name)), config.lora_alpha)
-
-
-def fits_name(pattern: str, names: Names, name: str) -> bool:
+def _fits_name(pattern: str, names: Names, name: str) -> bool:
     """Whether a key of `rank_pattern` is a layer's name, the end of it, or a regular expression for either."""
     return any(_regex(rf"(.*\.)?({pattern})", n) for n in names.all_of(name))
+
+
+# --- a config that says the same ------------------------------------------------------------------
 
 
 def pattern_of(values: dict[str, Value], usual: Value) -> dict[str, Value]:
@@ -177,11 +234,3 @@ def exact_targets(names: Names, chosen: Sequence[str]) -> list[str] | str:
             return "|".join(map(re.escape, exact))
         found.append(fitting[0])
     return found
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where `old` is, in every place where a model that shares layers has it."""
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module is old:
-                setattr(parent, child, new)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.modules import module as hooks_of_all_modules
-from torch.utils.module_tracker import ModuleTracker
+
+from lora_lib.layers.hooks import runs_only_forward
 
 # With fewer rows, launching an operation costs more than another pass over memory. In the benchmark of sizes `_Fused`
 # was then up to a seventh slower than PEFT, and `_few_rows` never was (`python -m benchmarks --only sizes`).
@@ -68,7 +68,7 @@ def fused(
 ) -> Tensor:
     """x·W + b + Σ s·x·A·B, for x (…, d), W (d, k) and products (A, B, s); dropout p acts on the first of them.
 
-    `can_fuse` says when the result is that of the modules.
+    `rate_if_fusible` says when the result is that of the modules.
     """
     x = x.to(_autocast_dtype(x) or x.dtype)  # cast here, so that the backward pass keeps the narrow copy
     A, B, s = products[0]
@@ -97,41 +97,25 @@ def _few_rows(rows: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor
     return torch.addmm(y, rows @ A, B, alpha=s)
 
 
-def can_fuse(x: Tensor, base: Any, rates: Sequence[float | None]) -> bool:
-    """Whether `fused` gives what calling the modules would: the base is frozen and plain, and no hook would run.
+def rate_if_fusible(x: Tensor, base: Any, bypasses: Sequence[Any]) -> float | None:
+    """The dropout rate for `fused`, if that gives what calling the modules would; else None.
 
-    `rates` are the bypasses' `dropout_rate`s, with None for a bypass that has to be called.
+    It does if the base is frozen and plain, the bypasses compute LoRA's formula, and no hook would run.
     """
-    if None in rates or (len(rates) > 1 and any(rates)) or 1.0 in rates:  # each adapter draws its own dropout mask
-        return False
+    rates = [bypass.dropout.p if bypass.dropout.training else 0.0 for bypass in bypasses]
     kind = type(base)
     if kind is not nn.Linear and (kind.__module__, kind.__name__) != ("transformers.pytorch_utils", "Conv1D"):
-        return False
-    if not only_forward_runs(base) or _watched() or _transformed():
-        return False
+        return None
+    if (len(rates) > 1 and any(rates)) or 1.0 in rates or _transformed():  # each adapter draws its own dropout mask
+        return None
+    called = [base, *bypasses, *(bypass.dropout for bypass in bypasses)]
+    if not all(map(runs_only_forward, called)):
+        return None
     weight, bias = base.weight, base.bias
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return False
-    if not (_is_plain(x) and _is_plain(weight)):
-        return False
-    return x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
-
-
-def only_forward_runs(module: nn.Module) -> bool:
-    """Whether calling a module runs only its class's `forward`: no hooks, and no `forward` set on the instance."""
-    m: Any = module
-    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-    return not hooks and "forward" not in m.__dict__
-
-
-def _watched() -> bool:
-    """Whether a global hook could see or change a result. Those of PyTorch's FLOP counter only track module names."""
-    hooks = hooks_of_all_modules
-    if not hooks._has_any_global_hook():
-        return False
-    forward = [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
-    backward = [*hooks._global_backward_hooks.values(), *hooks._global_backward_pre_hooks.values()]
-    return bool(backward) or not all(isinstance(getattr(h, "__self__", None), ModuleTracker) for h in forward)
+    if weight.requires_grad or (bias is not None and bias.requires_grad) or not (_is_plain(x) and _is_plain(weight)):
+        return None
+    same = x.dtype == weight.dtype or _autocast_dtype(x) is not None  # else let the base layer raise its own error
+    return rates[0] if same else None
 
 
 def _transformed() -> bool:
