@@ -85,6 +85,12 @@ def recording(seen: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def piece(seen: dict[str, Any]) -> str:
+    """The HTML that plays a recording."""
+    text = json.dumps(seen, ensure_ascii=False).replace("</", "<\\/")
+    return PIECE.read_text(encoding="utf8").replace("RECORDING", text)
+
+
 def main() -> None:
     """Run the page, and write the recording."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -95,8 +101,7 @@ def main() -> None:
             tab.goto(f"{address}chat.html")
             seen = recording(run(tab))
         browser.close()
-    text = json.dumps(seen, ensure_ascii=False).replace("</", "<\\/")
-    OUT.write_text(PIECE.read_text(encoding="utf8").replace("RECORDING", text), encoding="utf8")
+    OUT.write_text(piece(seen), encoding="utf8")
 
 
 if __name__ == "__main__":

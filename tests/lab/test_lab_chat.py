@@ -10,7 +10,6 @@ import json
 import random
 import re
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import record_chat
 import torch
 from conftest import skip_or_fail
 from lab_modules import as_module, probe
@@ -404,6 +404,28 @@ def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> Non
     assert own.is_enabled("#lab-train")
 
 
+def test_the_recording_plays_before_anything_is_loaded(browser: Browser) -> None:
+    text = record_chat.OUT.read_text(encoding="utf8")
+    seen = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    assert len(text) < 20_000
+    assert text == record_chat.piece(seen), "run `python tools/record_chat.py`"
+    tab = browser.new_page(reduced_motion="reduce")
+    tab.set_content(text)
+    for at in (0, len(seen["samples"]) - 1):
+        tab.evaluate(
+            """at => {
+              const slider = document.querySelector(".chat-step");
+              slider.value = at;
+              slider.dispatchEvent(new Event("input"));
+            }""",
+            at,
+        )
+        said = tab.text_content(".chat-now")
+        assert all(answer in said for answer in seen["samples"][at]["answers"])
+    assert tab.locator(".chat-groups").text_content().count("base: ") == 3
+    tab.close()
+
+
 # ---- SmolLM2 itself ----------------------------------------------------------------------------------------------
 
 ODD = [
@@ -514,17 +536,24 @@ def test_tokens_and_chats_are_those_of_transformers(chat: Page) -> None:
         assert chat.evaluate(render, [as_module("files/gguf.js"), messages]) == expected
 
 
-def test_an_adapter_trained_in_the_page_opens_in_peft(chat: Page, tmp_path: Path) -> None:
-    """Three steps through the page's own form; then the same logits in PEFT, on the weights in full."""
+def test_an_adapter_trained_in_the_page_opens_in_peft(
+    chat: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps through the page's own form; then the same logits in PEFT and lora_lib, on the weights in full."""
     chat.fill("#lab-steps", "3")
     chat.fill("#lab-train-rank", "4")
     chat.click("#lab-train")
     chat.wait_for_function("Lab.chat.adapter && !Lab.chat.training", timeout=180_000)
     with chat.expect_download() as coming:
         chat.click("#lab-download")
-    with zipfile.ZipFile(coming.value.path()) as whole:
-        whole.extractall(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    coming.value.save_as(tmp_path / coming.value.suggested_filename)
+    chat.evaluate("Lab.answers.round++")  # nobody waits for the answers
+    monkeypatch.chdir(tmp_path)
+    lines = chat.text_content("#lab-python").replace("max_new_tokens=60", "max_new_tokens=2")
+    printed: dict[str, Any] = {}
+    exec(lines, printed)  # as a reader runs them, with lora_lib
+    folder = tmp_path / "chat-adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (4, smollm2.NAME)
     ids = ask(chat, "encode", text="<|im_start|>user\nWhat is a friend?<|im_end|>\n<|im_start|>assistant\n")
     # What 16 bits change in the base is not the adapter's: the same file again, in 32 bits.
@@ -535,14 +564,16 @@ def test_an_adapter_trained_in_the_page_opens_in_peft(chat: Page, tmp_path: Path
         [file, Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer]));
       await engine.ask("keep", { name: "back", files });
     }"""
-    chat.evaluate(script, {f.name: base64.b64encode(f.read_bytes()).decode() for f in tmp_path.iterdir()})
+    chat.evaluate(script, {f.name: base64.b64encode(f.read_bytes()).decode() for f in folder.iterdir()})
     view = {"adapter": "back", "rank": 4, "strength": 1, "off": []}
     with_adapter, base = (torch.tensor(ask(chat, "logits", view=v, ids=ids, first=0)) for v in (view, None))
     model, _ = load_smollm2()
     with torch.no_grad():
         expected_base = model(torch.tensor([ids])).logits[0, -1]
-        opened = PeftModel.from_pretrained(model, str(tmp_path)).eval()
+        opened = PeftModel.from_pretrained(model, str(folder)).eval()
         expected = opened(torch.tensor([ids])).logits[0, -1]
+        in_library = printed["base"](torch.tensor([ids])).logits[0, -1]
     assert (base - expected_base).abs().max() <= 1e-4 * expected_base.std()
     assert (with_adapter - expected).abs().max() <= 1e-4 * expected.std()
+    assert (in_library - expected).abs().max() <= 1e-4 * expected.std()
     assert (expected - expected_base).abs().max() > 0.1, "the adapter changes nothing, so nothing was compared"
