@@ -3,14 +3,15 @@ import { LabError } from "../errors.js";
 import { HERE } from "./engine.js";
 
 const KEPT = "lora-book-chat";
-const TRAINING_PAGES = 11_500; // of 64 kB: what training takes at most, about 750 MB
+const TRAINING_PAGES = 11_500; // of 64 kB: what training on short lines takes at most, about 750 MB
 const SMALL = 4; // GB of memory that a device has, below which training may not fit
 
 export const isServed = () => CHAT !== null && location.protocol.startsWith("http");
 
 // Whether this browser gives a page enough memory, in a sentence.
 export function memoryWords() {
-  const needs = "It takes about 290 MB of memory, and up to 750 MB in training.";
+  const needs =
+    "It takes about 290 MB of memory, and in training up to 750 MB for short lines, more for long ones.";
   try {
     new WebAssembly.Memory({ initial: TRAINING_PAGES, maximum: 32768 });
   } catch {
