@@ -25,6 +25,7 @@ MODEL = ROOT / "lora_lib" / "gpt2" / "mini"
 KERNELS = {"kernels.wasm": [], "kernels_relaxed.wasm": ["-mrelaxed-simd", "-DRELAXED"]}
 ZIG = "0.17.0"  # another version gives other bytes
 PARTS = 8  # the weights come in so many scripts: that many steps of the progress bar
+PAGES = ("page", "chat")  # the lab's page, and that of the chat model
 PIECES = "write train yours take_home bring".split()  # of the page, in HTML; the book has its own words between them
 
 
@@ -69,9 +70,23 @@ def write_scripts(folder: Path) -> None:
         write_call(folder / f"adapter-{adapter.name}.js", "adapter", adapter.name, files)
     # Last, as it knows the others' digests: a browser that kept an older script must not take it for this one.
     versions = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:8] for file in sorted(folder.glob("*.js"))}
-    page = bundle("page/page.js", VERSIONS=versions)
-    (folder / "page.js").write_text(page, encoding="utf8")
+    for page in PAGES:
+        script = bundle(f"page/{page}.js", VERSIONS=versions, CHAT=chat_model(folder))
+        (folder / f"{page}.js").write_text(script, encoding="utf8")
     shutil.copy(LAB / "page" / "lab.css", folder)
+
+
+def chat_model(folder: Path) -> dict[str, object] | None:
+    """Lay the chat model's file beside the scripts, if its package is installed: what the page must know of it."""
+    from lora_lib.run import smollm2  # slow to import, and the kernels are built without
+
+    source = smollm2.gguf_path()
+    if source is None:
+        return None
+    file = folder / f"smollm2-{smollm2.GGUF_SHA256[:8]}.gguf"
+    if not file.exists():
+        shutil.copy(source, file)
+    return {"file": file.name, "bytes": file.stat().st_size}
 
 
 def bundle(module: str, form: str = "iife", **constants: object) -> str:
@@ -100,11 +115,14 @@ def write_call(script: Path, function: str, *arguments: object) -> None:
 def write_site(folder: Path) -> None:
     """Write the page into `folder` as it is in the book, without the book around it."""
     write_scripts(folder)
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>The lab</title>'
-    links = '<link rel="stylesheet" href="lab.css"><script src="page.js" defer></script>'
-    body = "\n".join((LAB / "page" / f"{piece}.html").read_text(encoding="utf8") for piece in PIECES)
-    page = f'<!doctype html><html lang="en" data-theme="light"><head>{head}{links}</head><body>{body}</body></html>\n'
-    (folder / "lab.html").write_text(page, encoding="utf8")
+    for name, script, pieces in (("lab", "page", PIECES), ("chat", "chat", ["chat"])):
+        head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>The lab</title>'
+        links = f'<link rel="stylesheet" href="lab.css"><script src="{script}.js" defer></script>'
+        body = "\n".join((LAB / "page" / f"{piece}.html").read_text(encoding="utf8") for piece in pieces)
+        page = (
+            f'<!doctype html><html lang="en" data-theme="light"><head>{head}{links}</head><body>{body}</body></html>\n'
+        )
+        (folder / f"{name}.html").write_text(page, encoding="utf8")
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ export class LoadedAdapter {
     this.kernels.zero(this.g, this.size);
   }
 
-  // All A and B as they lie in memory, for `GPT2` in another worker.
+  // All A and B as they lie in memory, for the model in another worker.
   weights() {
     return this.memory.floats(this.w, this.size).slice();
   }

@@ -196,7 +196,7 @@ void pack_columns(float *W, int first, int columns, int d, int packed, float *pa
   }
 }
 
-// x (T, C) = each token's column of the embedding, in panels, plus its place's row of `places`.
+// x (T, C) = each token's column of the embedding, in panels, plus its place's row of `places`, if there are any.
 EXPORT(embed)
 void embed(const int *ids, int T, int C, const float *panels, int packed, const float *places, float *x) {
   for (int t = 0; t < T; t++) {
@@ -206,7 +206,7 @@ void embed(const int *ids, int T, int C, const float *panels, int packed, const 
       load_eight(panels, packed, ids[t] / 8 * C + i, &left, &right);
       store(eight, left);
       store(eight + 4, right);
-      *x = eight[ids[t] & 7] + places[t * C + i];
+      *x = eight[ids[t] & 7] + (places ? places[t * C + i] : 0);
     }
   }
 }
@@ -641,16 +641,19 @@ INLINE void scale(float *x, float s, int n) {
 // A query sees only keys up to its own. So a few queries at a time are multiplied with the keys that they may see.
 #define QUERIES 16
 
-// One sequence: T new tokens after `past` earlier ones. qkv (past + T, 3·C) holds query, key and value of
-// each token, y (T, C) takes what the new tokens gather. p (H, T, L) keeps the probabilities, L = past + T
-// rounded up to 4.
-EXPORT(attention) void attention(float *qkv, int T, int past, int H, int D, float *p, float *y) {
-  int C = H * D, L = (past + T + 3) & ~3;
-  zero(y, T * C);
+// One sequence: T new tokens after `past` earlier ones. q (T, H·D) are the new tokens' queries, k and v (past + T, K·D)
+// the keys and values of all tokens: K heads, each for H/K heads of queries. A row of q begins q_step numbers after the
+// one before, a row of k or v kv_step. y (T, H·D) takes what the new tokens gather. p (H, T, L) keeps the
+// probabilities, L = past + T rounded up to 4.
+EXPORT(attention)
+void attention(float *q, int q_step, float *k, float *v, int kv_step, int T, int past, int H, int K, int D,
+    float *p, float *y) {
+  int L = (past + T + 3) & ~3;
+  zero(y, T * H * D);
   for (int h = 0; h < H; h++, p += T * L) {
-    struct rows queries = {qkv + past * 3 * C + h * D, 3 * C};
-    struct rows keys = {qkv + C + h * D, 3 * C}, values = {qkv + 2 * C + h * D, 3 * C};
-    struct rows shares = {p, L}, out = {y + h * D, C};
+    int shared = h * K / H * D;
+    struct rows queries = {q + h * D, q_step}, keys = {k + shared, kv_step}, values = {v + shared, kv_step};
+    struct rows shares = {p, L}, out = {y + h * D, H * D};
     for (int first = 0; first < T; first += QUERIES) {
       int count = smaller(QUERIES, T - first), seen = past + first + count;
       struct rows some = row(shares, first);
@@ -671,23 +674,97 @@ INLINE void scores_backward(const float *p, float *dp, int seen, int D) {
   for (int j = 0; j < seen; j++) dp[j] = s * p[j] * (dp[j] - mean);
 }
 
-// dqkv (T, 3·C) += the gradient at qkv, for the gradient g (T, C) at y; no past. `room` is for QUERIES rows of p.
+// dq, dk and dv += the gradients, for the gradient g (T, H·D) at y; no past. Their rows lie as those of q, k and v. What
+// heads share adds up. `room` is for QUERIES rows of p.
 EXPORT(attention_backward)
-void attention_backward(float *qkv, float *p, float *g, int T, int H, int D, float *dqkv, float *room) {
-  int C = H * D, L = (T + 3) & ~3;
+void attention_backward(float *q, int q_step, float *k, float *v, int kv_step, float *p, float *g, int T,
+    int H, int K, int D, float *dq, float *dk, float *dv, float *room) {
+  int L = (T + 3) & ~3;
   for (int h = 0; h < H; h++, p += T * L) {
-    struct rows queries = {qkv + h * D, 3 * C}, dqueries = {dqkv + h * D, 3 * C};
-    struct rows keys = {queries.at + C, 3 * C}, dkeys = {dqueries.at + C, 3 * C};
-    struct rows values = {keys.at + C, 3 * C}, dvalues = {dkeys.at + C, 3 * C};
+    int shared = h * K / H * D;
+    struct rows queries = {q + h * D, q_step}, dqueries = {dq + h * D, q_step};
+    struct rows keys = {k + shared, kv_step}, dkeys = {dk + shared, kv_step};
+    struct rows values = {v + shared, kv_step}, dvalues = {dv + shared, kv_step};
     for (int first = 0; first < T; first += QUERIES) {
       int count = smaller(QUERIES, T - first), seen = first + count;
-      struct rows share = {p + first * L, L}, dshare = {room, L}, g_some = {g + first * C + h * D, C};
+      struct rows share = {p + first * L, L}, dshare = {room, L}, g_some = {g + (first * H + h) * D, H * D};
       times_transposed(g_some, count, D, values, seen, 1, dshare);
       add_transposed_times(share, count, seen, g_some, D, dvalues);
       for (int t = 0; t < count; t++) scores_backward(row(share, t).at, row(dshare, t).at, seen, D);
       add_times(dshare, count, seen, keys, D, row(dqueries, first));
       add_transposed_times(dshare, count, seen, row(queries, first), D, dkeys);
     }
+  }
+}
+
+// ---- What a Llama has instead of LayerNorm, positions and GELU ----------------------------------------------
+
+// y = x / √(mean(x²) + epsilon) · w, row by row. Keeps each row's 1 / √ for the backward pass.
+EXPORT(rms_norm)
+void rms_norm(const float *x, int N, int C, const float *w, float epsilon, float *y, float *kept) {
+  for (int n = 0; n < N; n++, x += C, y += C) {
+    vec squares = same(0);
+    for (int i = 0; i < C; i += 4) squares = muladd(load(x + i), load(x + i), squares);
+    kept[n] = 1 / __builtin_sqrtf(sum_of(squares) / C + epsilon);
+    for (int i = 0; i < C; i += 4) store(y + i, mul4(mul4(load(x + i), same(kept[n])), load(w + i)));
+  }
+}
+
+// dx += the gradient at x, for the gradient g at y; w is frozen.
+EXPORT(rms_norm_backward)
+void rms_norm_backward(
+    const float *x, int N, int C, const float *w, const float *kept, const float *g, float *dx) {
+  for (int n = 0; n < N; n++, x += C, g += C, dx += C) {
+    vec inverse = same(kept[n]), along = same(0);
+    for (int i = 0; i < C; i += 4)
+      along = muladd(mul4(load(g + i), load(w + i)), mul4(load(x + i), inverse), along);
+    vec mean_along = same(sum_of(along) / C);
+    for (int i = 0; i < C; i += 4) {
+      vec normal = mul4(load(x + i), inverse);
+      vec d = sub4(mul4(load(g + i), load(w + i)), mul4(normal, mean_along));
+      store(dx + i, muladd(inverse, d, load(dx + i)));
+    }
+  }
+}
+
+// Positions. Numbers c and c + D/2 of each of the heads of x (N, heads·D) turn by the angle of the token's place. `table`
+// (context, D) holds D/2 cosines and D/2 sines for each place. `sign` -1 turns back: the backward pass. D is a
+// multiple of 8.
+EXPORT(rope)
+void rope(float *x, int N, int T, int past, int heads, int D, const float *table, float sign) {
+  int half = D / 2;
+  for (int n = 0; n < N; n++) {
+    const float *turn = table + (past + n % T) * D;
+    for (int h = 0; h < heads; h++, x += D) {
+      for (int c = 0; c < half; c += 4) {
+        vec a = load(x + c), b = load(x + half + c), cosine = load(turn + c);
+        vec sine = mul4(same(sign), load(turn + half + c));
+        store(x + c, sub4(mul4(a, cosine), mul4(b, sine)));
+        store(x + half + c, muladd(b, cosine, mul4(a, sine)));
+      }
+    }
+  }
+}
+
+INLINE vec sigmoid4(vec a) {
+  return div4(same(1), add4(same(1), exp4(sub4(same(0), a))));
+}
+
+// f = silu(a)·b, with silu(a) = a / (1 + e^-a)
+EXPORT(swiglu) void swiglu(const float *a, const float *b, float *f, int n) {
+  for (int i = 0; i < n; i += 4) {
+    vec gate = load(a + i);
+    store(f + i, mul4(mul4(gate, sigmoid4(gate)), load(b + i)));
+  }
+}
+
+// a and b become the gradients at a and b, for the gradient g at f.
+EXPORT(swiglu_backward) void swiglu_backward(const float *g, float *a, float *b, int n) {
+  for (int i = 0; i < n; i += 4) {
+    vec gate = load(a + i), s = sigmoid4(gate), d = load(g + i);
+    vec slope = mul4(s, muladd(gate, sub4(same(1), s), same(1)));
+    store(a + i, mul4(mul4(d, load(b + i)), slope));
+    store(b + i, mul4(d, mul4(gate, s)));
   }
 }
 

@@ -1,4 +1,5 @@
-// GPT-2 with LoRA, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`.
+// A transformer with LoRA, on the processor: W' = W + s·A·B, as in `lora_lib.gpt2` and `lora_lib.lora_linear`. What a
+// GPT-2 and a Llama do each in their way is in gpt2.js and llama.js.
 //
 // What the worker needs of a model, whatever computes it: `place`, `use`, `restart`, `next`, `loss`, `step` and
 // `baseSample`. The worker awaits all but `use` and `restart`.
@@ -12,25 +13,20 @@
 // memory. Its shape stands in a comment. The arithmetic is in kernels.c.
 
 import { LabError } from "../errors.js";
-import { KINDS, layerShapes, samplePlaces } from "../model/layers.js";
+import { layerShapes, NAMES, samplePlaces } from "../model/layers.js";
 import { wantedIn } from "../model/targets.js";
 import { LoadedAdapter } from "./adapter.js";
 import { Memory } from "./memory.js";
-import { loadWeights, weightAt } from "./weights.js";
+import { Loader, weightAt } from "./weights.js";
 
 const PIECE = 64; // tokens of a prompt that are read at a time
 const FIRST_CACHE = 128; // tokens
 const QUERIES = 16; // whose gradients attention computes at a time, see kernels.c
 
-export class GPT2 {
-  // `source`: see `openModel`. `wasm`: the bytes of kernels.wasm. `exact`: keep float32 weights as they are; otherwise
-  // each takes 16 bits. `news` hears the share that is loaded.
-  static async load(source, { wasm, exact }, news) {
-    const model = new GPT2(source.config, wasm);
-    await loadWeights(model, source.tensors, exact, news);
-    return model;
-  }
-
+// A family of models says {attention, mlp}: the kinds of the last layer of each; `cacheWidths`: what is kept of each
+// token that was read; and how it does `loadFrom`, `norm`, `attend`, `widen`, each with its backward pass, and their room.
+export class Model {
+  // `wasm`: the bytes of kernels.wasm.
   constructor(config, wasm) {
     this.config = config;
     Object.assign(this, config);
@@ -38,13 +34,24 @@ export class GPT2 {
     const module = new WebAssembly.Module(wasm);
     this.kernels = new WebAssembly.Instance(module, { env: { memory: this.memory.wasm } }).exports;
     this.memory.top = Math.ceil(this.kernels.heap_base() / 64) * 64;
+    this.kinds = Object.keys(NAMES[config.family].shapes);
+    this.blockName = NAMES[config.family].block;
     this.shapes = layerShapes(config);
     this.L = 8 * Math.ceil(config.V / 8); // a row of logits
-    this.caches = []; // query, key and value of each token read, block by block
+    this.caches = []; // what attention keeps of each token read, block by block
     this.cached = 0; // tokens for which the caches have room
     this.rooms = {};
     this.restart();
     this.use(null);
+  }
+
+  // Take all weights out of `tensors`, see `openModel`. `exact`: keep float32 weights as they are; otherwise each takes 16
+  // bits. `news` hears the share that is loaded.
+  async load(tensors, exact, news) {
+    const loader = new Loader(this, tensors, exact, news);
+    await this.loadFrom(loader);
+    loader.free();
+    return Object.assign(this, loader.result);
   }
 
   free() {
@@ -61,7 +68,7 @@ export class GPT2 {
   linearForward(l, kind, x, N, y, c) {
     const { d, k, panels, packed, bias } = this.blocks[l][kind];
     this.kernels.matmul(x, N, d, panels, packed, k, bias, y);
-    const lora = this.bypasses[`h.${l}.${kind}`];
+    const lora = this.bypasses[`${this.blockName}.${l}.${kind}`];
     if (!lora) return;
     this.kernels.project(x, N, d, lora.A, lora.r, lora.s, c); // c = s·x·A
     this.kernels.expand(c, N, lora.r, lora.B, k, y); //          y += c·B
@@ -71,7 +78,7 @@ export class GPT2 {
   linearBackward(l, kind, x, c, g, N, dx) {
     const { d, k, panels, packed } = this.blocks[l][kind];
     if (dx) this.kernels.matmul_transposed(g, N, k, panels, packed, d, dx); // dx = g·Wᵀ
-    const lora = this.bypasses[`h.${l}.${kind}`];
+    const lora = this.bypasses[`${this.blockName}.${l}.${kind}`];
     if (lora) this.loraBackward(lora, d, k, x, c, g, N, dx);
   }
 
@@ -88,67 +95,47 @@ export class GPT2 {
 
   // x (N, C) to out (N, C). `kept` takes what the backward pass needs; `past` tokens of the sequence were read before.
   blockForward(l, x, out, kept, B, T, past = 0) {
-    const { kernels, C, H, blocks, inner, epsilon } = this;
-    const { ln_1, ln_2 } = blocks[l];
+    const { kernels, C, attention, mlp } = this;
+    const { ln_1, ln_2 } = this.blocks[l];
     const N = B * T;
-    kernels.norm(x, N, C, ln_1.weight, ln_1.bias, epsilon, kept.n1, kept.stats1);
-    this.linearForward(l, "attn.c_attn", kept.n1, N, kept.qkv + 4 * past * 3 * C, kept.xA["attn.c_attn"]);
-    for (let b = 0; b < B; b++) {
-      const at = 4 * b * T * C; // where this sequence's rows begin, in bytes
-      kernels.attention(
-        kept.qkv + 3 * at,
-        T,
-        past,
-        H,
-        C / H,
-        kept.p + 4 * b * H * T * padded(T),
-        kept.y + at,
-      );
-    }
-    this.linearForward(l, "attn.c_proj", kept.y, N, kept.x2, kept.xA["attn.c_proj"]);
+    this.norm(x, N, ln_1, kept.n1, kept.stats1);
+    this.attend(l, kept, B, T, past); // from n1 to y
+    this.linearForward(l, attention, kept.y, N, kept.x2, kept.xA[attention]);
     kernels.add(x, kept.x2, N * C);
 
-    kernels.norm(kept.x2, N, C, ln_2.weight, ln_2.bias, epsilon, kept.n2, kept.stats2);
-    this.linearForward(l, "mlp.c_fc", kept.n2, N, kept.u, kept.xA["mlp.c_fc"]);
-    kernels.gelu(kept.u, kept.f, N * inner);
-    this.linearForward(l, "mlp.c_proj", kept.f, N, out, kept.xA["mlp.c_proj"]);
+    this.norm(kept.x2, N, ln_2, kept.n2, kept.stats2);
+    this.widen(l, kept, N); // from n2 to f
+    this.linearForward(l, mlp, kept.f, N, out, kept.xA[mlp]);
     kernels.add(kept.x2, out, N * C);
   }
 
   // g (N, C), the gradient at the block's output, becomes the gradient at its input x.
   blockBackward(l, x, kept, g, B, T) {
-    const { kernels, C, H, blocks } = this;
-    const { ln_1, ln_2 } = blocks[l];
-    const { dn, df, dqkv, dp } = this.room; // room for gradients on the way
+    const { attention, mlp } = this;
+    const { ln_1, ln_2 } = this.blocks[l];
+    const { dn, df } = this.room; // room for gradients on the way
     const N = B * T;
-    this.linearBackward(l, "mlp.c_proj", kept.f, kept.xA["mlp.c_proj"], g, N, df);
-    kernels.multiply(kept.u, df, N * this.inner); // by GELU's slope
-    this.linearBackward(l, "mlp.c_fc", kept.n2, kept.xA["mlp.c_fc"], df, N, dn);
-    kernels.norm_backward(kept.x2, N, C, ln_2.weight, kept.stats2, dn, g); // adds to the residual stream's gradient
+    this.linearBackward(l, mlp, kept.f, kept.xA[mlp], g, N, df);
+    this.widenBackward(l, kept, N); // from df to dn
+    this.normBackward(kept.x2, N, ln_2, kept.stats2, dn, g); // adds to the residual stream's gradient
 
-    this.linearBackward(l, "attn.c_proj", kept.y, kept.xA["attn.c_proj"], g, N, dn);
-    kernels.zero(dqkv, 3 * N * C);
-    for (let b = 0; b < B; b++) {
-      const at = 4 * b * T * C;
-      const p = kept.p + 4 * b * H * T * padded(T);
-      kernels.attention_backward(kept.qkv + 3 * at, p, dn + at, T, H, C / H, dqkv + 3 * at, dp);
-    }
+    this.linearBackward(l, attention, kept.y, kept.xA[attention], g, N, dn);
     const first = l === 0; // below the first block nothing is trained
-    this.linearBackward(l, "attn.c_attn", kept.n1, kept.xA["attn.c_attn"], dqkv, N, first ? 0 : dn);
-    if (!first) kernels.norm_backward(x, N, C, ln_1.weight, kept.stats1, dn, g);
+    this.attendBackward(l, kept, B, T, !first); // from dn to dn
+    if (!first) this.normBackward(x, N, ln_1, kept.stats1, dn, g);
   }
 
-  // x (T, C) = each token's embedding + that of its position.
+  // x (T, C) = each token's embedding, in a GPT-2 + that of its position.
   embed(ids, past, x) {
     const { kernels, memory, room, wte, wpe, C } = this;
     memory.ints(room.ids, ids.length).set(ids);
-    kernels.embed(room.ids, ids.length, C, wte.panels, wte.packed, wpe + 4 * past * C, x);
+    kernels.embed(room.ids, ids.length, C, wte.panels, wte.packed, wpe && wpe + 4 * past * C, x);
   }
 
   // logits (N, L) of x (N, C), the stream after the last block.
   headForward(x, N, logits) {
-    const { kernels, room, ln_f, epsilon, wte, C, L } = this;
-    kernels.norm(x, N, C, ln_f.weight, ln_f.bias, epsilon, room.nf, room.statsf);
+    const { kernels, room, ln_f, wte, C, L } = this;
+    this.norm(x, N, ln_f, room.nf, room.statsf);
     kernels.matmul(room.nf, N, C, wte.panels, wte.packed, L, 0, logits); // the head is the embedding, transposed
   }
 
@@ -157,7 +144,7 @@ export class GPT2 {
     const { kernels, room, ln_f, wte, C, L } = this;
     kernels.matmul_transposed(logits, N, L, wte.panels, wte.packed, C, room.dn);
     kernels.zero(g, N * C);
-    kernels.norm_backward(x, N, C, ln_f.weight, room.statsf, room.dn, g);
+    this.normBackward(x, N, ln_f, room.statsf, room.dn, g);
   }
 
   // ---- Writing -------------------------------------------------------------------------------------------------
@@ -185,7 +172,7 @@ export class GPT2 {
     const { x, kept } = this.room;
     this.embed(ids, this.read, x[0]);
     for (let l = 0; l < this.depth; l++) {
-      this.blockForward(l, x[0], x[0], { ...kept[0], qkv: this.caches[l] }, 1, ids.length, this.read);
+      this.blockForward(l, x[0], x[0], { ...kept[0], ...this.caches[l] }, 1, ids.length, this.read);
     }
     this.read += ids.length;
   }
@@ -193,14 +180,17 @@ export class GPT2 {
   // Room in the caches for so many tokens. What is in them stays.
   cacheFor(tokens) {
     if (tokens <= this.cached) return;
-    const { memory, C, read } = this;
+    const { memory, read, cacheWidths } = this;
     const cached = Math.min(this.context, Math.max(FIRST_CACHE, 2 * tokens));
-    const caches = memory.allOrNone(() =>
-      Array.from({ length: this.depth }, () => memory.alloc(cached * 3 * C)),
-    );
+    const parts = Object.entries(cacheWidths);
+    const cache = () =>
+      Object.fromEntries(parts.map(([part, width]) => [part, memory.alloc(cached * width)]));
+    const caches = memory.allOrNone(() => Array.from({ length: this.depth }, cache));
     this.caches.forEach((old, l) => {
-      memory.floats(caches[l], read * 3 * C).set(memory.floats(old, read * 3 * C));
-      memory.free(old);
+      for (const [part, width] of parts) {
+        memory.floats(caches[l][part], read * width).set(memory.floats(old[part], read * width));
+        memory.free(old[part]);
+      }
     });
     Object.assign(this, { caches, cached });
   }
@@ -267,7 +257,7 @@ export class GPT2 {
   // The base's fingerprint, out of the weights of these layers: see `samplePlaces`.
   async baseSample(names) {
     return samplePlaces(this.config, names).map(([name, at]) => {
-      const [, l, kind] = name.match(/^h\.(\d+)\.(.*)$/);
+      const [, l, kind] = name.match(/^\w+\.(\d+)\.(.*)$/);
       const { k } = this.blocks[l][kind];
       return weightAt(this.memory, this.blocks[l][kind], Math.floor(at / k), at % k);
     });
@@ -287,25 +277,20 @@ export class GPT2 {
 
   // Training keeps what each block computed, for the backward pass. Writing uses one block's room again and again.
   newRoom(N, T, training) {
-    const { C, H, L, depth, inner, rank, memory } = this;
+    const { C, H, D, L, depth, inner, rank, memory, kinds, cacheWidths } = this;
     const pieces = [];
     const floats = count => {
       pieces.push(memory.alloc(count));
       return pieces.at(-1);
     };
     const times = (count, make) => Array.from({ length: count }, make);
+    const each = (widths, make) =>
+      Object.fromEntries(Object.entries(widths).map(([part, width]) => [part, make(N * width)]));
     const blockRoom = () => ({
-      n1: floats(N * C),
-      stats1: floats(2 * N),
-      qkv: training ? floats(3 * N * C) : 0, // in writing, the caches hold it
+      ...each({ n1: C, stats1: 2, y: H * D, x2: C, n2: C, stats2: 2, f: inner, ...this.widths }, floats),
+      ...each(training ? cacheWidths : {}, floats), // in writing, the caches hold it
       p: floats(N * H * padded(T)),
-      y: floats(N * C),
-      x2: floats(N * C),
-      n2: floats(N * C),
-      stats2: floats(2 * N),
-      u: floats(N * inner),
-      f: floats(N * inner),
-      xA: Object.fromEntries(KINDS.map(kind => [kind, floats(N * rank)])),
+      xA: Object.fromEntries(kinds.map(kind => [kind, floats(N * rank)])),
     });
     const room = { N, T, rank, pieces, kept: times(training ? depth : 1, blockRoom) };
     room.x = times(training ? depth + 1 : 1, () => floats(N * C)); // the stream between the blocks
@@ -313,17 +298,12 @@ export class GPT2 {
     room.ids = floats(N);
     if (!training) return room;
     Object.assign(room, { targets: floats(N), losses: floats(2 * N), h: floats(N * rank) });
-    Object.assign(room, {
-      g: floats(N * C),
-      dn: floats(N * C),
-      df: floats(N * inner),
-      dqkv: floats(3 * N * C),
-      dp: floats(QUERIES * padded(T)),
-    });
+    Object.assign(room, each({ g: C, dn: Math.max(C, H * D), df: inner, ...this.gradientWidths }, floats));
+    room.dp = floats(QUERIES * padded(T));
     return room;
   }
 }
 
-function padded(count) {
+export function padded(count) {
   return Math.ceil(count / 4) * 4;
 }

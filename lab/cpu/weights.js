@@ -1,28 +1,12 @@
 // Weights from a file into the model's memory, a few megabytes at a time, in the layout that kernels.c describes.
 import { LabError } from "../errors.js";
 import { halfToFloat } from "../files/safetensors.js";
-import { KINDS } from "../model/layers.js";
 
 const AT_ONCE = 2 ** 20; // numbers
 const LARGEST = 255; // that 16 bits can hold, see kernels.c
 
-// Give `model` its weights out of `tensors`, see `openModel`.
-export async function loadWeights(model, tensors, exact, news) {
-  const loader = new Loader(model, tensors, exact, news);
-  model.wte = await loader.matrix("wte.weight", true);
-  model.wpe = await loader.vector("wpe.weight"); // (context, C)
-  model.blocks = [];
-  for (let l = 0; l < model.depth; l++) {
-    const block = { ln_1: await loader.norm(`h.${l}.ln_1`), ln_2: await loader.norm(`h.${l}.ln_2`) };
-    for (const kind of KINDS) block[kind] = await loader.linear(`h.${l}.${kind}`);
-    model.blocks.push(block);
-  }
-  model.ln_f = await loader.norm("ln_f");
-  loader.free();
-  Object.assign(model, { stored: loader.wide ? "float32" : "float16", rounded: loader.error > 0 });
-}
-
-class Loader {
+// Takes the weights of a model out of `tensors`, see `openModel`.
+export class Loader {
   constructor(model, tensors, exact, news) {
     Object.assign(this, { tensors, exact, news, kernels: model.kernels, memory: model.memory });
     this.done = 0; // bytes
@@ -38,6 +22,11 @@ class Loader {
 
   free() {
     for (const begin of [this.raw, this.floats, this.found]) this.memory.free(begin);
+  }
+
+  // How the matrices are stored, and whether 16 bits have changed any number.
+  get result() {
+    return { stored: this.wide ? "float32" : "float16", rounded: this.error > 0 };
   }
 
   async norm(name) {

@@ -4,7 +4,7 @@
 import FIELDS from "../../lora_lib/adapters/peft_fields.json" with { type: "json" };
 import { LabError } from "../errors.js";
 import { checkSettings, turned } from "../model/adapter.js";
-import { layerShapes } from "../model/layers.js";
+import { largestRank, layerShapes, NAMES } from "../model/layers.js";
 import { jsonOf } from "./json.js";
 import { floatsOf, openSafetensors, writeSafetensors } from "./safetensors.js";
 
@@ -15,9 +15,10 @@ const WEIGHTS_FILE = "adapter_model.safetensors";
 export async function adapterFiles(adapter, view, model) {
   const { rank: r, strength } = view;
   const layers = turned(adapter.layers, view);
+  const { whole, fanInFanOut } = NAMES[model.config.family];
   const tensors = {};
   for (const [name, { d, k, A, B }] of Object.entries(layers)) {
-    const path = `base_model.model.transformer.${name}`;
+    const path = `base_model.model.${whole}.${name}`;
     tensors[`${path}.lora_A.weight`] = { shape: [r, d], data: A.slice(0, r * d) };
     tensors[`${path}.lora_B.weight`] = { shape: [k, r], data: transposed(B, r, k) };
   }
@@ -27,10 +28,10 @@ export async function adapterFiles(adapter, view, model) {
     r,
     lora_alpha: strength * adapter.s * r,
     lora_dropout: 0,
-    target_modules: Object.keys(layers).map(name => `transformer.${name}`),
+    target_modules: Object.keys(layers).map(name => `${whole}.${name}`),
     bias: "none",
     use_rslora: false,
-    fan_in_fan_out: true, // Hugging Face's GPT-2 keeps its weights as (d, k)
+    fan_in_fan_out: fanInFanOut, // Hugging Face's GPT-2 keeps its weights as (d, k)
     inference_mode: true,
     base_model_name_or_path: model.name ?? null,
   };
@@ -55,11 +56,16 @@ export async function readAdapter(files, model) {
     if (!files[name])
       throw new LabError(`${name} is missing: choose both of an adapter's files, or a zip of them.`);
   }
-  const { r, lora_alpha: alpha, use_rslora: rooted } = readConfig(files[CONFIG_FILE], model.config.C);
+  const {
+    r,
+    lora_alpha: alpha,
+    use_rslora: rooted,
+  } = readConfig(files[CONFIG_FILE], largestRank(model.config));
   const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS_FILE]]));
+  const { whole } = NAMES[model.config.family];
   const layers = {};
   for (const [name, { d, k }] of Object.entries(layerShapes(model.config))) {
-    const path = `base_model.model.transformer.${name}`;
+    const path = `base_model.model.${whole}.${name}`;
     const A = await take(tensors, `${path}.lora_A.weight`, [r, d]);
     const B = await take(tensors, `${path}.lora_B.weight`, [k, r]);
     if (Boolean(A) !== Boolean(B)) throw new LabError(`${name} has only one of A and B.`);

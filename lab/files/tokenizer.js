@@ -9,9 +9,12 @@ const MOST_KEPT = 100_000; // pieces
 
 export class Tokenizer {
   // `tokens`: {bytes: id}, bytes written as letters of code 0 to 255. `rankOf(left, right)`: how early the merge of
-  // two tokens was learned, undefined if it was not. See tokenizer_files.js.
-  constructor({ tokens, rankOf, endOfText }) {
-    Object.assign(this, { tokens, rankOf, endOfText });
+  // two tokens was learned, undefined if it was not. `special`: {name: id} of tokens that stand for no letters; they are
+  // cut out of a text first. `digits`: each digit is a piece. See tokenizer_files.js and gguf.js.
+  constructor({ tokens, rankOf, endOfText, special = {}, digits = false }) {
+    Object.assign(this, { tokens, rankOf, endOfText, special, digits });
+    const names = Object.keys(special).map(name => name.replace(/[|<>]/g, "\\$&"));
+    this.specials = names.length ? new RegExp(`(${names.join("|")})`) : null;
     this.bytes = []; // of each token
     for (const [letters, id] of tokens) {
       this.bytes[id] = Uint8Array.from(letters, letter => letter.charCodeAt(0));
@@ -21,16 +24,26 @@ export class Tokenizer {
 
   encode(text) {
     const ids = [];
-    for (const piece of text.match(PIECES) ?? []) {
-      for (const id of this.kept.get(piece) ?? this.merge(piece)) ids.push(id);
+    for (const part of this.specials ? text.split(this.specials) : [text]) {
+      if (Object.hasOwn(this.special, part)) ids.push(this.special[part]);
+      else this.encodePlain(part, ids);
     }
     return ids;
+  }
+
+  encodePlain(text, ids) {
+    for (const part of this.digits ? text.split(/(\p{N})/u) : [text]) {
+      for (const piece of part.match(PIECES) ?? []) {
+        for (const id of this.kept.get(piece) ?? this.merge(piece)) ids.push(id);
+      }
+    }
   }
 
   // One piece: its bytes, and again and again the two neighbours whose merge was learned first become one, of equal
   // ones the left. A queue knows which are next, so that a piece of n bytes takes n·log n steps.
   merge(piece) {
-    const parts = Array.from(new TextEncoder().encode(piece), byte => String.fromCharCode(byte));
+    const bytes = Array.from(new TextEncoder().encode(piece), byte => String.fromCharCode(byte));
+    const parts = bytes.filter(byte => this.tokens.has(byte)); // SmolLM2 has no tokens for some, and reads on
     const after = parts.map((_, i) => i + 1); // the part that follows, where the parts between were merged away
     const before = parts.map((_, i) => i - 1);
     const queue = new Queue();

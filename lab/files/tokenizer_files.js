@@ -41,15 +41,16 @@ function fromTiktoken(text) {
 }
 
 // `vocabulary`: {token: id}; `merges`: "left right" a line, in the order in which they were learned.
-function fromVocabulary(vocabulary, merges, file) {
+// `special`: those that stand for no letters. `allBytes`: each must have a token.
+export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT], allBytes = true) {
   const tokens = new Map();
   for (const [written, id] of Object.entries(vocabulary)) {
     if (!Number.isInteger(id) || id < 0)
       throw new LabError(`${file}: the id of “${written}” is not a whole number.`);
-    if (written !== END_OF_TEXT) tokens.set(bytesOf(written, file), id);
+    if (!special.includes(written)) tokens.set(bytesOf(written, file), id);
   }
   for (let byte = 0; byte < 256; byte++) {
-    if (!tokens.has(String.fromCharCode(byte))) {
+    if (allBytes && !tokens.has(String.fromCharCode(byte))) {
       throw new LabError(
         `${file} has no token for the byte ${byte}: this is not GPT-2's byte-pair encoding.`,
       );

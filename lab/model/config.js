@@ -12,7 +12,7 @@ const AS_IN_GPT2 = {
   tie_word_embeddings: [true],
 };
 
-// {C, H, V, depth, context, inner, epsilon, endOfText}: width, heads, vocabulary, blocks, the most tokens that it
+// {family: "gpt2", C, H, V, depth, context, inner, epsilon, endOfText}: width, heads, vocabulary, blocks, the most tokens that it
 // reads, the MLP's width, LayerNorm's epsilon, and the token that ends a text, or null.
 // Throws LabError for a model that is not a GPT-2, or has sizes that the kernels cannot compute.
 export function readModelConfig(text) {
@@ -26,6 +26,7 @@ export function readModelConfig(text) {
     );
   }
   const config = {
+    family: "gpt2",
     C: size(file, "n_embd"),
     H: size(file, "n_head"),
     V: size(file, "vocab_size"),

@@ -22,7 +22,7 @@ export const Lab = {
 window.Lab = Lab;
 
 const WEIGHT_PARTS = 8;
-const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
+export const HERE = new URL(".", document.currentScript.src); // the folder of the lab's scripts
 
 // VERSIONS has a digest of each script; the build puts it in.
 export function script(name) {

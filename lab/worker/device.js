@@ -1,12 +1,13 @@
 // Where the model is computed: on the reader's GPU, or on the processor.
 
-import { GPT2 } from "../cpu/model.js";
+import { GPT2 } from "../cpu/gpt2.js";
+import { Llama } from "../cpu/llama.js";
 import { LabError } from "../errors.js";
 import { findGPU } from "../gpu/gpu.js";
 import { GPUModel } from "../gpu/model.js";
 
 // The model on the device that is wanted, "webgpu" or "wasm". Undefined takes a GPU if the browser offers a real one
-// that is large enough, and WebAssembly if not. `made`: {source, wasm, exact, name}, see `GPT2.load`.
+// that is large enough, and WebAssembly if not. `made`: {source, wasm, exact, name}, see `Model`.
 // model.device is {kind, name, why}: the name of the GPU, or why there is none, in a sentence.
 export async function modelOn(wanted, made, news = () => {}) {
   const model = await load(wanted, made, news);
@@ -18,6 +19,8 @@ async function load(wanted, made, news) {
     throw new LabError(`The device must be "webgpu" or "wasm", not ${JSON.stringify(wanted)}.`);
   }
   if (wanted === "wasm") return onProcessor(made, news, "");
+  if (made.source.config.family === "llama")
+    return onProcessor(made, news, "A Llama runs on the processor only.");
   try {
     return await onGPU(made, news, wanted === "webgpu");
   } catch (error) {
@@ -27,7 +30,8 @@ async function load(wanted, made, news) {
 }
 
 async function onProcessor({ source, wasm, exact }, news, why) {
-  const model = await GPT2.load(source, { wasm, exact }, news);
+  const Family = { gpt2: GPT2, llama: Llama }[source.config.family];
+  const model = await new Family(source.config, wasm).load(source.tensors, exact, news);
   return Object.assign(model, { device: { kind: "wasm", name: "", why } });
 }
 

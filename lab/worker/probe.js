@@ -78,6 +78,8 @@ Object.assign(jobs, {
     loaded.free();
     return losses;
   },
+  // The rate of each of these steps as a share of the peak.
+  rates: ({ steps }) => Array.from({ length: steps }, (_, step) => rateFactor(step, steps)),
   // The same with a new adapter, `lora`: {r, alpha, kinds}, which stays for the next call. An adapter that travels as
   // JSON would cost more than the steps.
   async stepsOf({ lora, batches, rate }) {

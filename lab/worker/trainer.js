@@ -1,14 +1,13 @@
-// A training run on a reader's text, as `lora_lib.fit` trains: AdamW, a rate that climbs and falls, clipped gradients.
+// A training run on a reader's text, or on questions and answers, as `lora_lib.fit` trains: AdamW, a rate that climbs and
+// falls, clipped gradients.
 
 import { LabError } from "../errors.js";
 import { checkSettings, newAdapter } from "../model/adapter.js";
+import { largestRank } from "../model/layers.js";
 import { seeded } from "../model/sampling.js";
 import { Crew, HelperLost, SpeedUp } from "./helpers.js";
+import { PairLesson, TextLesson } from "./lessons.js";
 
-const WINDOW = 64; // tokens of one row
-const HELD_OUT = 0.1; // of the text, its end: never trained on
-const MOST_ROWS = 4; // that a loss beside the training is measured on
-const FEWEST_TOKENS = 40; // that a text must have
 const SAVE_EVERY = 10; // steps
 const MAX_RISE = 2; // nats by which the loss may rise over its start before a run is given up
 
@@ -16,10 +15,11 @@ const MAX_RISE = 2; // nats by which the loss may rise over its start before a r
 export class Diverged extends LabError {}
 
 export class Trainer {
-  // `settings`: {text, r, alpha, kinds, rate, steps, batch, workers}; `prose`: the text that must not be forgotten.
+  // `settings`: {text or pairs, r, alpha, kinds, rate, steps, batch, workers}, see lessons.js; `prose`: the text that must
+  // not be forgotten.
   // `load`: what the model was loaded from, for other workers. A GPU works alone.
   static async start(model, tokenizer, settings, prose, load) {
-    checkSettings(settings, model.config.C);
+    checkSettings(settings, largestRank(model.config));
     const trainer = new Trainer(model.config, tokenizer, settings, prose, load);
     trainer.saved = { w: newAdapter(model.config, settings, seeded(2)) };
     try {
@@ -33,19 +33,10 @@ export class Trainer {
 
   constructor({ context }, tokenizer, settings, prose, load) {
     Object.assign(this, { settings, load, step: 0, since: [], crew: null });
-    const ids = tokenizer.encode(settings.text);
-    if (ids.length < FEWEST_TOKENS) {
-      throw new LabError(
-        `The text has ${ids.length} tokens. At least ${FEWEST_TOKENS} are needed: paste some more.`,
-      );
-    }
-    const heldOut = Math.max(8, Math.round(HELD_OUT * ids.length));
-    this.ids = ids.slice(0, ids.length - heldOut);
-    const most = Math.min(WINDOW, context);
-    this.window = Math.min(most, this.ids.length - 1);
-    this.heldOut = windows(ids.slice(ids.length - heldOut), most);
-    this.prose = windows(tokenizer.encode(prose), most);
-    this.random = seeded(1); // always the same: two runs read the same windows in the same order
+    this.lesson = settings.pairs
+      ? new PairLesson(tokenizer, settings, context)
+      : new TextLesson(tokenizer, settings, prose, context);
+    this.random = seeded(1); // always the same: two runs read the same rows in the same order
   }
 
   // Train on this model from here on: take what was saved, and repeat the steps since then.
@@ -69,7 +60,7 @@ export class Trainer {
   // then the last good ones. If a GPU is lost on the way, `moveTo` another model and call it again: it reads the same.
   async advance() {
     if (this.since.length >= SAVE_EVERY) await this.save();
-    this.batch ??= this.draw(this.settings.batch);
+    this.batch ??= this.lesson.draw(this.settings.batch, this.random);
     const loss = await this.learn(this.batch, this.step + 1);
     this.first ??= loss;
     if (this.tooHigh(loss, this.first)) throw this.diverged(loss);
@@ -122,20 +113,12 @@ export class Trainer {
     );
   }
 
-  // `count` windows of the text, each from a place that chance decides, and for each token the one that follows it.
-  draw(count) {
-    const { ids, window, random } = this;
-    const starts = Array.from({ length: count }, () => Math.floor(random() * (ids.length - window)));
-    const cut = shift => starts.map(at => ids.slice(at + shift, at + shift + window));
-    return [cut(0), cut(1)];
-  }
-
-  // The losses on what is not trained on: the end of the same text, and other prose. Throws Diverged if the last step
-  // was too far: `advance` sees only the loss before it.
+  // The losses on what is not trained on: what was held back from the lesson, and what the base could do before. Throws
+  // Diverged if the last step was too far: `advance` sees only the loss before it.
   async measure() {
     this.model.use(this.loaded);
-    const heldOut = await this.model.loss(...this.heldOut);
-    const prose = await this.model.loss(...this.prose);
+    const heldOut = await this.model.loss(...this.lesson.heldOut);
+    const prose = await this.model.loss(...this.lesson.prose);
     this.heldOutFirst ??= heldOut;
     if (this.tooHigh(heldOut, this.heldOutFirst) || !Number.isFinite(prose))
       await this.checkLastStep(heldOut);
@@ -166,12 +149,4 @@ export function rateFactor(step, steps) {
   const climb = Math.max(1, Math.round(0.1 * steps));
   if (step < climb) return (step + 1) / climb;
   return 0.5 * (1 + Math.cos((Math.PI * (step - climb)) / Math.max(1, steps - climb)));
-}
-
-// Tokens cut into rows for `GPT2.loss`, one after the other, a few at most: [rows, targets].
-function windows(ids, most) {
-  const T = Math.min(most, ids.length - 1);
-  const count = Math.min(MOST_ROWS, Math.floor((ids.length - 1) / T));
-  const cut = shift => Array.from({ length: count }, (_, i) => ids.slice(i * T + shift, (i + 1) * T + shift));
-  return [cut(0), cut(1)];
 }

@@ -171,9 +171,9 @@ async function train(settings, news) {
     const before = performance.now();
     if (trainer.step === 0) mayTakeLong();
     const loss = await inTurn(() => trainer.advance());
-    const { step, window } = trainer;
+    const { step } = trainer;
     seen.ms += performance.now() - before;
-    seen.tokens += settings.batch * window;
+    seen.tokens += settings.batch * trainer.lesson.window;
     news({
       step,
       loss,
@@ -209,8 +209,8 @@ async function measure(settings, news) {
   if (lowest) run.best = { step: at, heldOut: losses.heldOut, adapter };
   const safe = at > 0 && (lowest || run.best.step === 0);
   news({ at, best: run.best.step, ...losses, files: safe ? await wholeFiles(adapter) : null });
-  const tokens = await inTurn(() => sample(settings.prompt));
-  const known = await inTurn(() => sample(KNOWN));
+  const tokens = await inTurn(() => sample(settings, settings.prompt));
+  const known = await inTurn(() => sample(settings, settings.knownPrompt ?? KNOWN));
   if (!run.stopped) news({ at, sample: tokens, known });
 }
 
@@ -233,9 +233,9 @@ function called(sleeper) {
 }
 
 // What the adapter in training writes by now. Stop and pause cut it short.
-async function sample(prompt) {
+async function sample({ temperature = 0.8 }, prompt) {
   const view = { adapter: run.name, rank: run.trainer.settings.r, strength: 1, off: [] };
-  const settings = { prompt, count: 40, temperature: 0.8, seed: 1 };
+  const settings = { prompt, count: 40, temperature, seed: 1 };
   const wanted = () => !run.stopped && !run.paused;
   const { tokens } = await write(view, settings, () => {}, wanted);
   return tokens.join("");
@@ -363,6 +363,20 @@ export const jobs = {
       run.trainer?.free();
       run = null;
     }
+  },
+  // Milliseconds of a step with these settings, of a run that is thrown away.
+  pace({ settings }) {
+    return inTurn(async () => {
+      const trainer = await Trainer.start(model, tokenizer, settings, prose, loadedFrom);
+      try {
+        mayTakeLong();
+        const before = performance.now();
+        await trainer.advance();
+        return performance.now() - before;
+      } finally {
+        trainer.free();
+      }
+    });
   },
   pause() {
     if (run) run.paused = true;
