@@ -112,9 +112,7 @@ def environment() -> Row:
 def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="gpt2-mini", help="a model's name, smollm2 among them, or its folder"
-    )
+    parser.add_argument("--model", default="gpt2-mini", help="a model's name, smollm2 among them, or its folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=RESULTS / out)
     return parser
