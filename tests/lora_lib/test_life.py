@@ -206,7 +206,7 @@ class Life:
     def sum(self, names, weights):
         weights, configs = weights[: len(names)], [self.ours.peft_config.get(name) for name in names]
         if "sum" in self.ours.peft_config or not all(c and not c.use_dora and not c.modules_to_save for c in configs):
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match=".+"):
                 self.ours.add_weighted_adapter(names, weights, "sum")
             return
         self.ours.add_weighted_adapter(names, weights, "sum")
