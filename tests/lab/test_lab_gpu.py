@@ -44,9 +44,10 @@ class Case:
     s: float = 2.0
 
     @property
-    def config(self) -> dict[str, float]:
+    def config(self) -> dict[str, Any]:
         """The sizes, by the lab's names."""
-        return {"C": self.C, "H": 3, "V": self.V, "depth": 2, "context": 96, "inner": 4 * self.C, "epsilon": 1e-5}
+        sizes = {"C": self.C, "H": 3, "V": self.V, "depth": 2, "context": 96, "inner": 4 * self.C, "epsilon": 1e-5}
+        return {"family": "gpt2", **sizes}
 
     def model(self) -> PeftModel:
         config = GPT2Config(self.V, 96, self.C, 2, 3, 0, 0, 0)
