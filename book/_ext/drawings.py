@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 LIVE = ROOT / "lora_book" / "show" / "live"
 PHONE, LETTERS = 374, 12.2  # pixels: a drawing on a phone of 390, from edge to edge, and the smallest letters there
 GROW = 1.5  # times, at most
-WIDE = 0.58  # of its size, a letter on average
+WIDE = 0.62  # of its size, a letter on average
 PICTURE = re.compile(r'<img [^>]*?src="([^"]+\.svg|data:image/svg\+xml;base64,[^"]+)"[^>]*>')
 ALT = re.compile(r' alt="([^"]*)"')
 COLOUR = re.compile(r"""\b((?:fill|stroke)(?::|="))#([0-9a-f]{6})\b""")
@@ -117,7 +117,7 @@ def beyond(svg: str, width: float, size: float) -> tuple[float, float]:
         left = min(left, float(x) - before * length)
         right = max(right, float(x) + (1 - before) * length)
     left, right = (round(PHONE / width * side) for side in (-left, right - width))
-    return left if left > 8 else 0, right if right > 8 else 0
+    return left if left > 1 else 0, right if right > 1 else 0
 
 
 def is_sheet(data: str) -> bool:

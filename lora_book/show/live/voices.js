@@ -35,15 +35,17 @@ class Voices extends Turned {
     this.A = rect("live-on", { y: 0, height: SIDE });
     this.B = rect("live-on", { x: 0, width: SIDE });
     const { side } = this.data;
-    this.picture.querySelector("svg").replaceChildren(
-      rect("live-off", { x: 0, y: 0, width: SIDE, height: SIDE }),
-      words(SIDE / 2, SIDE / 2 - 6, "W, frozen"),
-      words(SIDE / 2, SIDE / 2 + 16, `${side} × ${side}`),
-      this.A,
-      this.B,
-      words(-16, SIDE / 2, "A"),
-      words(SIDE / 2, -14, "B"),
-    );
+    this.picture
+      .querySelector("svg")
+      .replaceChildren(
+        rect("live-off", { x: 0, y: 0, width: SIDE, height: SIDE }),
+        words(SIDE / 2, SIDE / 2 - 6, "W, frozen"),
+        words(SIDE / 2, SIDE / 2 + 16, `${side} × ${side}`),
+        this.A,
+        this.B,
+        words(-16, SIDE / 2, "A"),
+        words(SIDE / 2, -14, "B"),
+      );
   }
 
   play() {
