@@ -18,3 +18,4 @@ from lora_book.show.figures import (
 )
 from lora_book.show.knobs import WIDGET_VIEW, Marked, knob
 from lora_book.show.live import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff
+from lora_book.show.tables import table
