@@ -30,3 +30,4 @@ from lora_book.show.live import (
     tradeoff,
     voices,
 )
+from lora_book.show.tables import table

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from IPython.display import Markdown
 
+NUMERIC = re.compile(r"([+−-]?\d[^a-zA-Z]*(kB|GB)?)?")
+
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
-    """A table with this head; cells are Markdown, and a line break or a | in them does not break the table."""
+    """A table with this head; cells are Markdown, and a line break or a | in them does not break the table.
 
-    def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
-
+    A column of numbers (with a sign, an interval or % if need be; a cell may be empty) is set to the right.
+    """
+    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    rules = ["---:" if all(NUMERIC.fullmatch(cell) for cell in column[1:]) else "---" for column in zip(*cells)]
     made: Any = Markdown  # IPython declares no types
-    return made("\n".join([line(head), line(["---"] * len(head)), *map(line, rows)]))
+    return made("\n".join("| " + " | ".join(line) + " |" for line in (cells[0], rules, *cells[1:])))

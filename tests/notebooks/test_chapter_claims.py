@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
+from tiny_chat import tiny_chat_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,3 +100,17 @@ def test_before_training_the_base_states_no_facts():
     test = restaurant_data(seed=0, slots=("name", "eatType", "food", "area")).test[:8]
     texts = generate_text(model, tokenizer, [place.prompt for place in test], 40)
     assert score_texts(texts, [place.meaning for place in test]).slot_accuracy < 0.1
+
+
+def test_the_box_at_the_end_of_chapter_7_runs_on_a_file(root, tmp_path, monkeypatch, capsys):
+    cells = json.loads((root / "notebooks" / "07_rank_comparison.ipynb").read_text(encoding="utf8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    (box,) = re.findall(r"```python\n(.*?)```", prose, flags=re.DOTALL)
+    rows = "".join(f"how are {n},fine {n}\n" for n in range(20))
+    (tmp_path / "yours.csv").write_text("question,answer\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_lib.run.load_smollm2", tiny_chat_model)
+    exec(box, {})
+    saved = sorted(folder.name for folder in tmp_path.glob("adapter-*/"))
+    assert saved == ["adapter-0.0003", "adapter-0.001", "adapter-0.003"]
+    assert len(re.findall(r"^0\.\S+ \[\(0, ", capsys.readouterr().out, flags=re.MULTILINE)) == 3
