@@ -190,6 +190,7 @@ async function take({ name, r }) {
   chat.adapter = { name, r };
   $("rank").max = $("rank").value = r;
   $("strength").value = 1;
+  say("taken", "The zip has the two files that PEFT and lora_lib open, as the sliders are set.");
   showSliders();
 }
 
