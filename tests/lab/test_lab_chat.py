@@ -347,9 +347,10 @@ def own(browser: Browser, site: Path, llama: Any, tmp_path_factory: pytest.TempP
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto((site.parent / "chat.html").as_uri())
-    assert "choose a GGUF" in tab.text_content("#lab-status")
+    assert re.search("choose (a GGUF|smollm2-)", tab.text_content("#lab-status"))
     assert "in training up to 750 MB" in tab.text_content("#lab-fits")
     assert tab.is_disabled("#lab-load")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.set_input_files("#lab-gguf", file)
     tab.wait_for_function("Lab.chat.pace > 0", timeout=60_000)
     yield tab
