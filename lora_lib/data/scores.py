@@ -1,7 +1,7 @@
 """How good are a model's answers? Each answer beside the wanted one, and what a few test items can tell.
 
 Answers that are JSON objects are judged field by field, any other text by its words. A score of one model is a mean
-over test items, so its interval comes from the items; methods are compared over seeds instead (`book.results`).
+over test items, so its interval comes from the items; methods are compared over seeds instead (`lora_book.findings`).
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2
 
 
 def unseen_share(items: int) -> float:
-    """What is at most the share of something that none of so many items showed, with 95 % certainty."""
+    """The largest share that something can have, at 95 % confidence, if none of `items` showed it."""
     return float(1 - 0.05 ** (1 / items))
 
 
 def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
-    """How many test items show that one model is better by `gain`, in so many of ten tries as `power` says.
+    """How many test items show, with this power, that one model is better by `gain`.
 
     `differ` is the share of items on which the two models do not score the same, at least `gain`. With a normal
     approximation: n = (z + z')² · (differ - gain²) / gain², z for 95 % and z' for the power.

@@ -14,7 +14,7 @@ from lora_lib.adapters.config import LoRAConfig, refusal
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_object, read_records
-from lora_lib.data.scores import gain_table, judge_answers, score_table
+from lora_lib.data.scores import constant_answer, gains_over_best, judge_answers, mean_score, score_table
 from lora_lib.gpt2.generation import generate_text
 from lora_lib.gpt2.pretrained import save_pretrained_folder
 from lora_lib.gpt2.tokenizer import Tokenizer
@@ -238,9 +238,7 @@ def _scorer(tokenizer: Any, records: list[Record], config: RunConfig) -> Any:
     prompts, wanted = ask_records(records, tokenizer, system=config.system)
 
     def score(model: Any) -> float:
-        judged = judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)
-        parts = [values for name, values in judged.items() if name not in ("exact", "JSON")] or [judged["exact"]]
-        return sum(map(sum, parts)) / (len(parts) * len(wanted))
+        return mean_score(judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted))
 
     return score
 
@@ -269,17 +267,19 @@ def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, *
 
 
 def score(config: RunConfig) -> str:
-    """The scores of the base and of what was trained on the test part, with intervals over its items, as a table."""
+    """Scores on the test part, with intervals over its items: the commonest answer, the base, and what was trained."""
     config.check_split()
-    records = read_parts(config).test
-    if not records:
+    parts = read_parts(config)
+    if not parts.test:
         raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
     model, tokenizer = load_any(config.model, config.dtype)
     model.to(_device())
-    prompts, wanted = ask_records(records, tokenizer, system=config.system)
-    judged = {"base": judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)}
+    prompts, wanted = ask_records(parts.test, tokenizer, system=config.system)
+    constant = constant_answer(ask_records(parts.train, tokenizer, system=config.system)[1])
+    judged = {"constant": judge_answers([constant] * len(wanted), wanted)}
+    judged |= {"base": judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)}
     trained = open_trained(config, model)
     answers = generate_text(trained, tokenizer, prompts, config.max_new_tokens)
     judged["trained"] = judge_answers(answers, wanted)
-    gains = gain_table(judged["trained"], judged["base"])
-    return f"{len(records)} test items\n{score_table(judged)}\ntrained - base:\n{gains}"
+    gains = gains_over_best(judged, "trained")
+    return f"{len(wanted)} test items\n{score_table(judged)}\nWhat training gained over the better of the two:\n{gains}"

@@ -335,8 +335,9 @@ def test_a_file_is_trained_on_asked_and_scored(config, tmp_path, capsys):
     main(["score", str(tmp_path / "run.json")])
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "5 test items" and told[1].split() == ["exact", "words"]
-    assert told[2].startswith("base") and " 0% [" in told[2] and "100% [" in told[3] and told[3].startswith("trained")
-    assert told[4:6] == ["trained - base:", "exact  +100% [+10%, +100%]"]  # what 5 items of one kind leave open
+    assert [line.split()[:2] for line in told[2:5]] == [["constant", "100%"], ["base", "0%"], ["trained", "100%"]]
+    # One answer to every question shows no more than its being the commonest.
+    assert told[6].startswith("exact") and told[6].endswith("not settled  (over constant)")
     main(["generate", str(tmp_path / "run.json"), "question 7", "question 99"])
     assert capsys.readouterr().out.split() == ["yes", "yes"]
     main(["generate", str(tmp_path / "run.json"), "question 7", "--base"])
@@ -354,9 +355,11 @@ def test_a_folder_of_hugging_faces_is_trained_and_asked(tmp_path, capsys, method
     before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     rows = [{"prompt": letter, "completion": "zq"} for letter in "abcdefgh"]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    others = [{"prompt": letter, "completion": "zq"} for letter in "ijklmnop"]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
     values = {
         "data": str(tmp_path / "rows.jsonl"), "model": str(tmp_path / "base"), "output": str(tmp_path / "out"),
-        "system": "be kind", "method": method, "max_new_tokens": 4, "test": str(tmp_path / "rows.jsonl"),
+        "system": "be kind", "method": method, "max_new_tokens": 4, "test": str(tmp_path / "others.jsonl"),
         "gradient_checkpointing": True,
         "fit": {"steps": 60, "batch_size": 8, "learning_rate": 0.02, "progress": False},
     }  # fmt: skip
