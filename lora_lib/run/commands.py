@@ -268,10 +268,10 @@ def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, *
 
 def score(config: RunConfig) -> str:
     """Scores on the test part, with intervals over its items: the commonest answer, the base, and what was trained."""
+    if not config.test:
+        raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
     config.check_split()
     parts = read_parts(config)
-    if not parts.test:
-        raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
     model, tokenizer = load_any(config.model, config.dtype)
     model.to(_device())
     prompts, wanted = ask_records(parts.test, tokenizer, system=config.system)

@@ -265,13 +265,16 @@ def test_every_kind_of_file_is_taken(tmp_path):
 def test_shares_and_files_are_held_out(tmp_path):
     rows = [{"text": f"{i} is", "kind": "a" if i % 2 else "b", "size": i} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, [{**row, "text": "new"} for row in rows[:3]])))
     columns = {"ask": ["text"], "answer": ["kind", "size"]}
     parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=0.2, **columns)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [28, 4, 8]
     assert json.loads(parts.train[0].exchanges[0].completion).keys() == {"kind", "size"}
     parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=str(tmp_path / "more.jsonl"), **columns)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [36, 4, 3]
+    (tmp_path / "same.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(ValueError, match='1 of 1 items in "test" are in "data" too: take them out of one'):
+        parts_of(tmp_path, "rows.jsonl", test=str(tmp_path / "same.jsonl"), **columns)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +307,8 @@ def test_what_would_overwrite_what_is_read_is_refused_before_the_training(config
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_ctrl_c_ends_in_a_line(config, tmp_path, capsys, monkeypatch, checkpoint):
     def stopped(*args, **kwargs):
+        if checkpoint:
+            (tmp_path / "run.safetensors").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lora_lib.run.commands.fit", stopped)
