@@ -1,18 +1,22 @@
-"""Fine-tune a chat model on a CSV or JSONL file with LoRA or QLoRA, from the file to a score, with TRL and PEFT.
+"""Fine-tune a chat model on a file of yours with LoRA or QLoRA, from the file to a score, with TRL and PEFT.
 
     python examples/fine_tune.py train reviews.csv --ask review --answer category mood --output run
     python examples/fine_tune.py ask run "The box came broken."
     python examples/fine_tune.py merge run merged
 
-`train` splits the file into three parts and scores the base on the test part, alone and with examples in its prompt.
-Then it trains an adapter, keeps the checkpoint whose answers to the validation part score best, and scores that one on
-the same test part. If the run is killed, the same command with --resume goes on from the last checkpoint. Your file is
-only read. Everything is written into --output, which must not exist yet: `run/adapter` is a folder that PEFT, vLLM and
-this book's library open.
+`train` counts the labels, splits the file into three parts, and scores the base on the test part, alone and with
+examples in its prompt. Then it trains an adapter, keeps the checkpoint whose answers to the validation part score best,
+and scores that one on the same test part. If the run is killed, the same command with --resume goes on from the last
+checkpoint. Your file is only read. Everything is written into --output, which must not exist yet: `run/adapter` is a
+folder that PEFT, vLLM and this book's library open, `run/answers.jsonl` has every test question with all answers to it.
 
---model is "smollm2" (SmolLM2-135M from its package, no network), a folder, or a name on the Hub. The same code runs on
-a CPU and on a GPU; `hardware` chooses what only a GPU can do and says what it saves. We ran all of it on a CPU with
-SmolLM2, killed and resumed, and --quantise too. We did not run the lines marked "on a GPU".
+Take this script for a model of the Hub or a GPU. `python -m lora_lib train` is for the book's own models and loop, and
+for several processes.
+
+--model is "smollm2" (SmolLM2-135M from its package, no network), a folder, or a name on the Hub. A model that thinks
+(Qwen3) is asked without thinking, and `<think>…</think>` is not part of an answer. The same code runs on a CPU and on
+one GPU; `hardware` chooses what only a GPU can do and says what it saves. We ran all of it on a CPU, with SmolLM2 and
+with tiny models, killed and resumed, and --quantise too. We did not run the lines marked "on a GPU".
 """
 
 from __future__ import annotations
@@ -21,8 +25,13 @@ import argparse
 import importlib.util
 import json
 import os
+import random
+import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +39,158 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from lora_lib.adapters import model_card
-from lora_lib.data import (
-    Example,
-    Record,
-    gain_table,
-    judge_answers,
-    read_columns,
-    score_table,
-    split,
-    write_answers,
-)  # fmt: skip
+from lora_book.tasks import model_card
+from lora_lib.data import IGNORE, Record, Splits, encode_chat, read_columns, read_records, record_chat
+from lora_lib.data.scores import constant_answer, gains_over_best, judge_answers, mean_score, score_table
+from lora_lib.gpt2 import generate_text
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def read(args: argparse.Namespace) -> list[Record]:
+    """The rows of the file: columns by name, or else chats or pairs as they stand."""
+    if args.ask or args.answer:
+        return read_columns(args.file, args.ask, args.answer, delimiter=args.delimiter)
+    if args.file.suffix.lower() != ".jsonl":
+        raise ValueError(f"{args.file}: name the columns, --ask and --answer; only a .jsonl of chats needs none")
+    return read_records(args.file)
+
+
+def fields_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What is answered in each row, by field. Answers that are not all JSON objects are one field, "answer"."""
+    texts = [wanted(record) for record in records]
+    try:
+        values = [json.loads(text) for text in texts]
+    except ValueError:
+        values = []
+    return values if values and all(isinstance(v, dict) for v in values) else [{"answer": text} for text in texts]
+
+
+def wanted(record: Record) -> str:
+    """The answer that is asked for: the last of a chat, with the calls of tools as JSON."""
+    turn = record_chat(record)[-1]
+    return turn.get("content") or json.dumps(turn.get("tool_calls"), ensure_ascii=False)
+
+
+def look_at_labels(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Which fields are classes and which are free text, after a count of each.
+
+    Free text has more different values than half of the rows. Raises ValueError for an empty label.
+    """
+    rows, classes, free = fields_of(records), [], []
+    for name in rows[0]:
+        values = [row.get(name) for row in rows]
+        for record, value in zip(records, values):
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"{record.where}: {name!r} is empty: fill it in, or take the row out")
+        counts = Counter(value if isinstance(value, str) else json.dumps(value) for value in values)
+        if len(counts) > len(rows) / 2:
+            free += [name] if all(isinstance(value, str) for value in values) else []
+            print(f"{name}: {len(counts)} different values in {len(rows)} rows")
+            continue
+        classes.append(name)
+        listed = ", ".join(f"{n} {value}" for value, n in counts.most_common(12))
+        print(f"{name}: {listed}{', …' if len(counts) > 12 else ''}")
+        for value in counts:
+            if twins := [other for other in counts if other != value and other.casefold() == value.casefold()]:
+                print(f"  warning: {value!r} and {twins[0]!r} count as two classes; if they are one, mend the file")
+    return classes, free
+
+
+def split_by_class(records: Sequence[Record], classes: list[str], share: float, seed: int) -> Splits[Record]:
+    """Three parts with about the same share of each class. Rows with the same question go into the same part."""
+    groups: dict[str, list[tuple[Record, str]]] = {}
+    for record, fields in zip(records, fields_of(records)):
+        question = " ".join(record.prompts.casefold().split())
+        groups.setdefault(question, []).append((record, json.dumps([fields.get(name) for name in classes])))
+    rest = list(groups.values())
+    random.Random(seed).shuffle(rest)
+    rest.sort(key=lambda group: group[0][1])  # rows of one class follow each other, in a random order
+    each = max(1, round(share * len(rest)))
+    if len(rest) < 3 * each:
+        raise ValueError(f"{len(rest)} different questions are too few for three parts: bring more")
+    parts = []
+    for _ in range(2):
+        taken = {int((i + 0.5) * len(rest) / each) for i in range(each)}  # evenly spread over the classes
+        parts.append([record for i in sorted(taken) for record, _ in rest[i]])
+        rest = [group for i, group in enumerate(rest) if i not in taken]
+    return Splits([record for group in rest for record, _ in group], parts[1], parts[0])
+
+
+def warn_of_gaps(parts: Splits[Record], classes: list[str]) -> None:
+    """Say which classes a part lacks: it can neither choose nor report on them."""
+    known = {"training": parts.train, "validation": parts.validation, "test": parts.test}
+    found = {part: fields_of(records) for part, records in known.items()}
+    for name in classes:
+        seen = {part: {json.dumps(row.get(name)) for row in rows} for part, rows in found.items()}
+        for part in seen:
+            if missing := set().union(*seen.values()) - seen[part]:
+                print(f"  warning: {name}: no {', '.join(sorted(missing))} in the {part} part")
 
 
 # --- questions and answers -------------------------------------------------------------------------------------------
 
 
-def chat_of(record: Record, system: str, shown: list[Record] | None = None) -> Chat:
-    """The chat that asks for a record's answer, after `shown` examples with theirs."""
-    chat = [{"role": "system", "content": system}] if system else []
-    for example in shown or []:
-        chat += [{"role": "user", "content": example.exchanges[0].prompt}, answer_turn(example)]
-    return [*chat, {"role": "user", "content": record.exchanges[0].prompt}]
+@dataclass
+class Task:
+    """How rows become tokens, and what a model answers to them."""
+
+    tokenizer: Any
+    system: str
+    free: Sequence[str] = ()
+    room: int = 256  # tokens of an answer
+
+    def chat(self, record: Record, shown: Sequence[Record] = ()) -> Chat:
+        """A row as a chat with its answer, after `shown` examples with theirs."""
+        chat = record_chat(record, self.system or None)
+        first = next((i for i, turn in enumerate(chat) if turn["role"] != "system"), 0)
+        examples = [turn for other in shown for turn in record_chat(other) if turn["role"] != "system"]
+        return chat[:first] + examples + chat[first:]
+
+    def asked(self, chat: Chat, tools: Sequence[Any] = ()) -> list[int]:
+        """The tokens after which the answer is written. A model that thinks is told not to."""
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            chat, tools=list(tools) or None, add_generation_prompt=True, return_dict=False, enable_thinking=False
+        )
+        return ids
+
+    def learned(self, record: Record) -> list[dict[str, list[int]]]:
+        """A row for TRL for each answer: its tokens, and where the loss is. Raises ValueError where it cannot be."""
+        chat, rows = self.chat(record), []
+        for i, turn in enumerate(chat):
+            if turn["role"] != "assistant":
+                continue
+            try:
+                ids, targets = encode_chat(
+                    chat[: i + 1], self.tokenizer, sys.maxsize, tools=record.tools, answers="last"
+                )
+            except ValueError as error:
+                raise ValueError(f"{record.where}: {error} (--system none leaves the system turn out)") from error
+            whole, asked = [*ids.tolist(), int(targets[-1])], self.asked(chat[:i], record.tools)
+            if whole[: len(asked)] != asked:
+                raise ValueError(
+                    f"{record.where}: this model's template opens an answer in another way when it is asked than "
+                    "when it learns, as models do that always think: take one whose template can go without"
+                )
+            rows.append({"input_ids": whole, "completion_mask": [0, *(targets != IGNORE).long().tolist()]})
+        return rows
+
+    def answers(self, model: Any, part: Sequence[Record], shown: Sequence[Record] = ()) -> list[str]:
+        """What a model answers to the last question of each row, without what it thinks before."""
+        prompts = [self.asked(self.chat(record, shown)[:-1], record.tools) for record in part]
+        written = generate_text(model, self.tokenizer, prompts, self.room, batch_size=16)
+        return [without_thinking(text) for text in written]
+
+    def judge(self, answers: Sequence[str], part: Sequence[Record]) -> dict[str, list[float]]:
+        return judge_answers(answers, [wanted(record) for record in part], free=self.free)
 
 
-def answer_turn(record: Record) -> dict[str, str]:
-    """The assistant's turn that is to be learned."""
-    return {"role": "assistant", "content": record.exchanges[0].completion}
+def without_thinking(text: str) -> str:
+    """An answer without the thoughts before it."""
+    return re.sub(r"^\s*(<think>)?((?!<think>).)*?</think>", "", text, count=1, flags=re.DOTALL).strip()
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
@@ -82,10 +214,23 @@ def load(name: str, *, quantise: bool = False) -> tuple[Any, Any]:
             bnb_4bit_use_double_quant=True,
         )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(name, **settings)
+    for (
+        layer
+    ) in model.modules():  # bitsandbytes packs weights on some CPUs once it has answered; then no gradient passes
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(name)
     if not tokenizer.chat_template:
         raise ValueError(f"{name} has no chat template: take an instruction-tuned model")
     return model, tokenizer
+
+
+def one_process() -> None:
+    """Exit where several GPUs or processes would each do something else than this script means."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.exit("this script runs in one process: start it with python. Chapter 14 has training in several")
+    if torch.cuda.device_count() > 1:
+        sys.exit("this script uses one GPU, and sees several: choose one, CUDA_VISIBLE_DEVICES=0 python …")
 
 
 def hardware() -> dict[str, Any]:
@@ -97,8 +242,8 @@ def hardware() -> dict[str, Any]:
         }  # fmt: skip
     # On a GPU (not run by us):
     # - bfloat16 halves the bytes of weights and activations.
-    # - FlashAttention does not keep the T × T attention scores, and packing needs it.
-    # - Packing fills each sequence with several rows, so no time goes into padding.
+    # - FlashAttention does not keep the T × T attention scores.
+    # - Rows are not packed, because steps are counted in rows.
     # - 8-bit AdamW keeps 2 bytes instead of 8 for each number that is trained.
     # - Gradient checkpointing keeps one input for each block and computes the rest again: a third more time.
     flash = importlib.util.find_spec("flash_attn") is not None
@@ -106,15 +251,26 @@ def hardware() -> dict[str, Any]:
     return {
         "device": "cuda", "dtype": torch.bfloat16, "attention": "flash_attention_2" if flash else "sdpa",
         "trainer": {
-            "bf16": True, "gradient_checkpointing": True, "packing": flash,
+            "bf16": True, "gradient_checkpointing": True,
             "optim": "paged_adamw_8bit" if eight_bit else "adamw_torch",
         },
     }  # fmt: skip
 
 
+# Where to begin, by the family's name in its config: up to how many parameters, and the rate. Their sources are in the
+# table of the book's cheat sheet.
+RATES = {
+    "qwen3_5": [(float("inf"), 3e-4)],
+    "qwen3": [(2e10, 1e-3), (float("inf"), 3e-4)],
+    "gpt_oss": [(float("inf"), 1e-4)],
+    "": [(5e9, 1e-3), (float("inf"), 2e-4)],
+}
+
+
 def starting_rate(model: Any) -> float:
-    """A learning rate to begin with; the book's cheat sheet has a table of them by family and size."""
-    return 1e-3 if sum(p.numel() for p in model.parameters()) < 5e9 else 2e-4
+    """A learning rate to begin with. `num_parameters` counts two for each byte of a 4-bit base, as `numel` does not."""
+    family = next(name for name in RATES if model.config.model_type.startswith(name))
+    return next(rate for most, rate in RATES[family] if model.num_parameters() < most)
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -123,54 +279,138 @@ def starting_rate(model: Any) -> float:
 def train(args: argparse.Namespace) -> None:
     """From a file to an adapter and its score."""
     started = time.perf_counter()
+    one_process()
+    if args.batch % args.accumulate:
+        raise ValueError(f"--batch {args.batch} cannot be cut into --accumulate {args.accumulate} equal parts")
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("do", "resume")}
-    records = read_columns(args.file, args.ask, args.answer)
-    parts = split(records, validation=args.held_out, test=args.held_out, seed=args.seed)
-    print(f"{len(parts.train)} rows to train, {len(parts.validation)} to validate, {len(parts.test)} to test")
+    check_output(args, settings)
+    records = read(args)
+    classes, free = look_at_labels(records)
+    parts = split_by_class(records, classes, args.held_out, args.seed)
+    warn_of_gaps(parts, classes)
     model, tokenizer = load(args.model, quantise=args.quantise)
-    check_lengths(records, tokenizer, args.system, args.max_length)
-    open_run(args, settings)
+    task = Task(tokenizer, args.system, free)
+    rows = {name: tokens_of(getattr(parts, name), task, args.max_length) for name in ("train", "validation", "test")}
+    answers_long = [sum(row["completion_mask"]) for part in rows.values() for row in part]
+    task.room = max(answers_long) + 8
+    total = round(args.passes * len(rows["train"]) / args.batch)
+    if total < args.looks:
+        raise ValueError(f"--passes {args.passes:g} are {total} steps, fewer than --looks {args.looks}")
+    print(f"{len(parts.train)} rows to train, {len(parts.validation)} to validate, {len(parts.test)} to test")
+    if not args.resume:
+        args.output.mkdir(parents=True)
+        write_text(args.output / "run.json", json.dumps(settings, indent=1))
     set_seed(args.seed)
-    room = max(len(tokenizer(r.exchanges[0].completion).input_ids) for r in records) + 8
-
-    def scores_of(model: Any, part: list[Record], shown: list[Record] | None = None) -> dict[str, list[float]]:
-        answers = write_answers(model, tokenizer, [chat_of(r, args.system, shown) for r in part], room)
-        return judge_answers(answers, [r.exchanges[0].completion for r in part])
-
-    base_scores, shown = args.output / "base_scores.json", f"base, {args.shots} shown"
-    if not base_scores.exists():
-        scores = {"base": scores_of(model, parts.test)}
-        scores[shown] = scores_of(model, parts.test, parts.train[: args.shots])
-        write_json(base_scores, scores)
-    scores = json.loads(base_scores.read_text(encoding="utf8"))
-    trainer = make_trainer(args, model, tokenizer, parts, scores_of)
+    print(f"{total} steps: about {minutes_of(model, rows['train'], args):.1f} minutes, and the time to score answers")
+    answers = base_answers(args, model, task, parts)
+    trainer = make_trainer(args, model, task, parts, rows, total // args.looks)
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output) if args.resume else None)
     # The model is now that of the best checkpoint (load_best_model_at_end).
-    trainer.model.save_pretrained(args.output / "adapter")
-    tokenizer.save_pretrained(args.output / "adapter")
-    question = parts.test[0].exchanges[0].prompt
-    card = model_card(args.output / "adapter", question, system=args.system, max_new_tokens=room)
-    (args.output / "adapter" / "README.md").write_text(card, encoding="utf8")
-    scores["adapter"] = scores_of(trainer.model, parts.test)
-    write_json(args.output / "scores.json", scores)
-    print(score_table(scores))
-    print(f"\nadapter - {shown}:\n{gain_table(scores['adapter'], scores[shown])}")
-    print(f"{(time.perf_counter() - started) / 60:.1f} minutes; the adapter is in {args.output / 'adapter'}")
-    show(trainer.model, tokenizer, parts.test[:5], args.system, room)
+    hand_over(args, trainer.model, task, parts)
+    answers["adapter"] = task.answers(trainer.model, parts.test)
+    keep_answers(args.output, task, parts.test, answers)
+    report(task, parts, answers)
+    looks = [row["eval_score"] for row in trainer.state.log_history if "eval_score" in row]
+    if len(looks) > 1 and looks[-1] == max(looks) > looks[-2]:
+        print("\nThe last look was the best: train longer, with more --passes.")
+    print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes; the adapter is in {args.output / 'adapter'}")
 
 
-def open_run(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Make the output folder, or see that a run that goes on has the settings that it began with."""
+def check_output(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """See that the output folder is new, or that a run that goes on has the settings that it began with."""
     kept = args.output / "run.json"
     if not args.resume:
         if args.output.exists():
             sys.exit(f"{args.output} exists already: give another --output, or --resume to go on with it")
-        args.output.mkdir(parents=True)
-        write_json(kept, settings)
         return
-    begun = json.loads(kept.read_text(encoding="utf8"))
+    begun = read_run(args.output)
     if changed := [name for name, value in settings.items() if begun.get(name) != value]:
-        sys.exit(f"this run began with other settings: {', '.join(f'{n} = {begun.get(n)!r}' for n in changed)}")
+        sys.exit(f"{kept}: this run began with other settings: {', '.join(f'{n} = {begun.get(n)!r}' for n in changed)}")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The settings of a run."""
+    kept = folder / "run.json"
+    if not kept.is_file():
+        sys.exit(f"{folder} is not the --output of a run: it has no run.json")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf8"))
+    return found
+
+
+def tokens_of(records: Sequence[Record], task: Task, most: int) -> list[dict[str, list[int]]]:
+    """Rows for TRL. Exits if one is longer than `most` tokens: TRL would cut off its end without a word."""
+    rows = []
+    for record in records:
+        for row in task.learned(record):
+            if len(row["input_ids"]) > most:
+                raise ValueError(
+                    f"{record.where}: {len(row['input_ids'])} tokens with its template, more than --max-length {most}"
+                )
+            rows.append(row)
+    return rows
+
+
+def minutes_of(model: Any, rows: list[dict[str, list[int]]], args: argparse.Namespace) -> float:
+    """How long training will take: a step of LoRA is twice the arithmetic of reading the same tokens."""
+    ids = torch.tensor([rows[0]["input_ids"]], device=model.device)
+    with torch.no_grad():
+        model(input_ids=ids)  # the first call is slow
+        start = time.perf_counter()
+        logits = model(input_ids=ids).logits
+    logits[0, 0, 0].item()  # a GPU has now really computed it
+    a_token = (time.perf_counter() - start) / ids.numel()
+    tokens = args.passes * sum(len(row["input_ids"]) for row in rows)
+    again = 1.5 if hardware()["trainer"]["gradient_checkpointing"] else 1
+    return 2 * again * a_token * tokens / 60
+
+
+def base_answers(args: argparse.Namespace, model: Any, task: Task, parts: Splits[Record]) -> dict[str, list[str]]:
+    """What the base answers to the test part, and what needs no model; from the run's file where it goes on."""
+    kept = args.output / "answers.jsonl"
+    if kept.exists():
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf8").splitlines()]
+        return {name: [row[name] for row in rows] for name in rows[0] if name not in ("question", "wanted", "adapter")}
+    print(f"asking the base the {len(parts.test)} test questions …", flush=True)
+    answers = {
+        "commonest": [constant_answer([wanted(record) for record in parts.train])] * len(parts.test),
+        "base": task.answers(model, parts.test),
+    }
+    if args.shots:
+        answers[f"base, {args.shots} shown"] = task.answers(
+            model, parts.test, parts.train[:: max(1, len(parts.train) // args.shots)][: args.shots]
+        )
+    keep_answers(args.output, task, parts.test, answers)
+    return answers
+
+
+def keep_answers(output: Path, task: Task, part: Sequence[Record], answers: dict[str, list[str]]) -> None:
+    """Every question with the wanted answer and all that were given, a line each."""
+    lines = []
+    for i, record in enumerate(part):
+        row = {"question": task.chat(record)[:-1], "wanted": wanted(record)} | {who: a[i] for who, a in answers.items()}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_text(output / "answers.jsonl", "\n".join(lines))
+
+
+def report(task: Task, parts: Splits[Record], answers: dict[str, list[str]]) -> None:
+    """The scores, what is gained over the best that needs no training, and some answers to read."""
+    scores = {who: task.judge(texts, parts.test) for who, texts in answers.items()}
+    print(score_table(scores))
+    print(f"\nadapter, and the best without it:\n{gains_over_best(scores, 'adapter')}")
+    for record, answer in list(zip(parts.test, answers["adapter"]))[:5]:
+        print(f"\n{task.chat(record)[-2]['content'][:200]}\n  wanted: {wanted(record)}\n  answer: {answer}")
+
+
+def hand_over(args: argparse.Namespace, model: Any, task: Task, parts: Splits[Record]) -> None:
+    """Save the adapter with its tokenizer and a card whose lines ask it."""
+    folder = args.output / "adapter"
+    name = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(args.model, args.model)
+    model.peft_config["default"].base_model_name_or_path = name  # where others find it
+    model.save_pretrained(folder, save_embedding_layers=False)
+    task.tokenizer.save_pretrained(folder)
+    question = next(turn["content"] for turn in reversed(task.chat(parts.test[0])[:-1]) if turn["role"] == "user")
+    card = model_card(folder, question, system=task.system, max_new_tokens=task.room)
+    write_text(folder / "README.md", card)
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -179,16 +419,9 @@ def last_checkpoint(output: Path) -> str | None:
     return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
 
 
-def check_lengths(records: list[Record], tokenizer: Any, system: str, most: int) -> None:
-    """Exit if a row is longer than `most` tokens: TRL would cut off its end without a word."""
-    for record in records:
-        chat = [*chat_of(record, system), answer_turn(record)]
-        length = len(tokenizer.apply_chat_template(chat, return_dict=False))
-        if length > most:
-            sys.exit(f"{record.where}: {length} tokens with its template, more than --max-length {most}")
-
-
-def make_trainer(args: argparse.Namespace, model: Any, tokenizer: Any, parts: Any, scores_of: Any) -> Any:
+def make_trainer(
+    args: argparse.Namespace, model: Any, task: Task, parts: Splits[Record], rows: dict[str, Any], every: int
+) -> Any:
     """TRL's trainer, which also scores answers to the validation part at each evaluation and keeps the best."""
     import datasets
     from trl import SFTConfig, SFTTrainer
@@ -198,53 +431,36 @@ def make_trainer(args: argparse.Namespace, model: Any, tokenizer: Any, parts: An
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             metrics = super().evaluate()
-            scores = scores_of(self.model, parts.validation[: args.watch])
-            means = [sum(values) / len(values) for name, values in scores.items() if name != "JSON"]
-            metrics["eval_score"] = sum(means) / len(means)
+            watched = parts.validation[: args.watch]
+            metrics["eval_score"] = mean_score(task.judge(task.answers(self.model, watched), watched))
             self.log({"eval_score": metrics["eval_score"]})
             return metrics
 
-    def rows(part: list[Record]) -> Any:  # TRL puts the loss on a completion, and not on its prompt
-        return datasets.Dataset.from_list(
-            [{"prompt": chat_of(record, args.system), "completion": [answer_turn(record)]} for record in part]
-        )
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """None: the card with lines that run is `hand_over`'s."""
 
-    machine = hardware()["trainer"]
-    if args.quantise:
-        from peft import prepare_model_for_kbit_training  # TRL's trainer does not call it
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=machine["gradient_checkpointing"])
-    every = max(1, round(args.passes * len(parts.train) / args.batch / args.looks))  # steps between evaluations
     settings = SFTConfig(
-        str(args.output), max_steps=every * args.looks, per_device_train_batch_size=args.batch,
-        learning_rate=args.learning_rate or starting_rate(model), lr_scheduler_type="cosine",
-        warmup_steps=max(1, every * args.looks // 10), max_length=args.max_length, eval_strategy="steps",
-        eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2, load_best_model_at_end=True,
-        metric_for_best_model="eval_score", greater_is_better=True, logging_steps=every, report_to="none",
-        seed=args.seed, **machine,
+        str(args.output), max_steps=every * args.looks, per_device_train_batch_size=args.batch // args.accumulate,
+        gradient_accumulation_steps=args.accumulate, learning_rate=args.learning_rate or starting_rate(model),
+        lr_scheduler_type="cosine", warmup_steps=max(1, every * args.looks // 10), max_length=args.max_length,
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_score", greater_is_better=True, logging_steps=every,
+        report_to="none", seed=args.seed, completion_only_loss=True, **hardware()["trainer"],
     )  # fmt: skip
     lora = LoraConfig(
         r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules="all-linear",
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return ScoringTrainer(
-        model, settings, train_dataset=rows(parts.train), eval_dataset=rows(parts.validation),
-        processing_class=tokenizer, peft_config=lora,
+        model, settings, train_dataset=datasets.Dataset.from_list(rows["train"]),
+        eval_dataset=datasets.Dataset.from_list(rows["validation"]), processing_class=task.tokenizer, peft_config=lora,
     )  # fmt: skip
 
 
-def show(model: Any, tokenizer: Any, records: list[Record], system: str, room: int) -> None:
-    """Some answers to read beside the wanted ones."""
-    answers = write_answers(model, tokenizer, [chat_of(record, system) for record in records], room)
-    for record, answer in zip(records, answers):
-        prompt, wanted = record.exchanges[0]
-        print(f"\n{prompt[:200]}\n  wanted: {wanted}\n  answer: {answer}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, all of it or nothing."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file, all of it or nothing."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf8")
+    part.write_text(text + "\n", encoding="utf8")
     os.replace(part, path)
 
 
@@ -253,53 +469,62 @@ def write_json(path: Path, value: Any) -> None:
 
 def ask(args: argparse.Namespace) -> None:
     """Put a question to a trained run."""
-    run = json.loads((args.run / "run.json").read_text(encoding="utf8"))
+    run = read_run(args.run)
     model, tokenizer = load(run["model"], quantise=run["quantise"])
     model = PeftModel.from_pretrained(model, args.run / "adapter").eval()
-    question = Record((Example(args.question, ""),), "the command line")
-    print(write_answers(model, tokenizer, [chat_of(question, run["system"])], 256)[0])
+    task = Task(tokenizer, run["system"])
+    chat = [{"role": "system", "content": task.system}] if task.system else []
+    ids = task.asked([*chat, {"role": "user", "content": args.question}])
+    print(without_thinking(generate_text(model, tokenizer, [ids], 256)[0]))
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Fold a run's adapter into its base, loaded in 16 or 32 bits and never in 4: one plain model for any server."""
+    """Fold a run's adapter into the base that it was trained and scored on: one plain model for any server.
+
+    After --quantise that is the 4-bit base, dequantised: the merged model is then the one that was scored.
+    """
     if args.folder.exists():
         sys.exit(f"{args.folder} exists already: give another name")
-    run = json.loads((args.run / "run.json").read_text(encoding="utf8"))
-    model, tokenizer = load(run["model"])
+    run = read_run(args.run)
+    model, tokenizer = load(run["model"], quantise=run["quantise"])
+    if run["quantise"]:
+        model = model.dequantize()
     merged = PeftModel.from_pretrained(model, args.run / "adapter").merge_and_unload(safe_merge=True)
     merged.save_pretrained(args.folder)
     tokenizer.save_pretrained(args.folder)
     print(f"a plain model in {args.folder}; its system turn is {run['system']!r}")
 
 
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def allowed(kind: type, says: str, good: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """A type for argparse that refuses what would only fail after the base was scored."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise argparse.ArgumentTypeError(f"expected {says}, got {text!r}")
+        return value
+
+    return parse
+
+
+COUNT = allowed(int, "a whole number from 1", lambda n: n >= 1)
+COUNT_OR_NONE = allowed(int, "a whole number from 0", lambda n: n >= 0)
+ABOVE_ZERO = allowed(float, "a number above 0", lambda x: 0 < x < float("inf"))
+BELOW_ONE = allowed(float, "a number from 0, below 1", lambda x: 0 <= x < 1)
+A_THIRD = allowed(float, "a share above 0, up to a third", lambda x: 0 < x <= 1 / 3)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("train", help="from a file to an adapter and its score")
-    one.add_argument("file", type=Path, help=".csv, .tsv, or .jsonl with one object a line; it is only read")
-    one.add_argument("--ask", nargs="+", required=True, help="the columns that the model is given")
-    one.add_argument(
-        "--answer", nargs="+", required=True, help="the columns to answer with; several make a JSON object"
-    )
-    one.add_argument("--output", type=Path, required=True, help="a new folder")
-    one.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    one.add_argument("--model", default="smollm2", help='"smollm2", a folder, or a name on the Hub')
-    one.add_argument("--system", default="", help="the task in one line, a system turn before each question")
-    one.add_argument("--quantise", action="store_true", help="QLoRA: the base in 4 bits")
-    one.add_argument("--rank", type=int, default=16)
-    one.add_argument("--alpha", type=float, default=32.0)
-    one.add_argument("--dropout", type=float, default=0.0)
-    one.add_argument("--learning-rate", type=float, default=None, help="default: by the model's size")
-    one.add_argument("--passes", type=float, default=3.0, help="how often each row is seen")
-    one.add_argument("--batch", type=int, default=8)
-    one.add_argument("--max-length", type=int, default=512, help="tokens of a row, template and answer included")
-    one.add_argument("--held-out", type=float, default=0.15, help="share of the rows to validate, and to test")
-    one.add_argument("--looks", type=int, default=4, help="evaluations, each with a checkpoint")
-    one.add_argument("--watch", type=int, default=32, help="validation rows whose answers are scored each time")
-    one.add_argument("--shots", type=int, default=4, help="examples in the prompt of the base")
-    one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(do=train)
+    add_train(commands.add_parser("train", help="from a file to an adapter and its score"))
     two = commands.add_parser("ask", help="put a question to a run")
     two.add_argument("run", type=Path)
     two.add_argument("question")
@@ -309,12 +534,41 @@ def main() -> None:
     three.add_argument("folder", type=Path, help="a new folder")
     three.set_defaults(do=merge)
     args = parser.parse_args()
-    if args.do is train and not args.system:
-        args.system = "Answer with one JSON object." if len(args.answer) > 1 else "Answer with nothing but the answer."
+    if args.do is train:
+        several = "Answer with one JSON object." if len(args.answer) > 1 else "Answer with nothing but the answer."
+        usual = several if args.answer else ""
+        args.system = {"": usual, "none": ""}.get(args.system, args.system)
     try:
         args.do(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(str(error))
+
+
+def add_train(one: argparse.ArgumentParser) -> None:
+    """The settings of `train`."""
+    one.add_argument("file", type=Path, help=".csv, .tsv, or .jsonl with one object a line; it is only read")
+    one.add_argument("--ask", nargs="+", default=[], help="the columns that the model is given; none: a file of chats")
+    one.add_argument("--answer", nargs="+", default=[], help="the columns to answer with; several make a JSON object")
+    one.add_argument("--delimiter", help='what separates the columns, such as ";"; default: a comma, in .tsv a tab')
+    one.add_argument("--output", type=Path, required=True, help="a new folder")
+    one.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    one.add_argument("--model", default="smollm2", help='"smollm2", a folder, or a name on the Hub')
+    one.add_argument("--system", default="", help='the task in one line, before each question; "none": no such turn')
+    one.add_argument("--quantise", action="store_true", help="QLoRA: the base in 4 bits")
+    one.add_argument("--rank", type=COUNT, default=16)
+    one.add_argument("--alpha", type=ABOVE_ZERO, default=32.0)
+    one.add_argument("--dropout", type=BELOW_ONE, default=0.0)
+    one.add_argument("--learning-rate", type=ABOVE_ZERO, help="default: by the model's family and size")
+    one.add_argument("--passes", type=ABOVE_ZERO, default=3.0, help="how often each row is seen")
+    one.add_argument("--batch", type=COUNT, default=8, help="rows of a step")
+    one.add_argument("--accumulate", type=COUNT, default=1, help="a step in so many parts: less memory, the same run")
+    one.add_argument("--max-length", type=COUNT, default=512, help="tokens of a row, template and answer included")
+    one.add_argument("--held-out", type=A_THIRD, default=0.15, help="share of the rows to validate, and to test")
+    one.add_argument("--looks", type=COUNT, default=4, help="evaluations, each with a checkpoint")
+    one.add_argument("--watch", type=COUNT, default=32, help="validation rows whose answers are scored each time")
+    one.add_argument("--shots", type=COUNT_OR_NONE, default=4, help="examples in the prompt of the base")
+    one.add_argument("--seed", type=COUNT_OR_NONE, default=0)
+    one.set_defaults(do=train)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_book.findings import FOLDER as RESULTS
+from lora_book.findings.runs import E2ERun, slug
 from lora_book.measure import text_windows
 from lora_book.tasks import Restaurant, load_e2e, to_examples
 from lora_lib import (
@@ -39,7 +40,7 @@ from lora_lib import (
 from lora_lib.adapters import lora_plus
 from lora_lib.data import IGNORE, Encoded, batches, encode_examples
 from lora_lib.gpt2 import generate_text
-from lora_lib.run import load_smollm2
+from lora_lib.run import load_any
 from lora_lib.training import History
 from lora_lib.training import loop as training
 from lora_lib.training.loop import PAD
@@ -112,9 +113,7 @@ def environment() -> Row:
 def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="gpt2-mini", help="a name that load_pretrained knows, a folder, or smollm2 (map, new_words)"
-    )
+    parser.add_argument("--model", default="gpt2-mini", help="a model's name, smollm2 among them, or its folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=RESULTS / out)
     return parser
@@ -128,11 +127,10 @@ def device() -> str:
 
 
 def load_base(name: str) -> tuple[Any, Any]:
-    """The model and the tokenizer that `--model` names: "smollm2", or what `load_pretrained` knows."""
-    if name != "smollm2":
-        return load_pretrained(name)
-    model, tokenizer = load_smollm2()
-    tokenizer.eot_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    """The model and the tokenizer that `--model` names: as `lora_lib.run.load_any` knows it."""
+    model, tokenizer = load_any(name)
+    if name == "smollm2":
+        tokenizer.eot_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     return model, tokenizer
 
 
@@ -170,7 +168,7 @@ def accuracy(model: nn.Module, examples: Sequence[Encoded]) -> float:
 
 
 def e2e_arguments(doc: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
-    """`arguments`, and what a run on E2E can be told."""
+    """`arguments`, plus the options of an E2E run."""
     parser = arguments(doc, "e2e.csv", seeds)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -213,12 +211,10 @@ class E2E:
         targets: str = "all", use_rslora: bool = False, init: str = "default", lora_plus: float = 1,
     ) -> Row:  # fmt: skip
         """One row: train with `method` "lora", "full" (rank 0) or "base" (not at all), measure, keep the weights."""
-        settings = {
-            "model": self.args.model, "method": method, "targets": targets, "rank": rank, "alpha": alpha,
-            "use_rslora": use_rslora, "init": init, "lora_plus": lora_plus, "learning_rate": learning_rate,
-            "steps": self.args.steps, "batch_size": self.args.batch_size, "max_length": self.args.max_length,
-            "seed": seed,
-        }  # fmt: skip
+        settings = E2ERun(
+            self.args.model, method, targets, rank, alpha, use_rslora, init, lora_plus, learning_rate,
+            self.args.steps, self.args.batch_size, self.args.max_length, seed,
+        ).row()  # fmt: skip
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def loss(self, method: str, learning_rate: float, seed: int, **settings: Any) -> float:
@@ -321,15 +317,6 @@ def curve(loss: Sequence[float], every: int) -> str:
     """Means of so many losses in a row, written with spaces. No example comes twice, so they are of unseen data."""
     means = (sum(loss[i : i + every]) / len(loss[i : i + every]) for i in range(0, len(loss), every))
     return " ".join(f"{mean:.3f}" for mean in means)
-
-
-def slug(settings: Row) -> str:
-    """A name for a run's folder, from its settings or from its row."""
-    names = (
-        "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate", "steps", "batch_size",
-        "max_length", "seed",
-    )  # fmt: skip
-    return "-".join([Path(settings["model"]).name, *(str(settings[name]) for name in names)])
 
 
 def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> int:

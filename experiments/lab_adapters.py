@@ -1,4 +1,4 @@
-"""The three adapters that the lab offers, trained anew: restaurants, plays, and the diary of a cat.
+"""The three adapters that the lab offers, trained again: restaurants, plays, and the diary of a cat.
 
     python experiments/lab_adapters.py PLAYS
 

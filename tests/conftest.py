@@ -22,6 +22,8 @@ from lora_lib import Tokenizer
 from lora_lib.data import Splits
 from lora_lib.gpt2 import MINI_FOLDER, read_tokenizer
 
+NO_FIREFOX = "no Firefox found: `apt install firefox-esr` brings one"
+
 
 def skip_or_fail(reason: str) -> NoReturn:
     """A reader without a browser may go on; continuous integration may not."""
@@ -75,7 +77,7 @@ def visit(request: pytest.FixtureRequest, site: Path, tmp_path: Path) -> Iterato
         return
     path = firefox.find()
     if path is None:
-        skip_or_fail("no Firefox found: `apt install firefox-esr` brings one")
+        skip_or_fail(NO_FIREFOX)
     with firefox.open_tab(path, tmp_path) as tab:
         tab.goto(site.as_uri())
         yield lab_modules.Driver(tab, tmp_path / "downloads")
@@ -132,6 +134,19 @@ def splits() -> Splits[Restaurant]:
 def tokenizer() -> Tokenizer:
     """gpt2-mini's."""
     return read_tokenizer(MINI_FOLDER)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests did not run for want of a browser, and again at the end of `make test`."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    for browser, mend in (("Chromium", print_book.NO_BROWSER), ("Firefox", NO_FIREFOX)):
+        if count := sum(mend in reason for reason in reasons):
+            line = f"{count} tests of the pages and the lab did not run in {browser}: {mend}"
+            terminalreporter.write_line(line, yellow=True)
+            if place := os.environ.get("NOT_RUN"):
+                Path(place).parent.mkdir(exist_ok=True)
+                with Path(place).open("a", encoding="utf8") as file:
+                    file.write(line + "\n")
 
 
 @pytest.hookimpl(trylast=True)

@@ -54,13 +54,13 @@ WITH_PROBE = """async ([source, relaxed]) => {
 
 
 class Engine:
-    """The lab's worker in a separate page, with the jobs of lab/probe.js added."""
+    """The lab's worker in a separate page, with the jobs of lab/worker/probe.js added."""
 
     def __init__(self, browser: Browser, site: Path, relaxed: bool = True) -> None:
         self.relaxed = relaxed
         self.tab: Page = browser.new_page()
         self.tab.goto(site.as_uri())
-        self.tab.evaluate(WITH_PROBE, [build_lab.bundle("probe.js"), relaxed])
+        self.tab.evaluate(WITH_PROBE, [build_lab.bundle("worker/probe.js"), relaxed])
 
     def ask(self, job: str, **what: Any) -> Any:
         """A job's answer. JSON both ways: playwright is slow with long lists."""

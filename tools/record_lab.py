@@ -1,4 +1,4 @@
-"""Record what the lab shows before a reader has loaded the model (lab/recorded.json), and draw its card.
+"""Record what the lab shows before a reader has loaded the model (lab/page/recorded.json), and draw its card.
 
     python tools/record_lab.py         # both
     python tools/record_lab.py card    # the card alone
@@ -20,10 +20,11 @@ from typing import Any
 import build_lab
 import print_book
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 PATIENCE = 300_000  # milliseconds, for a training run on a busy machine
-SCENES = [("cat", 8), ("cat", 2), ("cat", 0), ("restaurants", 8), ("plays", 8)]  # adapter and rank, as they are played
+SCENES = [("cat", 8), ("cat", 2), ("cat", 0), ("plays", 8)]  # adapter and rank, as they are played
+FACTS = [("restaurants", rank) for rank in (8, 4, 2, 1, 0)]  # for links that lead here; this adapter has its own prompt
 TURN = """([adapter, rank]) => {
   for (const [id, value] of [["adapter", adapter], ["rank", rank]]) {
     const control = document.getElementById(`lab-${id}`);
@@ -43,7 +44,7 @@ BARS = """() => {
 
 
 def record() -> dict[str, Any]:
-    """What the page tells of one visit: `write` and `train`, as `start` in lab/page.js takes them."""
+    """What the page tells of one visit: `write` and `train`, as `start` in lab/page/page.js takes them."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_lab.write_site(Path(folder))
         browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
@@ -51,19 +52,25 @@ def record() -> dict[str, Any]:
         page.goto((Path(folder) / "lab.html").as_uri())
         page.click("#lab-load")
         page.wait_for_function("Lab.seen().write.bars && Lab.seen().write.adapted", timeout=PATIENCE)
-        seen = []
-        for adapter, rank in SCENES:
-            page.evaluate(TURN, [adapter, rank])
-            page.wait_for_function(TURNED, arg=[adapter, rank], timeout=PATIENCE)
-            seen.append({**page.evaluate("Lab.seen().write"), "bars": page.evaluate(BARS)})
+        write, facts = (recording(page, scenes) for scenes in (SCENES, FACTS))
         page.click("#lab-train")
         page.wait_for_selector("#lab-train:disabled")
         page.wait_for_selector("#lab-train:enabled", timeout=PATIENCE)
         train = page.evaluate("Lab.seen().train")
-        del train["settings"]["text"]  # the page has its example already
+        del train["settings"]["text"], train["files"]  # the page has its example already
         browser.close()
-    scenes = [{key: write[key] for key in ("view", "adapted", "bars")} for write in seen]
-    return {"write": {"prompt": seen[0]["prompt"], "base": seen[0]["base"], "scenes": scenes}, "train": train}
+    return {"write": write, "facts": facts, "train": train}
+
+
+def recording(page: Page, scenes: list[tuple[str, int]]) -> dict[str, Any]:
+    """What is written at these settings, one after the other: {prompt, base, scenes}."""
+    seen = []
+    for adapter, rank in scenes:
+        page.evaluate(TURN, [adapter, rank])
+        page.wait_for_function(TURNED, arg=[adapter, rank], timeout=PATIENCE)
+        seen.append({**page.evaluate("Lab.seen().write"), "bars": page.evaluate(BARS)})
+    kept = [{key: write[key] for key in ("view", "adapted", "bars")} for write in seen]
+    return {"prompt": seen[-1]["prompt"], "base": seen[-1]["base"], "scenes": kept}
 
 
 CARD = build_lab.ROOT / "book" / "_static" / "lab_card.png"
@@ -102,7 +109,7 @@ def main() -> None:
     if sys.argv[1:] == ["card"]:
         return draw_card()
     text = json.dumps(rounded(record()), ensure_ascii=False, separators=(",", ":"))
-    (build_lab.LAB / "recorded.json").write_text(text + "\n", encoding="utf8")
+    (build_lab.LAB / "page" / "recorded.json").write_text(text + "\n", encoding="utf8")
     return draw_card()
 
 

@@ -1,7 +1,7 @@
 """Drawings in both themes: what the notebooks hold as SVG on white becomes part of the page, in the page's colours.
 
 A figure's ground goes, its text is set in the page's letters, and each colour becomes a variable that has a second
-value in the dark. On a phone letters grow to nine pixels; where they would grow too much, the drawing scrolls. The
+value in the dark. On a phone letters grow to twelve pixels; where they would grow too much, the drawing scrolls. The
 pictures of a knob that are not shown at first lie in a separate file, which is fetched when the reader comes near.
 """
 
@@ -21,9 +21,9 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent.parent
 LIVE = ROOT / "lora_book" / "show" / "live"
-PHONE, LETTERS = 332, 9.2  # pixels: a column of text on a phone of 390, and the smallest letters there
-GROW = 1.35  # times, at most
-WIDE = 0.58  # of its size, a letter on average
+PHONE, LETTERS = 374, 12.2  # pixels: a drawing on a phone of 390, from edge to edge, and the smallest letters there
+GROW = 1.5  # times, at most
+WIDE = 0.62  # of its size, a letter on average
 PICTURE = re.compile(r'<img [^>]*?src="([^"]+\.svg|data:image/svg\+xml;base64,[^"]+)"[^>]*>')
 ALT = re.compile(r' alt="([^"]*)"')
 COLOUR = re.compile(r"""\b((?:fill|stroke)(?::|="))#([0-9a-f]{6})\b""")
@@ -117,7 +117,7 @@ def beyond(svg: str, width: float, size: float) -> tuple[float, float]:
         left = min(left, float(x) - before * length)
         right = max(right, float(x) + (1 - before) * length)
     left, right = (round(PHONE / width * side) for side in (-left, right - width))
-    return left if left > 8 else 0, right if right > 8 else 0
+    return left if left > 1 else 0, right if right > 1 else 0
 
 
 def is_sheet(data: str) -> bool:

@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "tools"))
 import build_lab  # noqa: E402 - its folder is known only now
 
 PAGE = "book/lab"
+SCRIPTS = {PAGE: "lab/page.js", "book/chat": "lab/chat.js"}
 # What other programs show of a link to the page.
 TITLE = "Train a LoRA in this page"
 DESCRIPTION = (
@@ -29,10 +30,11 @@ PICTURE_ALT = "Two texts from one prompt, without and with an adapter, above sli
 
 
 def add_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Only the lab's own page loads what the lab needs."""
-    if page == PAGE:
+    """Only the lab's own pages load what the lab needs."""
+    if script := SCRIPTS.get(page):
         app.add_css_file("lab/lab.css")
-        app.add_js_file("lab/page.js", loading_method="defer")
+        app.add_js_file(script, loading_method="defer")
+    if page == PAGE:
         context["metatags"] = context.get("metatags", "") + share_tags(app.config.html_theme_options["repository_url"])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sphinx.application import Sphinx
 
 SCRIPT = re.compile(r'<script ([^>]*)src="([^"]+)"></script>')
-SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+SEARCH = ("searchtools.js", "language_data.js", "searchindex.js", "sphinx_highlight.js")
 PICTURE = re.compile(r'<img ((?:(?!loading=)[^>])*?)src="([^":]+\.(?:png|jpe?g|webp))"((?:(?!loading=)[^>])*?)/?>')
 ICON_NAME, ICON_RULE = re.compile(r"\bfa-[a-z0-9-]+"), re.compile(r"([^{}]+)\{content:\"\\([0-9a-f]+)\"\}")
 THEME_ICON = re.compile("[\ue000-\uf8ff]")  # the theme's own rules have the letters themselves

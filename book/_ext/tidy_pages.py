@@ -30,6 +30,7 @@ for (const name of ["localStorage", "sessionStorage"])
 </script>
 """
 # The theme's last script chooses light or dark, and all that was painted before has other colours and sizes.
+MODE_SAVED = 'dataset.mode = localStorage.getItem("mode") || "";'
 THEME_SAVED = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "";'
 THEME_NOW = """
     if (!["light", "dark"].includes(document.documentElement.dataset.mode))
@@ -39,6 +40,7 @@ MENDED = {
     f"{SIDEBAR}>": f'{SIDEBAR} role="region" aria-label="The book">',
     EARLY: STORE + EARLY,
     FOLD: FOLD.replace("<summary>", '<summary aria-label="The pages below this one">'),
+    MODE_SAVED: MODE_SAVED.replace('""', '"auto"'),  # the theme refuses an empty one in the console
     THEME_SAVED: THEME_SAVED + THEME_NOW,
 }
 
@@ -84,13 +86,24 @@ def empty_icon_script(app: Sphinx, error: Exception | None) -> None:
         script.write_text("")
 
 
-def search_in_files(app: Sphinx, error: Exception | None) -> None:
-    """A search fetches a summary from each page found; where the pages are files, browsers forbid that."""
+SEARCHED = {
+    # A search fetches a summary from each page found; where the pages are files, browsers forbid that.
+    "else if (showSearchSummary)": 'else if (showSearchSummary && location.protocol !== "file:")',
+    # A summary is of the page's text, without its buttons and its list of sections.
+    """querySelector('[role="main"]')""": """querySelector("article.bd-article")""",
+    # The words stay unmarked on the page that is opened next.
+    """localStorage.setItem("sphinx_highlight_terms", [...highlightTerms].join(" "))""": "",
+}
+
+
+def mend_search(app: Sphinx, error: Exception | None) -> None:
+    """Mend Sphinx's search through all pages."""
     script = Path(app.outdir, "_static", "searchtools.js")
     if error is None and script.exists():
         text = script.read_text(encoding="utf8")
-        test = "else if (showSearchSummary)"
-        script.write_text(text.replace(test, test[:-1] + ' && location.protocol !== "file:")'), encoding="utf8")
+        for old, new in SEARCHED.items():
+            text = text.replace(old, new)
+        script.write_text(text, encoding="utf8")
 
 
 def say_colab(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -123,5 +136,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", drop_alias)
     app.connect("build-finished", empty_icon_script)
     app.connect("build-finished", mend_theme)
-    app.connect("build-finished", search_in_files)
+    app.connect("build-finished", mend_search)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

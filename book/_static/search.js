@@ -1,5 +1,5 @@
 // The search finds sections as the reader types. Its texts are a script of their own (_ext/sections.py), fetched when
-// the search is first touched; Enter on what was typed still leads to the theme's search through all pages.
+// the search is first touched; Enter leads to the first section, and where none is found to the search of all pages.
 {
   const MOST = 8;
   const root = document.documentElement.dataset.content_root ?? "";
@@ -19,6 +19,9 @@
       .replace(/√/g, "root ")
       .replace(/[’']/g, "'")
       .replace(/[‐–—−]/g, "-");
+  // What people type, and the book's own words for it.
+  const SAME = { "catastrophic forgetting": "forgetting", oom: "out of memory", lr: "learning rate" };
+  const meant = typed => SAME[plain(typed).trim()] ?? plain(typed).trim();
   const stem = word => (word.length > 4 ? word.replace(/(ting|ing|ed|es|s|e)$/, "") : word);
   const split = text => text.split(/[^\p{L}\p{N}=+\-_.]+/u).filter(Boolean);
   const escaped = text => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -41,7 +44,7 @@
   }
 
   function find(typed) {
-    const query = plain(typed).trim();
+    const query = meant(typed);
     if (!query) return [];
     const stems = split(query).map(stem);
     const asTyped = phrase(query);
@@ -89,11 +92,18 @@
   said.className = "book-found-said";
   said.role = "status";
 
-  // What stands around the words, a line of it.
+  // What stands around the words, a line of it, with the words in bold.
   function around(section, query) {
-    const at = Math.max(0, section.text.search(phrase(query)));
+    const at = section.text.search(phrase(query));
     const from = at < 40 ? 0 : section.said.indexOf(" ", at - 40) + 1;
-    return (from ? "… " : "") + section.said.slice(from, from + 110);
+    const end = from + 110;
+    const line = [(from ? "… " : "") + section.said.slice(from, at < 0 ? end : at)];
+    if (at >= 0) {
+      const words = document.createElement("b");
+      words.textContent = section.said.slice(at, at + query.length);
+      line.push(words, section.said.slice(at + query.length, end));
+    }
+    return line;
   }
 
   function show() {
@@ -106,7 +116,7 @@
         const [title, page, line] = ["b", "i", "span"].map(kind => document.createElement(kind));
         title.textContent = section.title;
         page.textContent = section.title === section.page ? "" : section.page;
-        line.textContent = around(section, plain(input.value).trim());
+        line.append(...around(section, meant(input.value)));
         link.append(title, page, line);
         item.append(link);
         return item;
@@ -136,6 +146,12 @@
     input.autocomplete = "off";
     for (const kind of ["focus", "input"]) input.addEventListener(kind, ask);
     input.addEventListener("input", show);
+    form.addEventListener("submit", event => {
+      const first = !list.hidden && list.querySelector("a");
+      if (!first) return;
+      event.preventDefault();
+      first.click();
+    });
     for (const part of [input, list]) part.addEventListener("keydown", walk);
     list.addEventListener("click", () => document.querySelector("dialog[open]")?.close());
   }

@@ -1,4 +1,4 @@
-"""What the rows of `experiments/map.py` say: what predicts forgetting, and what is left of it at equal loss or KL.
+"""What the rows of `experiments/forgetting_map.py` say: what predicts forgetting, and what is left at equal loss or KL.
 
 The rule, which was written down before the runs: differences are taken seed by seed, with a 95 % interval. There is a
 difference when the interval is on one side of zero, and it matters when all of it is beyond the margin, 2 % of the
@@ -125,7 +125,7 @@ def at_equal(rows: Iterable[Row], full: Iterable[Row], by: str, text: str = "pro
 
 
 def errors_without(rows: Iterable[Row], features: Collection[str], text: str = "prose") -> dict[int, float]:
-    """How far predictions of what is forgotten are off, root mean square by seed, for arms they were not fitted to.
+    """Root-mean-square error, by seed, of forgetting predicted for an arm that was left out of the fit.
 
     Each arm in turn is left out: a curve through the runs of all others, in `features` and their squares, predicts
     its runs. With no features, the mean of the others does.
@@ -163,3 +163,38 @@ def seeds_needed(spread: float, size: float) -> int:
         if t * spread / math.sqrt(runs) <= size:
             return runs
     raise ValueError(f"a spread of {spread} takes more than {len(T_975) + 1} seeds to show {size}")
+
+
+def explained(rows: Iterable[Row], feature: str, log: bool = False, text: str = "prose") -> float:
+    """R² of one parabola in `feature` for the runs of all methods: of what is forgotten, or of its logarithm."""
+    rows = list(rows)
+    y = np.array([row[f"{text}_forgotten"] for row in rows])
+    y = np.log(y) if log else y
+    design = _design(rows, [feature])
+    weights, *_ = np.linalg.lstsq(design, y, rcond=None)
+    return float(1 - np.square(y - design @ weights).sum() / np.square(y - y.mean()).sum())
+
+
+def power(rows: Iterable[Row], feature: str, share: float = 1 / 3, worlds: int = 200) -> float:
+    """How often the rule "leaves at most `share` of the mean's error" passes where `feature` does decide.
+
+    In each simulated world what is forgotten is one parabola in `feature` for all methods, plus noise as large as each
+    arm's runs scatter about the arm's own parabola.
+    """
+    rows = list(rows)
+    y = np.array([row["prose_forgotten"] for row in rows])
+    design = _design(rows, [feature])
+    truth = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    spread = np.zeros(len(rows))
+    for arm in {row["arm"] for row in rows}:
+        here = np.array([row["arm"] == arm for row in rows])
+        own = design[here] @ np.linalg.lstsq(design[here], y[here], rcond=None)[0]
+        spread[here] = np.sqrt(np.square(y[here] - own).sum() / max(1, here.sum() - design.shape[1]))
+    random = np.random.default_rng(0)
+    passed = 0
+    for _ in range(worlds):
+        world = [
+            {**row, "prose_forgotten": value} for row, value in zip(rows, random.normal(truth, spread), strict=True)
+        ]
+        passed += error_without(world, [feature]) <= share * error_without(world, [])
+    return passed / worlds

@@ -42,7 +42,7 @@ class Mean(NamedTuple):
 
     @property
     def half_interval(self) -> float:
-        """Half the width of the mean's own 95 % interval: t · s / √n; endless for a single run."""
+        """Half the width of the mean's own 95 % interval: t · s / √n; infinite for a single run."""
         return _half_interval(self.spread, self.runs)
 
     def __str__(self) -> str:
@@ -169,7 +169,7 @@ def paired(rows: Iterable[Row], others: Iterable[Row], measure: str) -> Differen
 
 
 def survivors(found: Mapping[str, Difference], share: float = 0.05) -> set[str]:
-    """Which of many differences from zero are left when at most `share` of those called so may be chance.
+    """The differences that stay significant at this false discovery rate.
 
     Benjamini and Hochberg's rule: of m intervals, sorted by p, the first k survive, for the largest k whose p is at
     most `share` · k / m.
@@ -190,7 +190,7 @@ def _degrees(runs: int) -> int:
 
 
 def _two_sided(t: float, degrees: int) -> float:
-    """The share of Student's distribution that lies beyond ± t: 1 less its finite series in the angle atan(t / √n)."""
+    """The share of Student's distribution that lies beyond ± t: by its finite series in the angle atan(t / √n)."""
     angle = math.atan(t / math.sqrt(degrees))
     odd = degrees % 2
     term = total = math.cos(angle) if odd else 1.0

@@ -1,8 +1,8 @@
 """What the kept rows say to the questions of the findings page, by the one rule of `lora_book.findings`.
 
 A `Comparison` names two settings and what is measured; `COMPARISONS` holds those that the book speaks of, and `family`
-these and every other difference that the page calls one, for `survivors`. Each side is taken at its best learning rate,
-of those that all its seeds have, unless its settings name one.
+adds every other difference on the page, for the correction in `survivors`. Each side is taken at its best learning
+rate, of those that all its seeds have, unless its settings name one.
 
 Two settings are level when they differ by no more than 2 % of the loss or of BLEU; for shares of right answers and for
 intruders `MARGIN` says how far they may differ.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from lora_book.findings.forgetting import BEST, SEEDS, SMOLLM2, Compared, at_equal, compared, load_map, tuned_rates
 from lora_book.findings.new_words import family as new_words_family
+from lora_book.findings.runs import RSLORA, E2ERun, PartsRun
 from lora_book.findings.stats import (
     FEWEST,
     Difference,
@@ -68,7 +69,7 @@ class Comparison(NamedTuple):
 def best_runs(
     rows: Iterable[Row], tuned_by: str = "validation_loss", rates: Sequence[str] = ("learning_rate",)
 ) -> list[Row]:
-    """`at_best_rate` among the rates that three seeds have, or two or one where no rate has more.
+    """`at_best_rate` among the rates run on three seeds (fewer if none has three).
 
     Raises ValueError when there are no rows.
     """
@@ -77,24 +78,21 @@ def best_runs(
     return at_best_rate(rows, tuned_by, max(1, min(FEWEST, most)), rates)
 
 
-_E2E: dict[str, Any] = {
-    "steps": 120,
-    "targets": "all",
-    "alpha": 32,
-    "init": "default",
-    "lora_plus": 1,
-    "use_rslora": False,
-}
-_LORA, _LONG = {**_E2E, "method": "lora"}, {**_E2E, "steps": 480}
-_SIZED = {**_LORA, "targets": "mlp", "rank": 5}  # as many parameters as attention at r = 8
+def _lora(**settings: Any) -> dict[str, Any]:
+    """LoRA of all linear layers on short references, with α = 32, for 120 steps; `settings` change that."""
+    return E2ERun(**settings).where()
+
+
+def _parts(**settings: Any) -> dict[str, Any]:
+    """The same on all references, with the parts of the model that are trained."""
+    return PartsRun(**settings).where()
+
+
 _RESTAURANTS: dict[str, Any] = {"method": "lora", "base": "float32", "rank": 8, "alpha": 32, "lr_ratio": 1}
-_PARTS: dict[str, Any] = {"steps": 120, "alpha": 32, "use_rslora": False}
-_64_LINEAR = {**_PARTS, "method": "lora", "rank": 64, "parts": "linear"}
-_64_WTE = {**_64_LINEAR, "parts": "linear + wte"}
-_64_ROOT = {**_64_LINEAR, "alpha": 11.314, "use_rslora": True}
-_8_LINEAR, _8_WTE = {**_64_LINEAR, "rank": 8}, {**_64_WTE, "rank": 8}
-_FULL = {**_PARTS, "method": "full", "rank": 0, "parts": "all"}
-_FULL_LINEAR = {**_FULL, "parts": "linear"}
+_64_LINEAR, _64_WTE = _parts(rank=64), _parts(rank=64, parts="linear + wte")
+_8_LINEAR, _8_WTE = _parts(rank=8), _parts(rank=8, parts="linear + wte")
+_64_ROOT = _parts(rank=64, alpha=RSLORA, use_rslora=True)
+_FULL, _FULL_LINEAR = _parts(method="full", rank=0, parts="all"), _parts(method="full", rank=0)
 _64_GENTLE: dict[str, Any] = {"method": "lora", "rank": 64, "alpha": 32, "learning_rate": 0.003}
 _8_GENTLE = {**_64_GENTLE, "rank": 8}
 _FULL_GENTLE: dict[str, Any] = {"method": "full", "learning_rate": 0.0003}
@@ -157,11 +155,11 @@ COMPARISONS = {
         }.items()
     },
     # rank
-    "rank 8 against 1": Comparison("e2e", {**_LORA, "rank": 8}, {**_LORA, "rank": 1}),
-    "rank 16 against 8": Comparison("e2e", {**_LORA, "rank": 16}, {**_LORA, "rank": 8}),
-    "rank 64 against 8": Comparison("e2e", {**_LORA, "rank": 64}, {**_LORA, "rank": 8}),
+    "rank 8 against 1": Comparison("e2e", _lora(rank=8), _lora(rank=1)),
+    "rank 16 against 8": Comparison("e2e", _lora(rank=16), _lora(rank=8)),
+    "rank 64 against 8": Comparison("e2e", _lora(rank=64), _lora(rank=8)),
     "rank 64 against 8, longer": Comparison(
-        "e2e", {**_LONG, "method": "lora", "rank": 64}, {**_LONG, "method": "lora", "rank": 8}
+        "e2e", _lora(rank=64, steps=480), _lora(rank=8, steps=480)
     ),
     "rank 64 against 8, plays": Comparison("style", {**_PLAYS, "rank": 64}, {**_PLAYS, "rank": 8}),
     "rank 64 against full, plays": Comparison(
@@ -169,18 +167,18 @@ COMPARISONS = {
     ),
     # scale
     "α/√r against α/r, rank 256": Comparison(
-        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}
+        "e2e", _lora(rank=256, alpha=RSLORA, use_rslora=True), _lora(rank=256)
     ),
     "α/√r against α/r, rank 256, forgetting": Comparison(
-        "e2e", {**_LORA, "rank": 256, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 256}, "prose_loss"
+        "e2e", _lora(rank=256, alpha=RSLORA, use_rslora=True), _lora(rank=256), "prose_loss"
     ),
     "α/√r against α/r, rank 64": Comparison(
-        "e2e", {**_LORA, "rank": 64, "alpha": 11.314, "use_rslora": True}, {**_LORA, "rank": 64}
+        "e2e", _lora(rank=64, alpha=RSLORA, use_rslora=True), _lora(rank=64)
     ),
     # which layers, at equal size
-    "MLP against all": Comparison("e2e", _SIZED, {**_LORA, "rank": 3}),
-    "attention against all": Comparison("e2e", {**_LORA, "targets": "attention", "rank": 8}, {**_LORA, "rank": 3}),
-    "head against all": Comparison("e2e", {**_LORA, "targets": "head", "rank": 21}, {**_LORA, "rank": 3}),
+    "MLP against all": Comparison("e2e", _lora(targets="mlp", rank=5), _lora(rank=3)),
+    "attention against all": Comparison("e2e", _lora(targets="attention", rank=8), _lora(rank=3)),
+    "head against all": Comparison("e2e", _lora(targets="head", rank=21), _lora(rank=3)),
     # few examples and many
     **{
         f"rank 8 against full, {examples} examples": Comparison(
@@ -213,8 +211,12 @@ COMPARISONS = {
         f"{name}, restaurants": Comparison("beyond_lora", {**_RESTAURANTS, **how}, _RESTAURANTS, "test_loss")
         for name, how in _RELATIVES.items()
     },
+    "LoRA+ 16 against α = 512, restaurants": Comparison(
+        "beyond_lora", {**_RESTAURANTS, **_RELATIVES["LoRA+ 16"]}, {**_RESTAURANTS, **_RELATIVES["α = 512"]},
+        "test_loss",
+    ),
     **{
-        f"{name}, E2E{of}": Comparison("e2e", {**_LORA, "rank": 8, **how}, {**_LORA, "rank": 8}, measure)
+        f"{name}, E2E{of}": Comparison("e2e", _lora(rank=8, **how), _lora(rank=8), measure)
         for name, how in _ON_E2E.items()
         for of, measure in {"": "validation_loss", ", forgetting": "prose_loss"}.items()
     },

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.targets import find_targets
+from lora_lib.adapters.plan import find_targets
 from lora_lib.data.examples import Encoded
 from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.lora_linear import LoRALinear

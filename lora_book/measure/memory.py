@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora_lib.fused import keeps_product
 from lora_lib.gpt2.loss import LOGITS
 from lora_lib.gpt2.model import GPT2Config
+from lora_lib.layers.fused import keeps_product
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # bits of a weight in QLoRA: 4, its block's scale in 8, and that scale's own
 ADAM_BYTES = {32: 8.0, 8: 2 * (1 + 4 / 256)}  # AdamW's two averages of a number; with 8 bits, a scale for 256 of them

@@ -14,9 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.targets import find_targets, replace_module
-from lora_lib.layers.adapted import adapted_layers
-from lora_lib.layers.linear import linear_shape, transposed
+from lora_lib.adapters.plan import find_targets
+from lora_lib.layers.adapted import adapted_layers, linear_shape, transposed
 
 
 def even_levels(bits: int) -> Tensor:
@@ -119,7 +118,7 @@ def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Modul
     layers = {name: model.get_submodule(name) for name in find_targets(model, "all-linear")}
     made = {name: QuantisedLinear(cast(nn.Linear, layer), levels, block) for name, layer in layers.items()}
     for name, layer in made.items():
-        replace_module(model, layers[name], layer)
+        _replace(model, layers[name], layer)
     return model
 
 
@@ -130,5 +129,13 @@ def dequantise_model(model: nn.Module) -> nn.Module:
             weight = layer.dequantised()
             linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
             linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), layer.bias
-            replace_module(model, layer, linear)
+            _replace(model, layer, linear)
     return model
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` where `old` is, in every place where a model that shares layers has it."""
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():
+            if module is old:
+                setattr(parent, child, new)

@@ -17,5 +17,17 @@ from lora_book.show.figures import (
     use_book_style,
 )
 from lora_book.show.knobs import WIDGET_VIEW, Marked, knob
-from lora_book.show.live import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff
+from lora_book.show.live import (
+    KINDS,
+    Run,
+    Scale,
+    Square,
+    action,
+    injection,
+    product,
+    run_map,
+    switching,
+    tradeoff,
+    voices,
+)
 from lora_book.show.tables import table

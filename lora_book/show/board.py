@@ -1,7 +1,7 @@
-"""The findings as a reader meets them: a board of short answers, and behind each a forest plot of its intervals.
+"""The findings as a reader meets them: a board of answers in blocks, and forest plots of the intervals behind them.
 
 Both are plain HTML with positions in percent and the page's own text colour: they fit any width and both themes, and
-every number in them is text. One axis serves all: to the right of zero is better for the side that is named first.
+every number in them is text. An interval lies on the side that is better; the ends of its axis name the two sides.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from IPython.display import HTML
 
 from lora_book.findings.forgetting import Compared
 from lora_book.findings.stats import Difference, mean
@@ -23,14 +25,20 @@ NAMES = {
     "intruders_equal_size": "intruders, one size",
 }  # fmt: skip
 MARK = "\u00a0*"  # of a difference that survives the correction for many
-CHIPS = ("yes", "no", "level", "not settled")
+WORDS = 14  # of an answer on the board, at most
 
 STYLE = """<style>
 .found { list-style: none; margin: 0.6rem 0; padding: 0; container-type: inline-size; font-size: 0.95em; }
-.found > li { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 5fr) minmax(0, 4fr); gap: 0.1rem 0.9rem;
-  align-items: center; margin: 0; padding: 0.35rem 0;
+.found > li { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr) 5rem; gap: 0.1rem 0.9rem;
+  align-items: center; margin: 0; padding: 0.1rem 0;
   border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
-.found.board > li { grid-template-columns: minmax(0, 4fr) minmax(0, 5fr) 6.2rem minmax(0, 4fr); }
+.found.board > li { padding: 0.2rem 0; }
+.found .all { grid-column: 1 / -1; }
+.found.board > li:first-child { border-top: 2px solid currentColor; }
+.found.board a { font-weight: 600; }
+.found.board b { font-size: 1.15em; }
+.found.board .whisker { min-width: 0; }
+.found .ends { display: flex; justify-content: space-between; gap: 1rem; font-size: 0.85em; line-height: 1.2; }
 .found > li > * { margin: 0; }
 .found .axis { display: flex; justify-content: space-between; font-size: 0.85em; opacity: 0.85; }
 .found .track { position: relative; display: block; height: 1.3rem; overflow: hidden; }
@@ -40,19 +48,15 @@ STYLE = """<style>
 .found .range { top: calc(50% - 1.5px); height: 3px; border-radius: 2px; background: currentColor; }
 .found .point { top: calc(50% - 5px); width: 10px; height: 10px; margin-left: -5px; border-radius: 50%;
   background: currentColor; }
-.found .second { background: transparent; border: 2px solid currentColor; }
 .found .paper { border-radius: 0; transform: rotate(45deg) scale(0.8); background: transparent;
   border: 2px solid currentColor; }
-.found .chip { justify-self: start; padding: 0 0.5rem; border: 1px solid currentColor; border-radius: 1rem;
-  font-size: 0.85em; white-space: nowrap; }
-.found .chip.yes, .found .chip.no, .found .chip.level { font-weight: 600; }
-.found .chip.open { border-style: dashed; }
 @container (max-width: 34rem) {
   .found > li, .found.board > li { grid-template-columns: minmax(0, 1fr) auto; }
   .found > li > .wide { grid-column: 1 / -1; }
-  .found .chip { grid-area: 1 / 2; }
 }
-.behind { overflow-x: auto; }
+.behind { overflow-x: auto; font-size: 0.95em; margin: 0.3rem 0; }
+.rates { font-size: 0.95em; }
+.rates :is(th, td) { padding: 0.1rem 0.9rem 0.1rem 0; font-weight: inherit; text-align: left; }
 html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(> .found, > .behind) {
   background: none; color: inherit; padding: 0; }
 .behind table { border-collapse: collapse; font-size: 0.95em; margin: 0.5rem 0; }
@@ -120,8 +124,8 @@ def interval(found: Difference, digits: int = 2, unit: str = "") -> str:
     return shown + (f" [{low}, {high}]" if math.isfinite(found.low) else floor)
 
 
-def track(drawn: Line, limit: float, second: Line | None = None) -> str:
-    """The line's interval on an axis from -`limit` to `limit`; `second` adds another model's mean as a ring."""
+def track(drawn: Line, limit: float) -> str:
+    """The line's interval on an axis from -`limit` to `limit`."""
 
     def at(x: float, inset: float = 0) -> float:
         return round(min(100 - inset, max(inset, 50 + 50 * x / limit)), 1)
@@ -131,7 +135,7 @@ def track(drawn: Line, limit: float, second: Line | None = None) -> str:
     parts = [f'<span class="margin" style="left:{left}%;width:{right - left:.1f}%"></span><span class="zero"></span>']
     if math.isfinite(drawn.found.low):
         parts.append(f'<span class="range" style="left:{low}%;width:{max(high - low, 0.5):.1f}%"></span>')
-    points = {"point": drawn.found.mean, "point second": second and second.found.mean, "point paper": drawn.paper}
+    points = {"point": drawn.found.mean, "point paper": drawn.paper}
     parts += [f'<span class="{kind}" style="left:{at(x, 3)}%"></span>' for kind, x in points.items() if x is not None]
     return f'<span class="track wide" aria-hidden="true">{"".join(parts)}</span>'
 
@@ -143,41 +147,69 @@ def axis(sides: tuple[str, str], limit: float, unit: str) -> str:
 
 
 def forest(
-    lines: Sequence[Line], sides: tuple[str, str] = ("LoRA worse", "LoRA better"), limit: float = 30, unit: str = " %"
+    lines: Sequence[Line],
+    sides: tuple[str, str] = ("full better", "LoRA better"),
+    limit: float = 30,
+    unit: str = " %",
+    digits: int = 1,
 ) -> str:
-    """A forest plot: a line each, with its label, its interval drawn, and the same in numbers."""
+    """A forest plot: a line each, with its label, its interval drawn, and its mean; a pointer shows the interval."""
     rows = [f'<li><span class="wide"></span>{axis(sides, limit, unit)}<span class="wide"></span></li>']
     for drawn in lines:
         label, said = html.escape(drawn.label), html.escape(drawn.said)
-        rows.append(f'<li><span class="wide">{label}</span>{track(drawn, limit)}<span class="wide">{said}</span></li>')
+        mean = f"{drawn.found.mean:+.{digits}f}".replace("-", "−") + (MARK if drawn.said.endswith(MARK) else "")
+        rows.append(
+            f'<li title="{said}"><span class="wide">{label}</span>{track(drawn, limit)}<span>{mean}</span></li>'
+        )
     return f'{STYLE}<ul class="found">{"".join(rows)}</ul>'
 
 
 class Answer(NamedTuple):
-    """A row of the board: a question with its short answer, and the interval that the answer rests on most."""
+    """A row of the board: an answer as a sentence, the one interval that it rests on, and the names of its sides."""
 
     anchor: str
-    question: str
-    answer: str
-    chip: str
+    said: str
     drawn: Line | None = None
-    second: Line | None = None
+    sides: tuple[str, str] = ("", "")
 
 
-def board(answers: Sequence[Answer], limit: float = 30) -> str:
-    """The board of all answers. Raises ValueError for an answer of more than 12 words, or a chip that is none."""
-    head = axis(("worse", "better"), limit, " %")
-    rows = [f'<li><span class="wide"></span><span class="wide"></span><span></span>{head}</li>']
-    for row in answers:
-        if len(row.answer.split()) > 12 or row.chip not in CHIPS:
-            raise ValueError(f"{row.question!r}: an answer has at most 12 words, and a chip out of {CHIPS}")
-        kind = row.chip if row.chip != "not settled" else "open"
-        drawn = track(row.drawn, limit, row.second) if row.drawn else '<span class="wide"></span>'
-        rows.append(
-            f'<li><a href="#{row.anchor}">{html.escape(row.question)}</a><span class="wide">{html.escape(row.answer)}'
-            f'</span><span class="chip {kind}">{row.chip}</span>{drawn}</li>'
-        )
-    return f'{STYLE}<ul class="found board">{"".join(rows)}</ul>'
+class Block(NamedTuple):
+    """Answers of one kind, which share an axis from -`limit` to `limit`."""
+
+    title: str
+    answers: Sequence[Answer]
+    limit: float
+    unit: str = " %"
+
+
+def board(blocks: Sequence[Block]) -> str:
+    """The board of all answers. Raises ValueError for an answer of more than `WORDS` words."""
+    return STYLE + "".join(map(_block, blocks))
+
+
+def _block(block: Block) -> str:
+    """One block: its title and axis, then a row for each answer."""
+    ticks = "".join(
+        f"<span>{x:+g}{block.unit}</span>" if x else "<span>0</span>" for x in (-block.limit, 0, block.limit)
+    )
+    ticks = ticks.replace("-", "−")
+    drawn = any(answer.drawn for answer in block.answers)
+    axis = f'<span class="axis wide" aria-hidden="true">{ticks}</span><span class="wide"></span>' if drawn else ""
+    rows = [f'<li><b class="wide">{html.escape(block.title)}</b>{axis}</li>']
+    for row in block.answers:
+        if len(row.said.split()) > WORDS:
+            raise ValueError(f"{row.said!r}: an answer has at most {WORDS} words")
+        whisker = ""
+        if row.drawn:
+            ends = "".join(f"<span>{html.escape(side)}</span>" for side in row.sides)
+            number = f"{row.drawn.found.mean:+.1f}".replace("-", "−") + block.unit
+            whisker = (
+                f'<span class="wide whisker">{track(row.drawn, block.limit)}<span class="ends">{ends}</span></span>'
+                f"<span>{number}{'' if row.drawn.verdict != 'not settled' else ' ?'}</span>"
+            )
+        kind = "wide" if whisker else "all"
+        rows.append(f'<li><a class="{kind}" href="#{row.anchor}">{html.escape(row.said)}</a>{whisker}</li>')
+    return f'<ul class="found board">{"".join(rows)}</ul>'
 
 
 def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], survive: Iterable[str] = ()) -> str:
@@ -196,5 +228,11 @@ def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], 
     head = "".join(f'<th scope="col">{name}</th>' for name in ("first minus second", "measure", "found"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
     told = "".join(f"<p><strong>{html.escape(name)}:</strong> {html.escape(text)}</p>" for name, text in notes.items())
-    summary = "<summary>Numbers, control, and what would change it</summary>"
-    return f'<details class="deeper behind">{summary}{table}{told}</details>'
+    summary = "<summary>Numbers, control, what would change it</summary>"
+    return f'<details class="behind">{summary}{table}{told}</details>'
+
+
+def displayed(text: str) -> Any:
+    """HTML, as a cell shows it."""
+    made: Any = HTML  # IPython declares no types
+    return made(text)

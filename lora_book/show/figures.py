@@ -238,13 +238,13 @@ def matrix_product_picture(d: int, k: int, r: int) -> Figure:
     fig, ax = _canvas(width, height)
     x = (width - sum(signs.values()) - (3 * k + room) * unit) / 2
     for name, rows, columns, note, face, ink in (
-        ("W′", d, k, f"d × k\n{d:,} × {k:,}\n{d * k:,} in use", "#dfeaf3", INK),
+        ("W′", d, k, f"{d:,} × {k:,}\n{d * k:,}\nin use", "#dfeaf3", INK),
         ("=", 0, 0, "", "", INK),
-        ("W", d, k, f"d × k\n{d:,} × {k:,}\n{d * k:,} frozen", "#e6e8ec", INK),
+        ("W", d, k, f"{d:,} × {k:,}\n{d * k:,}\nfrozen", "#e6e8ec", INK),
         ("+  s ·", 0, 0, "", "", INK),
-        ("A", d, r, f"d × r\n{d:,} × {r:,}\n{d * r:,} trained", LORA, PAPER),
+        ("A", d, r, f"{d:,} × {r:,}\n{d * r:,}\ntrained", LORA, PAPER),
         ("·", 0, 0, "", "", INK),
-        ("B", r, k, f"r × k\n{r:,} × {k:,}\n{r * k:,} trained", LORA, PAPER),
+        ("B", r, k, f"{r:,} × {k:,}\n{r * k:,}\ntrained", LORA, PAPER),
     ):
         slot = signs[name] if name in signs else room * unit if name == "A" else k * unit
         middle, x = x + slot / 2, x + slot

@@ -55,8 +55,8 @@ def knob(
 ) -> Knob:
     """A slider over what `draw` draws: `knob(draw, rank=[1, 2, 4, 8], caption="The weight at each rank")`.
 
-    One or two axes. A list of numbers becomes a slider; a list of anything else, or a dict of label to
-    value, becomes a row of choices. `draw` is called once for every combination, by keyword
+    One or two axes. A list of numbers becomes a slider; a list of anything else, a dict of label to value, or a single
+    number becomes a row of choices. `draw` is called once for every combination, by keyword
     (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), a `Marked` text, or a pair of one
     of them with a short read-out, such as "12,288 numbers instead of 147,456".
 
@@ -68,8 +68,8 @@ def knob(
     called as `draw` is; without it, the caption serves. `labels` gives an axis a name to show
     (`{"rank": "rank r"}`). `start` is where it begins (`{"rank": 8}`, or a label of a dict; else the first).
 
-    Raises ValueError for no axis or more than two, an axis with fewer than two values, two values with
-    one label, an unknown axis or start, or more than 120 combinations; TypeError when `draw` returns
+    Raises ValueError for no axis or more than two, an axis without a value, two values with one
+    label, an unknown axis or start, or more than 120 combinations; TypeError when `draw` returns
     anything else.
     """
     labels, start = labels or {}, start or {}
@@ -104,11 +104,12 @@ class Axis:
         named = isinstance(given, Mapping)
         values = list(given.values()) if isinstance(given, Mapping) else list(given)
         labels = [str(label) for label in given] if named else [_label(value) for value in values]
-        if len(values) < 2:
-            raise ValueError(f"{name} needs two values or more to choose from, got {labels}")
+        if not values:
+            raise ValueError(f"{name} has no value to choose from: expected one or more")
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"{name} has more than one value labelled {twice}: pass a dict of label to value")
-        return cls(name, title, labels, values, not named and all(_is_number(value) for value in values))
+        slides = not named and len(values) > 1 and all(_is_number(value) for value in values)
+        return cls(name, title, labels, values, slides)
 
     def index(self, start: Any) -> int:
         if _label(start) not in self.labels:

@@ -1,5 +1,6 @@
 """What the chapters train on: restaurants, tickets, downloaded data sets, a story."""
 
+from lora_book.tasks.card import model_card
 from lora_book.tasks.downloads import Message, balanced_splits, load_e2e, load_sms_spam
 from lora_book.tasks.restaurants import (
     PROMPT_END,

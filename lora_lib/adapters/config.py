@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lib.adapters.variants import DoRA, PiSSA
 from lora_lib.lora_linear import LoRA
-from lora_lib.settings import FLAG, TEXT, Rule, check, number, one_of, optional, setting, whole
+from lora_lib.settings import FLAG, TEXT, Rule, check, number, one_of, optional, rules, setting, unknown, whole
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -116,7 +116,42 @@ class LoRAConfig:
         return DoRA if self.use_dora else PiSSA if self._is_pissa else LoRA
 
 
+def config_of(given: dict[str, Any]) -> LoRAConfig:
+    """The config with these fields, or the one given as `target_modules`.
+
+    Raises TypeError for fields beside a config, for r beside lora_rank, and for a field that no config has.
+    """
+    config = given.get("target_modules")
+    if isinstance(config, LoRAConfig) or type(config).__name__ == "LoraConfig":
+        if len(given) > 1:
+            raise TypeError("give the settings in the LoRAConfig or as keywords, not both")
+        return checked_config(config)
+    if "lora_rank" in given:
+        if "r" in given:
+            raise TypeError("r and lora_rank are the same setting: give one of them")
+        given["r"] = given.pop("lora_rank")
+    for name in given.keys() - rules(LoRAConfig).keys():
+        if reason := refusal(name):
+            raise TypeError(f"{name} is not supported{reason}")
+        raise unknown(name, LoRAConfig, "LoRAConfig", ["lora_rank"])
+    return LoRAConfig(**given)
+
+
+def checked_config(config: object) -> LoRAConfig:
+    """The config itself. Raises TypeError for anything else, such as PEFT's."""
+    if isinstance(config, LoRAConfig):
+        return config
+    kind = type(config).__name__
+    how = "it takes the same names" if kind == "LoraConfig" else "LoRAConfig(**fields)" if kind == "dict" else ""
+    raise TypeError(f"expected lora_lib's LoRAConfig, got a {kind}{how and ': '}{how}")
+
+
 def refusal(field: str) -> str:
     """Why a field of PEFT's is refused, as the end of a sentence; "" for a field that is not refused."""
     reason = PEFT_FIELDS["refused"].get(field)
     return f": {reason}" if reason else ""
+
+
+def meaning(values: dict[str, Any]) -> str:
+    """The fields that the meaning of the tensors depends on, as they are stored beside the tensors."""
+    return json.dumps({key: values.get(key) for key in PEFT_FIELDS["meaning"]})

@@ -1,17 +1,24 @@
-"""The names of a model's layers: in the model, in an adapter file, and in what a user asks for."""
+"""The names of a model's layers: in the model, in an adapter file, and in what a user asks for.
+
+And samples of the weights under these names, by which a file shows what base it was made for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lora_lib.gpt2.model import GPT2Model
-from lora_lib.gpt2.names import hf_name, other_layout
-from lora_lib.layers.adapted import AdaptedLayer, base_of
-from lora_lib.layers.linear import is_conv1d
+from lora_lib.gpt2.model import GPT2Model, hf_name, other_layout
+from lora_lib.layers.adapted import AdaptedLayer, base_of, is_conv1d, own_weight, transposed
+from lora_lib.layers.modules_to_save import ModulesToSave
+from lora_lib.tensor_files import whole
 
+Samples = dict[str, list[tuple[int, float]]]  # for each weight some of its numbers, each with its position
+_GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are evenly spread, however many there are
 _COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataParallel add to a name
 
 
@@ -29,7 +36,7 @@ class Names:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.plain, self._prefix = _unwrapped(model)
-        named = dict(model.named_modules(remove_duplicate=False))
+        named = dict(model.named_modules())  # a layer in two places is adapted in the first, as in PEFT
         inside = tuple(name + "." for name, module in named.items() if isinstance(module, AdaptedLayer))
         self.modules = {name: module for name, module in named.items() if name and not name.startswith(inside)}
 
@@ -53,6 +60,11 @@ class Names:
     def stored(self, name: str, tensor: Tensor) -> Tensor:
         """A parameter as stored in a file: transposed where Hugging Face's layout differs."""
         return other_layout(name, tensor) if self._of_gpt2 else tensor
+
+    def stored_tensors(self, name: str, module: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a module called `name`, under their names and in their layout in a file; not copied."""
+        full = {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+        return {self.in_file(key): self.stored(key, tensor) for key, tensor in full.items()}
 
     @property
     def transposes(self) -> bool:
@@ -83,6 +95,11 @@ def uncompiled(name: str) -> str:
     return name.replace(_COMPILED, "")
 
 
+def turned(tensor: Tensor) -> Tensor:
+    """Transpose a matrix from our layout to the file's, or back: PEFT stores A as (r, d) and B as (k, r)."""
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
 def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     """The plain model inside its wrappers, and the prefix that parallel wrappers add to a layer's name."""
     prefix = ""
@@ -93,3 +110,55 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
             model = model.get_submodule("_orig_mod")
         else:
             return model, prefix
+
+
+# --- samples of a base's weights, saved with an adapter so that a wrong base is noticed -----------
+
+
+def base_sample(names: Names, adapted: Sequence[str], count: int = 64) -> list[float]:
+    """`count` numbers from the weights of these layers, spread over the layers and within each.
+
+    Empty if a weight has no numbers to compare, because it is quantised or on the meta device.
+    """
+    weights = [full_weight(names, adapted[i * len(adapted) // count]) for i in range(count)]
+    if not all(_has_numbers(weight) for weight in weights):
+        return []
+    places = [int(i * _GOLDEN % 1 * weight.numel()) for i, weight in enumerate(weights)]
+    return [number_at(weight, place) for weight, place in zip(weights, places)]
+
+
+def model_sample(names: Names, count: int = 8) -> Samples:
+    """`count` numbers and their positions from each embedding and from the head: weights that no bypass changes."""
+    found: Samples = {}
+    for name, weight in embeddings_and_head(names).items():
+        places = [int((i + 1) * _GOLDEN % 1 * weight.numel()) for i in range(count)]
+        found[name] = [(place, number_at(weight, place)) for place in places]
+    return found
+
+
+def embeddings_and_head(names: Names) -> dict[str, Tensor]:
+    """The weights of embeddings and head by their names in a file, without those that an adapter trains in full."""
+    head_of: Any = getattr(names.plain, "get_output_embeddings", lambda: None)
+    head, found = head_of(), {}
+    for name, module in names.modules.items():
+        wanted = module is head or isinstance(base_of(module), nn.Embedding)
+        if wanted and not isinstance(module, ModulesToSave):
+            weight = whole(own_weight(module))
+            if _has_numbers(weight):
+                found[names.in_file(name + ".weight")] = weight
+    return found
+
+
+def full_weight(names: Names, name: str) -> Tensor:
+    """A layer's own weight, (d, k) where it is linear."""
+    module = names.modules[name]
+    return transposed(base_of(module), whole(own_weight(module)))
+
+
+def _has_numbers(weight: Tensor) -> bool:
+    return weight.is_floating_point() and not weight.is_meta
+
+
+def number_at(weight: Tensor, place: int) -> float:
+    """The number at a place of a weight, counted row by row."""
+    return weight[torch.unravel_index(torch.tensor(place), weight.shape)].item()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_lib.layers.linear import weight_of
+from lora_lib.layers.adapted import weight_of
 from lora_lib.lora_linear import LoRA
 
 

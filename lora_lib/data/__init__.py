@@ -32,37 +32,6 @@ from lora_lib.data.scores import (
     score_table,
 )
 from lora_lib.gpt2.loss import IGNORE
+from lora_lib.moved import say_where
 
-__all__ = [
-    "IGNORE",
-    "MISSING",
-    "Encoded",
-    "Example",
-    "Interval",
-    "Record",
-    "Splits",
-    "ask_records",
-    "batches",
-    "chat_prompt",
-    "collate",
-    "difference",
-    "encode_chat",
-    "encode_examples",
-    "encode_records",
-    "gain_table",
-    "interval",
-    "items_needed",
-    "judge_answers",
-    "pack",
-    "prompt_ids",
-    "read_chats",
-    "read_columns",
-    "read_csv",
-    "read_jsonl",
-    "read_records",
-    "read_text",
-    "record_chat",
-    "score_table",
-    "split",
-    "write_answers",
-]
+say_where(__name__)

@@ -222,29 +222,12 @@ def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
 
 
 def write_answers(
-    model: Any,
-    tokenizer: Any,
-    chats: Iterable[Chat],
-    max_new_tokens: int = 64,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    tools: Tools = (),
-) -> list[str]:
-    """What the model answers to each chat; one string for each chat, in their order.
-
-    `temperature` 0 is greedy; above 0 the answer is sampled, among the `top_k` likeliest tokens where given, and the
-    same `seed` samples the same answers. An answer ends at the model's end-of-turn token, or after `max_new_tokens`.
-
-    Raises as `generate_text` and `prompt_ids` do.
-    """
+    model: Any, tokenizer: Any, chats: Iterable[Chat], max_new_tokens: int = 64, *, tools: Tools = (),
+    batch_size: int = 16, **how: Any,
+) -> list[str]:  # fmt: skip
+    """What the model answers to each chat. `how` goes to `generate_text`. Raises as that and `prompt_ids` do."""
     prompts = [prompt_ids(chat, tokenizer, tools) for chat in chats]
-    return generate_text(
-        model, tokenizer, prompts, max_new_tokens,
-        temperature=temperature, top_k=top_k, seed=seed, batch_size=batch_size,
-    )  # fmt: skip
+    return generate_text(model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, **how)
 
 
 def ask_records(

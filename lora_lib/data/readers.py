@@ -1,13 +1,11 @@
 """Your own files as training data: plain text, CSV, JSONL of prompt and completion, JSONL of chat turns.
 
-    text file              read_text               list of documents   pack             blocks of one length
-    CSV or JSONL of pairs  read_csv, read_jsonl    list of Records     encode_records   loss on the answers
-    columns by name        read_columns            list of Records     encode_records   loss on the answers
-    JSONL of chats         read_chats              list of Records     encode_records   loss on the answers
+    text file                       read_text        list of documents    pack             blocks of one length
+    .csv, .tsv or .jsonl            read_records     list of Records      encode_records   loss on the answers
 
-`read_records` chooses among the last three by the file's name and its first line. `split` comes between reading and
-encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that names the file, the line and what
-was expected there; nothing is shortened or left out unless the caller asks for it.
+`read_csv`, `read_jsonl` and `read_chats` read a file of their kind whatever its name. `split` comes between reading
+and encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that names the file, the line and
+what was expected there; nothing is shortened or left out unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -39,30 +37,48 @@ def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str
 
     `separator="\n\n"` makes each paragraph a document, None the whole file. The separator belongs to no document.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is empty, not UTF-8, or has a byte-order mark
-    in its middle.
+    Raises FileNotFoundError for a missing file, ValueError for one that is empty or not UTF-8.
     """
     text = _read(path).replace("\r\n", "\n")
     documents = [part.strip("\n") for part in (text.split(separator) if separator else [text]) if part.strip()]
     return _not_empty(path, documents)
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """The examples of a file of any kind: .csv and .tsv by `read_csv`, .jsonl by `read_jsonl` or `read_chats`.
+def read_records(
+    path: str | Path,
+    ask: Sequence[str] | None = None,
+    answer: Sequence[str] | None = None,
+    *,
+    delimiter: str | None = None,
+    missing: Collection[str] = MISSING,
+) -> list[Record]:
+    """The examples of a .csv, .tsv or .jsonl file.
 
-    A .jsonl file holds chats when the object in its first line has "messages", else pairs.
+    A .jsonl file holds chats when the object in its first line has "messages". Else an example is a pair: the columns
+    prompt and completion, or those of `ask` and `answer`. Of one column the text is taken as it is. Several columns to
+    ask with become a line each, "name: value"; several to answer with become one JSON object, which `judge_answers`
+    scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless
+    `delimiter` says otherwise.
 
-    Raises as those functions do, and ValueError for a name that ends in anything else.
+    Raises as the readers of one kind do, naming the column, and ValueError for a name with another ending.
     """
     ending = Path(path).suffix.lower()
-    if ending in (".csv", ".tsv"):
-        return read_csv(path, delimiter="," if ending == ".csv" else "\t")
+    if ending not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(f"{path}: its name must end in .jsonl (pairs or chats), .csv or .tsv, to say what it holds")
+    if ask is None and answer is None:
+        if ending == ".jsonl":
+            _, first = next(_json_objects(path), ("", {}))
+            return read_chats(path) if "messages" in first else read_jsonl(path)
+        ask, answer = ["prompt"], ["completion"]
+    if not ask or not answer or set(ask) & set(answer):
+        raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
+    rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
     if ending != ".jsonl":
-        raise ValueError(
-            f"{path}: its name must end in .jsonl (pairs or chats), .csv or .tsv (pairs), to say what it holds"
-        )
-    _, first = next(_json_objects(path), ("", {}))
-    return read_chats(path) if "messages" in first else read_jsonl(path)
+        rows = _csv_fields(path, delimiter or ("," if ending == ".csv" else "\t"), [*ask, *answer], missing)
+    return _not_empty(path, [_pair(fields, where, ask, answer) for where, fields in rows])
+
+
+read_columns = read_records  # the name that chapter 13 uses
 
 
 def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
@@ -72,37 +88,46 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
     A field that is one of `missing` is an error; with `missing=()` it is text like any other.
 
     Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    column that is missing or named twice, a header that is repeated, a row with more or fewer fields than the header,
-    broken quotes, and a field that is empty or `missing`.
+    column that is missing or named twice, a row with more or fewer fields than the header, broken quotes, and a field
+    that is empty or `missing`.
     """
     rows = _csv_fields(path, delimiter, Example._fields, missing)
     return _not_empty(path, [_pair(fields, where) for where, fields in rows])
 
 
-def read_columns(
-    path: str | Path, ask: Sequence[str], answer: Sequence[str], *, missing: Collection[str] = MISSING
-) -> list[Record]:
-    """Pairs from the columns of any .csv, .tsv or .jsonl file: the model is given those of `ask` and writes `answer`.
+def read_jsonl(path: str | Path) -> list[Record]:
+    """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
 
-    Of one column its text is taken as it is. Several columns to ask with become a line each, "name: value"; several to
-    answer with become one JSON object, which `judge_answers` scores field by field.
+    Both are taken exactly as they are, as in `read_csv`; other keys are ignored, and so are blank lines.
 
-    Raises as `read_csv` and `read_jsonl` do, naming the column, and ValueError where no column is named or a name that
-    ends in anything else.
+    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
+    line that is not a JSON object, and a field that is missing, empty, or not a string.
     """
-    ending = Path(path).suffix.lower()
-    if not ask or not answer or set(ask) & set(answer):
-        raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
-    if ending not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(f"{path}: its name must end in .csv, .tsv or .jsonl, to say what it holds")
-    if ending == ".jsonl":
-        rows: Iterator[tuple[str, Mapping[str, Any]]] = _json_objects(path)
-    else:
-        rows = _csv_fields(path, "," if ending == ".csv" else "\t", [*ask, *answer], missing)
-    return _not_empty(path, [_record_of_columns(fields, ask, answer, where) for where, fields in rows])
+    return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
 
 
-def _record_of_columns(fields: Mapping[str, Any], ask: Sequence[str], answer: Sequence[str], where: str) -> Record:
+def read_chats(path: str | Path) -> list[Record]:
+    """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
+
+    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
+    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
+    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
+
+    Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
+    unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
+    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
+    """
+    return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The one JSON object that a UTF-8 file is. Raises FileNotFoundError, or ValueError for anything else."""
+    return _object(_read(path), str(path))
+
+
+def _pair(
+    fields: Mapping[str, Any], where: str, ask: Sequence[str] = ("prompt",), answer: Sequence[str] = ("completion",)
+) -> Record:
     asked = {name: _text(fields, name, where) for name in ask}
     prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
     if len(answer) == 1:
@@ -125,8 +150,6 @@ def _csv_fields(
             )
     for line, row in rows:
         where = f"{path}, line {line}"
-        if row == header:
-            raise ValueError(f"{where}: the header again, as if two files were joined; take this line out")
         if len(row) != len(header):
             raise ValueError(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
@@ -142,38 +165,10 @@ def _csv_fields(
         yield where, fields
 
 
-def read_jsonl(path: str | Path) -> list[Record]:
-    """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
-
-    Both are taken exactly as they are, as in `read_csv`; other keys are ignored, and so are blank lines.
-
-    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    line that is not a JSON object or has a key twice, and a field that is missing, empty, or not a string.
-    """
-    return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
-
-
-def read_object(path: str | Path) -> dict[str, Any]:
-    """The one JSON object that a UTF-8 file is. Raises FileNotFoundError, or ValueError for anything else."""
-    return _object(_read(path), str(path))
-
-
-def read_chats(path: str | Path) -> list[Record]:
-    """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
-
-    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
-    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
-    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
-
-    Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
-    unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
-    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
-    """
-    return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
-
-
 def _read(path: str | Path) -> str:
-    if not Path(path).is_file():
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {path}: the path is looked up from {Path.cwd()}")
     try:
         content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that Excel and Notepad put first
@@ -186,12 +181,6 @@ def _read(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to learn from it")
-    if "\ufeff" in text:
-        line = text.count("\n", 0, text.index("\ufeff")) + 1
-        raise ValueError(
-            f"{path}, line {line}: a byte-order mark (U+FEFF) inside the file, as where two files were joined; "
-            "take it out, and a header that comes again with it"
-        )
     return text
 
 
@@ -214,7 +203,9 @@ def _csv_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{path}, line {line}: not CSV ({error}); look at its double quotes") from error
+            hint = "look at its double quotes"
+            hint += ", or raise csv.field_size_limit for a longer text" if "larger than" in str(error) else ""
+            raise ValueError(f"{path}, line {line}: not CSV ({error}); {hint}") from error
         if row:
             yield line, row
 
@@ -230,32 +221,12 @@ def _json_objects(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 def _object(text: str, where: str) -> dict[str, object]:
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubles)
-    except _DoubledKey as error:
-        raise ValueError(f"{where}: the key {error} comes twice in one object; take one of the two out") from error
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); expected one whole object, {{…}}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected one JSON object, {{…}}, found {_kind(value)}")
     return value
-
-
-class _DoubledKey(Exception):
-    pass
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DoubledKey(repr(key))
-        found[key] = value
-    return found
-
-
-def _pair(fields: Mapping[str, object], where: str) -> Record:
-    prompt, completion = (_text(fields, name, where) for name in Example._fields)
-    return Record((Example(prompt, completion),), where)
 
 
 def _chat(fields: Mapping[str, object], where: str) -> Record:
@@ -294,8 +265,6 @@ def _check_messages(messages: object, where: str) -> list[dict[str, Any]]:
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
             raise ValueError(f"{place}: expected an object with a role and a content, found {_kind(message)}")
-        if message.get("function_call"):
-            raise ValueError(f"{place}: 'function_call' is an old name: write it as 'tool_calls', a list of calls")
         if message.get("weight", 1) not in (1, None):
             raise ValueError(
                 f"{place}: its weight is {message['weight']!r}, and every turn of the assistant counts; "

@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -28,16 +28,18 @@ class Interval(NamedTuple):
         return f"{self.mean:.0%} [{self.low:.0%}, {self.high:.0%}]"
 
 
-def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, list[float]]:
+def judge_answers(
+    answers: Sequence[str], wanted: Sequence[str], *, free: Collection[str] = ()
+) -> dict[str, list[float]]:
     """What is right in each answer, from 0 to 1: by name of the score, one number for each test item.
 
     If every wanted answer is a JSON object: "exact" (all fields correct and no others), "JSON" (the answer is one JSON
     object), and each field that all wanted answers have. Answers are compared as JSON: spaces and the order of fields
-    do not count, letters do, true is not 1, and null is not a missing field. Otherwise "exact" (the same text but for
-    space at its ends) and "words" (F1 over words: how much of the wanted answer is there, and how much of what is
-    there was wanted).
+    do not count, letters do, true is not 1, and null is not a missing field. The fields named in `free` hold free text
+    and are judged by their words. Otherwise "exact" (the same text but for space at its ends) and "words" (F1 over
+    words: how much of the wanted answer is there, and how much of what is there was wanted).
 
-    Raises ValueError for lists of different lengths, and for no items.
+    Raises ValueError for lists of different lengths, for no items, and for a field called "exact" or "JSON".
     """
     if len(answers) != len(wanted) or not wanted:
         raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
@@ -51,10 +53,38 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
         "exact": [float(_same(f, t)) for f, t in zip(found, objects)],
         "JSON": [float(f is not None) for f in found],
     }
-    for field in objects[0]:
-        if all(field in target for target in objects):
-            scores[field] = [float(_same((f or {}).get(field, ...), t[field])) for f, t in zip(found, objects)]
+    for field in _common_fields(objects):
+        if field in scores:
+            raise ValueError(f"a field of the wanted answers is called {field!r}, as one score is: rename the field")
+        pairs_of_values = [((f or {}).get(field, ...), t[field]) for f, t in zip(found, objects)]
+        judge = _words_of_values if field in free else _same
+        scores[field] = [float(judge(a, w)) for a, w in pairs_of_values]
     return scores
+
+
+def mean_score(judged: Mapping[str, Sequence[float]]) -> float:
+    """One number to choose a checkpoint by: the mean over JSON fields, or else over words.
+
+    "exact" and "JSON" are left out: an answer that can be read is not yet right in anything.
+    """
+    parts = [values for name, values in judged.items() if name not in ("exact", "JSON")] or [judged["exact"]]
+    return sum(map(sum, parts)) / sum(map(len, parts))
+
+
+def constant_answer(wanted: Sequence[str]) -> str:
+    """The answer for those who do not read the question: each JSON field's commonest value, or the commonest text.
+
+    Take the answers of the training part: a model that scores no better has learned no more than how common each
+    answer is. Raises ValueError for no answers.
+    """
+    if not wanted:
+        raise ValueError("no answer is the commonest of none")
+    objects = [target for target in map(_json_object, wanted) if target is not None]
+    if len(objects) < len(wanted):
+        return Counter(wanted).most_common(1)[0][0]
+    columns = {name: [json.dumps(target[name]) for target in objects] for name in _common_fields(objects)}
+    common = {name: json.loads(Counter(values).most_common(1)[0][0]) for name, values in columns.items()}
+    return json.dumps(common, ensure_ascii=False)
 
 
 def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
@@ -112,11 +142,16 @@ def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
 
 def gain_table(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> str:
     """How much higher each score of one model is than another's, with its interval, as text: a line for each score."""
-    width, lines = max(map(len, ours)), []
-    for name, values in ours.items():
-        gain = difference(values, theirs[name])
-        settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
-        lines.append(f"{name:{width}}  {gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}")
+    width = max(map(len, ours))
+    return "\n".join(f"{name:{width}}  {_gain(values, theirs[name])}" for name, values in ours.items())
+
+
+def gains_over_best(models: Mapping[str, Mapping[str, Sequence[float]]], ours: str) -> str:
+    """As `gain_table`, against the best of the other models at each score; each line names it."""
+    width, lines = max(map(len, models[ours])), []
+    for name, values in models[ours].items():
+        bar = max((model for model in models if model != ours), key=lambda model: sum(models[model][name]))
+        lines.append(f"{name:{width}}  {_gain(values, models[bar][name])}  (over {bar})")
     return "\n".join(lines)
 
 
@@ -132,6 +167,12 @@ def score_table(models: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
+def _gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    gain = difference(ours, theirs)
+    settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
+    return f"{gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}"
+
+
 def _bootstrap(values: Sequence[float], draws: int, seed: int) -> tuple[float, float]:
     """The middle 95 % of the means of samples drawn from these values, with replacement."""
     rng, n = random.Random(seed), len(values)
@@ -145,6 +186,16 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _common_fields(objects: Sequence[dict[str, Any]]) -> list[str]:
+    """The names that every object has, in the order of the first."""
+    return [name for name in objects[0] if all(name in target for target in objects)]
+
+
+def _words_of_values(a: Any, b: Any) -> float:
+    """As `_shared_words` for two texts; other values are the same or not."""
+    return _shared_words(a, b) if isinstance(a, str) and isinstance(b, str) else float(_same(a, b))
 
 
 def _same(a: Any, b: Any) -> bool:

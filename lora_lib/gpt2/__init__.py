@@ -9,8 +9,8 @@ from lora_lib.gpt2.model import (
     GPT2Config,
     GPT2Model,
     KVCache,
+    hf_name,
 )
-from lora_lib.gpt2.names import hf_name
 from lora_lib.gpt2.pretrained import (
     MINI_FOLDER,
     load_model,
@@ -20,23 +20,3 @@ from lora_lib.gpt2.pretrained import (
     save_pretrained_folder,
 )
 from lora_lib.gpt2.tokenizer import SPLIT_PATTERN, Tokenizer
-
-__all__ = [
-    "GPT_CONFIG_124M",
-    "GPT_CONFIG_355M",
-    "GPT_CONFIG_774M",
-    "GPT_CONFIG_1558M",
-    "MINI_FOLDER",
-    "SPLIT_PATTERN",
-    "GPT2Config",
-    "GPT2Model",
-    "KVCache",
-    "Tokenizer",
-    "generate_text",
-    "hf_name",
-    "load_model",
-    "load_pretrained",
-    "load_weights",
-    "read_tokenizer",
-    "save_pretrained_folder",
-]

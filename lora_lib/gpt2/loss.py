@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules import module as hooks_of_all_modules
 
 IGNORE = -100  # a target that is not learned; the `ignore_index` of PyTorch's cross_entropy has this default
 LOGITS = 2**22  # the logits that `chunked_cross_entropy` holds at a time: 16 MiB in float32
@@ -66,16 +65,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         of_features, *of_trained = (g * grad for grad in ctx.saved_tensors)
         return None, None, of_features, None, *of_trained
-
-
-def calls_may_differ(model: nn.Module) -> bool:
-    """Whether calling `model` may do more than its class's `forward`: there are hooks, or `forward` was replaced."""
-    everywhere = vars(hooks_of_all_modules)
-    of_all = [hooks for name, hooks in everywhere.items() if name.startswith("_global_") and name.endswith("_hooks")]
-    own = (
-        model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks, *of_all
-    )  # fmt: skip
-    return "forward" in vars(model) or any(own)
 
 
 def _chunk_loss(head: nn.Module, features: Tensor, targets: Tensor) -> Tensor:

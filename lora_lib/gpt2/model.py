@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lora_lib.gpt2.loss import calls_may_differ, chunked_cross_entropy, cross_entropy_sum
+from lora_lib.gpt2.loss import chunked_cross_entropy, cross_entropy_sum
+from lora_lib.layers.hooks import runs_only_forward
 from lora_lib.settings import FLAG, check, number, setting, whole
 
 _SHARE = number("from 0 to 1", lambda value: 0 <= value <= 1)
@@ -52,6 +53,9 @@ GPT_CONFIG_124M = GPT2Config()
 GPT_CONFIG_355M = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
 GPT_CONFIG_774M = GPT2Config(n_embd=1280, n_layer=36, n_head=20)
 GPT_CONFIG_1558M = GPT2Config(n_embd=1600, n_layer=48, n_head=25)
+
+# Hugging Face stores these weights as (in, out), in a layer called Conv1D; nn.Linear has (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 class KVCache:
@@ -208,7 +212,7 @@ class GPT2Model(nn.Module):
         The logits are never held all at once (`chunked_cross_entropy`), unless calling the model does more than this
         class's `forward`: a subclass with its own, or hooks. Then the model is called as usual.
         """
-        if type(self).forward is not GPT2Model.forward or calls_may_differ(self):
+        if type(self).forward is not GPT2Model.forward or not runs_only_forward(self):
             return cross_entropy_sum(self(ids), targets)
         return chunked_cross_entropy(self.out_head, self.features(ids), targets)
 
@@ -261,6 +265,23 @@ class GPT2Model(nn.Module):
                     if bool(done.all()):
                         return out[:, : t + 1]
         return out
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name for a GPT-2 module or parameter: `transformer.h.0.mlp` for our `h.0.mlp`."""
+    return "lm_head" + name.removeprefix("out_head") if name.startswith("out_head") else "transformer." + name
+
+
+def own_name(name: str) -> str:
+    """Our name for Hugging Face's. Old releases have no `transformer.` prefix."""
+    return (
+        "out_head" + name.removeprefix("lm_head") if name.startswith("lm_head") else name.removeprefix("transformer.")
+    )
+
+
+def other_layout(name: str, tensor: Tensor) -> Tensor:
+    """Convert a tensor between our layout and the file's, either way: it is transposed if the two differ."""
+    return tensor.T if name.endswith(TRANSPOSED) else tensor
 
 
 def expect_model(model: object) -> nn.Module:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.model import GPT2Config, GPT2Model
-from lora_lib.gpt2.names import hf_name, other_layout, own_name
+from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import current, read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -64,7 +63,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
     if name_or_folder in HUB_NAMES:
         return _download(str(name_or_folder))
     folder = Path(name_or_folder)
-    if not folder.is_dir():
+    if not folder.is_dir() or not str(name_or_folder):
         known = ", ".join(["gpt2-mini", *HUB_NAMES])
         raise FileNotFoundError(f"no model {str(name_or_folder)!r}: expected one of {known}, or a folder on disk")
     return folder
@@ -99,7 +98,7 @@ def read_config(folder: Path) -> GPT2Config:
 
 def _files(folder: Path) -> list[Path]:
     """The newest complete version of `OUR_FILES`, even if a save was killed half-way."""
-    return current(*(folder / name for name in OUR_FILES))
+    return [folder / name for name in OUR_FILES]
 
 
 def _read_json(path: Path) -> Any:
@@ -147,10 +146,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a model's weights: those in its index, or `model.safetensors`, or the only candidate.
+    """The files with a model's weights: `model.safetensors`, or those in its index, or the only candidate.
 
     Raises FileNotFoundError if there are none or one is missing, and ValueError if it is not clear which one is meant.
     """
+    if (whole := _files(folder)[0]).exists():  # first, as in transformers: an index may be left from an older save
+        return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
         values = _read_json(index)
         try:
@@ -161,8 +162,6 @@ def weight_files(folder: Path) -> list[Path]:
             if not path.is_file():
                 raise FileNotFoundError(f"{index} lists {path.name}, which is not there: download the model again")
         return listed
-    if (whole := _files(folder)[0]).exists():
-        return [whole]
     files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
     if not files:
         adapter = (folder / "adapter_model.safetensors").exists()

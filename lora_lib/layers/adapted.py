@@ -1,7 +1,12 @@
-"""What all wrapped layers share, and functions that take a wrapped or a plain module."""
+"""Wrapped layers: what they share, which linear layers LoRA can wrap, and how each of them stores its weight.
+
+An nn.Linear stores its weight as (k, d), and Hugging Face's Conv1D as (d, k), for d inputs and k outputs. Formulas in
+this library use (d, k), as in x·W.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
@@ -71,6 +76,62 @@ class AdaptedLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
+class MergingLayer(AdaptedLayer):
+    """A wrapped layer whose adapters change one weight, into which they can be folded. A subclass says how: `_sum`."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
+
+    def _sum(self, names: Sequence[str]) -> Tensor:
+        """Base's weight with these adapters, in base's layout."""
+        raise NotImplementedError
+
+    @property
+    def own_weight(self) -> Tensor:
+        """Base's own weight, merged or not."""
+        if self.merged:
+            (weight,) = self._unmerged
+            weight.data = weight.data.to(self.base.weight)  # the model may have moved since
+            return weight
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def merged(self) -> bool:  # type: ignore[override]
+        """Whether the active adapters are folded into base's weight."""
+        return bool(self._unmerged)
+
+    def merge(self) -> None:
+        """Fold the active adapters into the weight, so that the layer costs no more than its base.
+
+        For LoRA that is W' = W + Σ s·A·B, computed in A's precision and rounded once. W itself is kept, so `unmerge`
+        is exact, and a layer that shares W (a tied embedding) is not affected.
+
+        Raises TypeError if the weight is not a float, and ValueError if it is not a parameter or the sum is not
+        finite; nothing is changed then.
+        """
+        if not self.merged:
+            self._fold_in(self.active)
+
+    def unmerge(self) -> None:
+        """Put base's own weight back: the tensor that `merge` kept."""
+        if self.merged:
+            self.base.weight, self._unmerged = self.own_weight, ()
+
+    def _activate(self, names: tuple[str, ...]) -> None:
+        if self.merged:  # stay merged, now with these
+            self._fold_in(names)
+
+    @torch.no_grad()
+    def _fold_in(self, names: Sequence[str]) -> None:
+        own = self.own_weight
+        check_mergeable(self.base, own)
+        weight = self._sum(names)
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"merging {list(names)} gives NaN or infinity in {own.dtype}: nothing was merged")
+        self.base.weight, self._unmerged = nn.Parameter(weight, requires_grad=False), (own,)
+
+
 def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) -> dict[str, Any]:
     """The wrapped layers of a model, or those of one kind, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
@@ -79,6 +140,12 @@ def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) ->
 def base_of(module: nn.Module) -> Any:
     """The module itself, or the one inside a wrapped layer."""
     return module.base if isinstance(module, AdaptedLayer) else module
+
+
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where the one with this dotted name is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 @contextmanager
@@ -121,3 +188,60 @@ def refuse_merged(model: bool) -> NoReturn:
         f"{'this model has' if model else 'these weights have'} an adapter merged in, which would count twice or be "
         "lost: call unmerge_adapter before state_dict and before load_state_dict"
     )
+
+
+# --- linear layers, wrapped or not ----------------------------------------------------------------
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(d, k) of a layer that LoRA can wrap. Raises TypeError for any other module."""
+    # nn.MultiheadAttention reads the weight of its out_proj and never calls it: a bypass there would be skipped.
+    skipped = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if isinstance(module, nn.Linear) and not skipped:
+        return module.in_features, module.out_features
+    if is_conv1d(module):
+        d, k = cast(Any, module).weight.shape
+        return d, k
+    raise TypeError(f"LoRA wraps nn.Linear and Hugging Face's Conv1D, not {type(module).__name__}")
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is Hugging Face's Conv1D."""
+    transformers = sys.modules.get("transformers.pytorch_utils")  # optional: without it there is no Conv1D
+    return transformers is not None and isinstance(module, transformers.Conv1D)
+
+
+def transposed(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Convert a weight from `layer`'s layout to (d, k), or from (d, k) to `layer`'s layout: it is the same step."""
+    return weight.T if isinstance(layer, nn.Linear) else weight
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A linear layer's own weight as (d, k), in float32 or wider: without its adapters, and dequantised.
+
+    Raises TypeError for a weight that is not a float in a layer that has no `dequantised`.
+    """
+    base = base_of(layer)
+    weight: Tensor = base.dequantised() if hasattr(base, "dequantised") else own_weight(layer)
+    if not weight.is_floating_point():
+        raise TypeError(f"cannot compute with a {weight.dtype} weight: dequantise the base layer first")
+    return transposed(base, weight.to(torch.promote_types(weight.dtype, torch.float32)))
+
+
+def check_rank(rank: int, d: int, k: int) -> None:
+    """Raise ValueError unless rank is from 1 to min(d, k): no change of a (d, k) weight has a higher rank."""
+    if type(rank) is not int or not 1 <= rank <= min(d, k):
+        raise ValueError(f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r}")
+
+
+def check_mergeable(layer: nn.Module, weight: Tensor) -> None:
+    """Raise ValueError or TypeError if no adapter can be merged into `weight`, the own weight of `layer`."""
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            "cannot merge: the base layer computes its weight in each forward pass (pruning, weight norm or "
+            "another parametrisation); make it permanent first, for example with torch.nn.utils.prune.remove"
+        )
+    if not weight.is_floating_point():
+        raise TypeError(f"cannot merge into a {weight.dtype} weight: dequantise the base layer first")
+    if weight.is_meta:
+        raise ValueError("cannot merge on the meta device, where tensors have no numbers: load the weights first")

@@ -1,22 +1,10 @@
 """Training: the loop, the loss, checkpoints, several processes, and the memory that it needs."""
 
 from lora_lib.gpt2.loss import LOGITS, chunked_cross_entropy
+from lora_lib.moved import say_where
 from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.training.config import FitConfig
 from lora_lib.training.loop import History, evaluate, fit, lr_factor
 from lora_lib.training.losses import loss_sum
 
-__all__ = [
-    "LOGITS",
-    "FitConfig",
-    "History",
-    "check_writable",
-    "chunked_cross_entropy",
-    "evaluate",
-    "fingerprint",
-    "fit",
-    "load_checkpoint",
-    "loss_sum",
-    "lr_factor",
-    "save_checkpoint",
-]
+say_where(__name__)

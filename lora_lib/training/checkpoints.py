@@ -64,7 +64,7 @@ def load_checkpoint(
     if _checksum(tensors, texts) != checksum:
         raise ValueError(f"{path} is damaged: its checksum does not fit. Delete it to start the run again")
     for name, value in settings.items():
-        if saved.get(name) != value:
+        if saved.get(name, value) != value:  # a file of an earlier release may lack a name
             raise ValueError(
                 f"{path} belongs to another run: its {name} is {saved.get(name)}, this run's is {value}. "
                 "Use the same settings to go on with it, or another file to start again"

@@ -30,7 +30,7 @@ from lora_lib.settings import is_number
 from lora_lib.training.checkpoints import check_checkpoint_path, fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.training.config import FitConfig, fit_config
 from lora_lib.training.distributed import Objective, averaged, place
-from lora_lib.training.losses import loss_sum
+from lora_lib.training.losses import check_padding, loss_sum
 
 PAD = 0  # any id works: padding comes after the tokens that are read, and its targets are ignored
 
@@ -169,6 +169,7 @@ class _Run:
         _check_examples(train, "training", vocabulary)
         if validation:
             _check_examples(validation, "validation", vocabulary, whole=False)
+        check_padding(model, [*train, *validation], config.batch_size)
         if (config.patience or config.keep_best) and not (validation or score):
             raise ValueError("patience and keep_best need a validation: pass validation=examples or score=function")
         self.steps, self.autocast = config.count_steps(len(train)), _autocast(model, config.bf16)
@@ -261,6 +262,7 @@ class _Run:
             "world size": self.world_size,
             "model": fingerprint(frozen, f"{self.model} {list(self.weights)}"),
             "training data": fingerprint(itertools.chain(*train)),
+            "validation data": fingerprint(itertools.chain(*self.validation)),
         }
 
 
@@ -274,6 +276,7 @@ def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int =
     if not examples:
         raise ValueError("no examples to evaluate on")
     _check_examples(examples, "validation", _vocabulary_size(expect_model(model)), whole=False)
+    check_padding(model, examples, batch_size)
     device, autocast, total, count = next(model.parameters()).device, _autocast(model, bf16), 0.0, 0
     with kept_modes(model):
         model.eval()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lora_lib.gpt2.loss import IGNORE, calls_may_differ, cross_entropy_sum
+from lora_lib.data.examples import Encoded
+from lora_lib.gpt2.loss import IGNORE, cross_entropy_sum
+from lora_lib.gpt2.model import kept_modes
+from lora_lib.layers.hooks import runs_only_forward
 from lora_lib.peft_wrapper import PeftModel
 
 
@@ -22,7 +27,7 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     Raises ValueError if the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
-    if hasattr(type(inner), "loss_sum") and not calls_may_differ(model):
+    if hasattr(type(inner), "loss_sum") and runs_only_forward(model):
         loss: Tensor = inner.loss_sum(ids, targets)
         return loss
     asked: dict[str, Any] = {}
@@ -31,6 +36,28 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
         if kept.any() and not kept.all():
             asked, targets = {"logits_to_keep": kept.nonzero()[:, 0]}, targets[:, kept]
     return cross_entropy_sum(_logits(model(ids, **asked), targets), targets)
+
+
+@torch.no_grad()
+def check_padding(model: nn.Module, examples: Sequence[Encoded], batch_size: int) -> None:
+    """Raise ValueError if these examples would be padded in a batch, and the model's first token sees later ones.
+
+    A causal model never does. It is asked about two pairs of tokens that differ in the second.
+    """
+    inner: Any = model.base_model if isinstance(model, PeftModel) else model
+    tokens = next((ids for ids, _ in examples if len(ids) > 1), None)
+    padded = batch_size > 1 and len({len(ids) for ids, _ in examples}) > 1
+    if not padded or tokens is None or hasattr(type(inner), "loss_sum"):
+        return
+    pairs = torch.stack([tokens[:2], tokens[:1].repeat(2)]).to(next(model.parameters()).device)
+    pairs[1, 1] = int(pairs[0, 1] == 0)
+    with kept_modes(model):
+        first, second = _logits(model.eval()(pairs), pairs)[:, 0].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        raise ValueError(
+            f"the attention of this {type(inner).__name__} is not causal: a token sees those after it, so the padding "
+            "of a batch would change its result. Use batch_size=1, or examples of one length"
+        )
 
 
 def _logits(output: Any, targets: Tensor) -> Tensor:

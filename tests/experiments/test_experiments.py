@@ -12,9 +12,9 @@ import capacity
 import common
 import controls
 import directions
+import forgetting_map
 import geometry
 import layers
-import map as forgetting_map
 import new_words
 import one_sitting
 import order_fields

@@ -15,7 +15,7 @@ import torch
 from playwright.sync_api import Browser
 
 KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-PROSE = (build_lab.LAB / "prose.txt").read_text(encoding="utf8")
+PROSE = (build_lab.LAB / "worker" / "prose.txt").read_text(encoding="utf8")
 
 
 @functools.cache
@@ -26,8 +26,8 @@ def as_module(name: str) -> str:
 
 @functools.cache
 def probe() -> str:
-    """The worker's script, with the jobs of lab/probe.js added."""
-    return build_lab.bundle("probe.js")
+    """The worker's script, with the jobs of lab/worker/probe.js added."""
+    return build_lab.bundle("worker/probe.js")
 
 
 # ---- The page ----------------------------------------------------------------------------------------------------

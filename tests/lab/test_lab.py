@@ -93,7 +93,9 @@ def test_kernels_are_those_of_their_source(tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="kernels.c is compiled by ziglang")
     build_lab.build_kernels(tmp_path)
     for name in build_lab.KERNELS:
-        assert (tmp_path / name).read_bytes() == (LAB / name).read_bytes(), "run `python tools/build_lab.py kernels`"
+        assert (tmp_path / name).read_bytes() == (LAB / "cpu" / name).read_bytes(), (
+            "run `python tools/build_lab.py kernels`"
+        )
 
 
 @BOTH_KERNELS
@@ -216,7 +218,7 @@ def test_tokens_of_hard_strings_are_tiktokens(bare: Page, base: Any) -> None:
         const { readTokenizer } = await import(module);
         const read = name => (name === "bpe.tiktoken" ? tokens : null);
         window.tokenizer = await readTokenizer(read, { V: 4096, endOfText: 4095 }); }""",
-        [as_module("tokenizer_files.js"), (build_lab.MODEL / "bpe.tiktoken").read_text(encoding="ascii")],
+        [as_module("files/tokenizer_files.js"), (build_lab.MODEL / "bpe.tiktoken").read_text(encoding="ascii")],
     )
     found = json.loads(
         bare.evaluate("texts => JSON.stringify(JSON.parse(texts).map(t => tokenizer.encode(t)))", json.dumps(texts))
@@ -237,7 +239,7 @@ def test_rank_cut_is_that_of_an_svd(bare: Page, r: int, d: int, k: int) -> None:
     script = """async ([module, A, B, r, d, k]) => { const { orderBySize } = await import(module);
         const out = orderBySize(Float32Array.from(A), Float32Array.from(B), r, d, k);
         return { A: Array.from(out.A), B: Array.from(out.B), sizes: out.sizes }; }"""
-    found = bare.evaluate(script, [as_module("svd.js"), A.flatten().tolist(), B.flatten().tolist(), r, d, k])
+    found = bare.evaluate(script, [as_module("model/svd.js"), A.flatten().tolist(), B.flatten().tolist(), r, d, k])
     product = A.double().T @ B.double()
     U, S, Vh = torch.linalg.svd(product, full_matrices=False)
     assert torch.tensor(found["sizes"]).double() == pytest.approx(S[:r], abs=1e-6 * S[0].item())
@@ -467,7 +469,7 @@ def bring(page: Chromium, *files: Path) -> str:
     """What the page says to these files."""
     page.js("document.getElementById('lab-file-status').textContent = ''")
     page.tab.set_input_files("#lab-file", files)
-    page.until("document.getElementById('lab-file-status').textContent !== ''")
+    page.until("!['', 'Reading the adapter …'].includes(document.getElementById('lab-file-status').textContent)")
     return page.text("file-status")
 
 

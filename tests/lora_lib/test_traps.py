@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lora_book.measure
 import lora_lib
-from lora_book.tasks import make_tickets
-from lora_lib.adapters import AdapterError, model_card
+from lora_book.tasks import make_tickets, model_card
+from lora_lib.adapters import AdapterError
 from lora_lib.data import encode_chat, prompt_ids, write_answers
 from lora_lib.training import FitConfig, lr_factor
 
@@ -72,10 +72,10 @@ def test_trls_trainer_trains_our_adapters_in_the_model_inside(sft):
     assert changed and all(name.endswith(".B") for name in changed)  # A has no gradient while B is zero
 
 
-def test_trls_trainer_around_our_peft_model_is_refused_with_the_mend(sft):
-    model = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training()
-    with pytest.raises(TypeError, match=r"pass the model inside, .* SFTTrainer\(model.get_base_model\(\), …\)"):
-        sft(model)
+def test_trls_trainer_around_our_peft_model_stops_at_its_first_step(sft):
+    trainer = sft(lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training(), max_steps=1)
+    with pytest.raises(AttributeError, match="has no attribute 'last_hidden_state'"):  # the page on mends quotes it
+        trainer.train()
 
 
 # --- what the model reads ---------------------------------------------------------------------------
@@ -350,6 +350,79 @@ def test_training_embedding_and_head_whole_unties_them_unless_told_otherwise(tyi
         optimizer.step()
         merged = theirs.merge_and_unload()
     assert torch.equal(merged.get_input_embeddings().weight, merged.get_output_embeddings().weight) == tying
+
+
+def test_a_trained_head_is_gone_where_the_merged_config_still_says_tied(tmp_path):
+    torch.manual_seed(0)
+    config, ids = tiny_llama().config, torch.tensor([[5, 6, 7]])
+    config.tie_word_embeddings = True
+    lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that the weights are tied
+        theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_config(config), lora)
+        optimizer = torch.optim.SGD(trained(theirs).values(), lr=1.0)
+        for _ in range(5):
+            theirs(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+        merged = theirs.merge_and_unload().eval()
+    merged.save_pretrained(tmp_path)
+
+    def off(model):
+        return (model.eval()(ids).logits - merged(ids).logits).abs().max()
+
+    settings, weights = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
+    assert settings["tie_word_embeddings"] is False  # as these versions write it
+    assert off(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)) < 1e-5
+    for tied in (True, False):  # a program that goes by the config alone, with True as older versions left it
+        config.tie_word_embeddings = tied
+        other = transformers.AutoModelForCausalLM.from_config(config)
+        read = {name: tensor for name, tensor in weights.items() if not (tied and name == "lm_head.weight")}
+        other.load_state_dict(read, strict=False)
+        assert (off(other) > 0.1) == tied
+
+
+def test_all_linear_passes_over_experts_and_target_parameters_reaches_them():
+    def mixture():
+        return transformers.AutoModelForCausalLM.from_config(transformers.Qwen3MoeConfig(
+            vocab_size=30, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        ))  # fmt: skip
+
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    theirs = peft.get_peft_model(mixture(), peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert {name.rpartition(".")[2] for name in theirs.targeted_module_names} == attention
+    ours = lora_lib.get_peft_model(mixture(), "all-linear", 2)
+    assert {name.rpartition(".")[2] for name in ours.lora_layers()} == attention
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    lora = peft.LoraConfig(target_modules=["q_proj"], target_parameters=experts, task_type="CAUSAL_LM")
+    theirs, ids = peft.get_peft_model(mixture(), lora), torch.tensor([[5, 6, 7]])
+    theirs(input_ids=ids, labels=ids).loss.backward()
+    moved = [name for name, p in trained(theirs).items() if "experts" in name and p.grad.abs().max() > 0]
+    assert len(moved) == 2 and all("lora_B" in name for name in moved)
+
+
+def test_a_head_that_classifies_is_trained_whole_only_where_the_task_is_named():
+    def trained_heads(task):
+        model = transformers.AutoModelForSequenceClassification.from_config(tiny_llama().config)
+        theirs = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type=task))
+        return [name for name in trained(theirs) if "score" in name]
+
+    assert len(trained_heads("SEQ_CLS")) == 1 and trained_heads(None) == []
+
+
+def test_an_adapter_around_an_adapter_has_names_that_fit_nothing(tmp_path):
+    lora = peft.LoraConfig(target_modules=["q_proj"])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        twice = peft.get_peft_model(peft.get_peft_model(tiny_llama(), lora), lora)
+        for name, factor in twice.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(factor)
+        twice.save_pretrained(tmp_path)
+        theirs = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    assert any("missing" in str(w.message) for w in said)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(theirs(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
 
 
 # --- out of the door --------------------------------------------------------------------------------------

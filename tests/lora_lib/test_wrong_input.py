@@ -32,10 +32,10 @@ from lora_lib import (
     get_peft_model,
     load_pretrained,
 )
-from lora_lib.__main__ import RunConfig, train
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lora_lib.data import encode_examples, read_records, split
 from lora_lib.gpt2 import MINI_FOLDER
+from lora_lib.run.commands import RunConfig, train
 from lora_lib.training import evaluate, fit
 
 PAGE = Path(__file__).parents[2] / "book" / "wrong_input.md"
@@ -1108,14 +1108,6 @@ CASES: dict[str, list[Case]] = {
         *(
             Case(what, ValueError, f"file.{ending}, line {line}…{message}", reading(f"file.{ending}", content))
             for what, ending, line, message, content in (
-                ("two CSV files joined: the header comes again", "csv", 3, "the header again", CSV + CSV),
-                (
-                    "two files joined: a byte-order mark inside",
-                    "csv",
-                    3,
-                    "a byte-order mark (U+FEFF) inside the file",
-                    f"{CSV}\ufeff{CSV}",
-                ),
                 (
                     "a cell for a missing value",
                     "csv",
@@ -1129,13 +1121,6 @@ CASES: dict[str, list[Case]] = {
                     2,
                     "expected 2 fields, as in the header, found 3",
                     "prompt,completion\na,b,c\n",
-                ),
-                (
-                    "a key that comes twice in a line of JSON",
-                    "jsonl",
-                    1,
-                    "the key 'prompt' comes twice in one object",
-                    '{"prompt": "a", "prompt": "b", "completion": "c"}',
                 ),
                 (
                     "an answer that is no text",

@@ -7,10 +7,9 @@ import re
 
 import pytest
 import torch
+from tiny_chat import tiny_chat_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from tiny_chat import tiny_chat_model
 
 from lora_book.findings import at_best_rate, load_results, mean, select
 from lora_book.measure import energy_shares, low_rank_factors, rank_for

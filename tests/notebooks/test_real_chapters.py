@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import re
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-
-from lora_lib.__main__ import RunConfig
 
 
 @pytest.fixture
@@ -21,16 +18,6 @@ def shell(monkeypatch):
 def set_up(root, chapter):
     cells = json.loads((root / "notebooks" / chapter).read_text(encoding="utf8"))["cells"]
     return "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "code"))
-
-
-def test_the_command_lines_config_in_chapter_13_is_valid(root, tmp_path):
-    cells = json.loads((root / "notebooks" / "13_a_real_model.ipynb").read_text(encoding="utf8"))["cells"]
-    (text,) = re.findall(r"```json\n(.*?)```", "\n".join("".join(cell["source"]) for cell in cells), re.DOTALL)
-    (tmp_path / "reviews.json").write_text(text)
-    config = RunConfig.read(tmp_path / "reviews.json")
-    assert config.select == "score" and config.fit_config.patience and config.ask == ["review"]
-    header = (root / "examples" / "reviews.csv").read_text(encoding="utf8").splitlines()[0].split(",")
-    assert {*config.ask, *config.answer} < set(header)
 
 
 @pytest.mark.parametrize("chapter", ["13_a_real_model.ipynb", "14_out_of_the_door.ipynb"])

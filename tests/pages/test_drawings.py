@@ -68,13 +68,13 @@ def drawn(size: float, width: float = 7) -> str:
 
 
 @pytest.mark.parametrize(("size", "width", "wide"), [(11, 7, False), (14, 7, False), (5, 7, True), (11, 3, False)])
-def test_letters_have_nine_pixels_on_a_phone(size: float, width: float, wide: bool) -> None:
+def test_letters_have_twelve_pixels_on_a_phone(size: float, width: float, wide: bool) -> None:
     html = drawn(size, width)
     assert html.startswith(f'<div class="drawn{" wide" * wide}"><svg role="img" aria-label="a &quot;name&quot;"')
     small, unit = float(re.search(r"--small:([\d.]+)px", html)[1]), float(re.search(r'viewBox="0 0 (\d+)', html)[1])
     column = float(found[1]) if (found := re.search(r"min-width:(\d+)px", html)) else drawings.PHONE
     assert (column > drawings.PHONE) == wide
-    assert max(size, small) * column / unit >= 9
+    assert max(size, small) * column / unit >= 12
     assert f"font-size:max({size}px,var(--least))" in html and "fill:var(--c" in html
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from lora_book.show.knobs import HERE, Axis, script, style
 from lora_lib.gpt2.model import GPT2Model
-from lora_lib.layers.linear import linear_shape
+from lora_lib.layers.adapted import linear_shape
 
 HINT = "To change it, run this cell (Shift + Enter), or allow this page to run scripts."
 HEAD = "out_head"
@@ -217,6 +217,34 @@ def action(
         f"<table><caption>M, which stretches by {strongest:g} and {second:g}</caption><tbody>{rows}</tbody></table>",
         [(Axis("weaker", "σ₂", [f"{x:g}" for x in weaker], list(weaker), True), at)],
         u=u, v=v, strongest=strongest, weaker=list(weaker), start=[angle, at],
+    )  # fmt: skip
+
+
+def voices(prompt: str, side: int, texts: Mapping[int, tuple[str, str]], *, caption: str) -> Live:
+    """What a model writes after `prompt` at each rank of its adapter, beside a weight of (side × side) to scale.
+
+    `texts` has for each rank, from the lowest, the text and a sentence about it. The picture plays once by itself and
+    ends at the highest rank. Raises ValueError for fewer than two ranks, and for ranks in another order.
+    """
+    ranks = list(texts)
+    if len(ranks) < 2 or ranks != sorted(ranks):
+        raise ValueError(f"the ranks are {ranks}: expected two or more, from the lowest to the highest")
+    last = len(ranks) - 1
+    written = "".join(
+        f'<p class="live-text{" knob-away" * (n < last)}"><b>{escape(prompt)}</b>'
+        f'<span class="{"live-tuned" if rank else "live-base"}">{escape(text)}</span></p>'
+        for n, (rank, (text, _)) in enumerate(texts.items())
+    )
+    shown = "-30 -34 232 236"
+    return _figure(
+        "voices",
+        f"What a model writes after {prompt!r} at the ranks {ranks}",
+        caption,
+        texts[ranks[last]][1],
+        f'<svg viewBox="{shown}" role="img" aria-label="A weight of {side} × {side}, a thin A beside it, a thin B on '
+        f'top"></svg>\n<div class="live-texts">{written}</div>',
+        [(Axis("rank", "rank r", [str(rank) for rank in ranks], ranks, True), last)],
+        ranks=ranks, side=side, said=[said for _, said in texts.values()], start=[last],
     )  # fmt: skip
 
 

@@ -33,6 +33,10 @@ class Turned {
     this.still.insertAdjacentHTML("beforebegin", this.data.controls);
     this.controls = [...figure.querySelectorAll(".knob-axis")];
     this.labels = this.controls.map(axis => JSON.parse(axis.dataset.labels));
+    this.controls.forEach((axis, n) => {
+      const said = axis.querySelector("output"); // has room for its longest value
+      if (said) said.style.minWidth = `${Math.max(...this.labels[n].map(label => label.length))}ch`;
+    });
     // A notebook that can be run; one that was exported to HTML has outputs alone.
     this.notebook = figure.closest(".jp-NotebookPanel") && figure.closest(".jp-OutputArea");
     this.still.hidden = !(this.notebook && this.data.any);
@@ -43,7 +47,7 @@ class Turned {
       this.link = this.button("knob-link", "Copy a link to this setting", () => this.copyLink());
     this.toStart();
     this.start = this.state();
-    if (this.inBook) this.restore(new URLSearchParams(location.search).get(figure.id) ?? "");
+    if (this.inBook) this.restore(this.word());
     this.listen();
     this.build();
   }
@@ -98,6 +102,7 @@ class Turned {
     if (line.textContent !== text) line.textContent = text; // the same words are not announced twice
     this.keepRoom(line);
     this.reset.disabled = this.state() === this.start;
+    if (this.link) this.link.disabled = this.reset.disabled;
   }
 
   // The read-out keeps the height that it once had, so that nothing below it moves; a new width is a new beginning.
@@ -106,6 +111,11 @@ class Turned {
     if (width !== this.width) line.style.minHeight = "";
     this.width = width;
     line.style.minHeight = `${Math.max(line.offsetHeight, this.roomFor?.(line) ?? 0)}px`;
+  }
+
+  // What the address says of this picture.
+  word() {
+    return new URLSearchParams(location.search).get(this.figure.id) ?? "";
   }
 
   // The address of this page with the picture as it is now.

