@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -22,7 +22,7 @@ HUB_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
-OUR_FILES = ("model.safetensors", "config.json", "bpe.tiktoken")  # what save_pretrained_folder writes
+OUR_FILES = ("config.json", "bpe.tiktoken", "model.safetensors")  # what save_pretrained_folder writes, in this order
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that a model can be saved in
 
 
@@ -76,7 +76,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 def read_config(folder: Path) -> GPT2Config:
     """The `GPT2Config` in a folder's `config.json`. Raises ValueError if it is not a GPT-2 that we can build."""
-    _, path, _ = _files(folder)
+    path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
     values = _read_json(path)
@@ -94,11 +94,6 @@ def read_config(folder: Path) -> GPT2Config:
         if values.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {values[key]!r}; this GPT-2 supports {allowed[0]!r}")
     return config
-
-
-def _files(folder: Path) -> list[Path]:
-    """The newest complete version of `OUR_FILES`, even if a save was killed half-way."""
-    return [folder / name for name in OUR_FILES]
 
 
 def _read_json(path: Path) -> Any:
@@ -132,9 +127,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
         try:
-            tensors, _ = read_tensors(path)
+            tensors, texts = read_tensors(path)
         except OSError as error:
             raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
+        if (save := texts.get("save")) and _read_json(folder / "config.json").get("save", save) != save:
+            raise ValueError(f"{folder}: config.json and {path.name} are of two saves, one cut short: save it again")
         for key, tensor in tensors.items():
             name = own_name(key)
             if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask is not a weight
@@ -150,7 +147,9 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError if there are none or one is missing, and ValueError if it is not clear which one is meant.
     """
-    if (whole := _files(folder)[0]).exists():  # first, as in transformers: an index may be left from an older save
+    if (
+        whole := folder / "model.safetensors"
+    ).exists():  # first, as in transformers: an index may be left from an older save
         return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
         values = _read_json(index)
@@ -186,7 +185,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
     Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
     """
-    *_, path = _files(folder)
+    path = folder / "bpe.tiktoken"
     if path.exists():
         return Tokenizer.from_file(path)
     for path in (folder / "vocab.json", folder / "tokenizer.json"):
@@ -219,10 +218,12 @@ def save_pretrained_folder(
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
               "bos_token_id": eot, "eos_token_id": eot, "torch_dtype": str(dtype).removeprefix("torch."),
               **asdict(model.config), "tie_word_embeddings": tied}  # fmt: skip
+    # In both files, so that a process killed between their renames leaves no model of two saves that opens.
+    config["save"] = digest(tensors, json.dumps(config))
     with replaced(*(folder / name for name in OUR_FILES)) as parts:
-        write_tensors(parts[0], tensors, {"format": "pt"})
-        parts[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
-        tokenizer.save(parts[2])
+        parts[0].write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
+        tokenizer.save(parts[1])
+        write_tensors(parts[2], tensors, {"format": "pt", "save": config["save"]})
 
 
 def _stored(model: GPT2Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:
