@@ -162,7 +162,9 @@ class PeftModel(nn.Module):
                 raise
         if hasattr(self.base_model, name):
             return getattr(self.base_model, name)
-        raise AttributeError(f"neither lora_lib's PeftModel nor the {type(self.base_model).__name__} in it has {name!r}")
+        raise AttributeError(
+            f"neither lora_lib's PeftModel nor the {type(self.base_model).__name__} in it has {name!r}"
+        )
 
     # --- training ---------------------------------------------------------------------------------
 

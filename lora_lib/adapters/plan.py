@@ -109,7 +109,8 @@ def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[L
             if target_modules.lower().replace("_", "-") == "all-linear":
                 hint = "did you mean 'all-linear'?"
             raise ValueError(
-                f"the regular expression {target_modules!r} matches no whole name of a layer; {_choices(linear)} ({hint})"
+                f"the regular expression {target_modules!r} matches no whole name of a layer; "
+                f"{_choices(linear)} ({hint})"
             )
     elif not target_modules:
         raise ValueError(f"target_modules is empty; {_choices(linear)}")

@@ -49,7 +49,10 @@ def save_adapter(
         config = replace(config, r=more * config.r, lora_alpha=grown * config.lora_alpha, init_lora_weights=True)
     config = replace(
         config,
-        target_modules=targets, exclude_modules=None, layers_to_transform=None, layers_pattern=None,  # targets say it
+        target_modules=targets,
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,  # targets say it
         rank_pattern=pattern_of({name: rank for name, (rank, _) in settings.items()}, config.r),
         alpha_pattern=pattern_of({name: alpha for name, (_, alpha) in settings.items()}, config.lora_alpha),
         base_model_name_or_path=config.base_model_name_or_path or _name_of(names.plain),

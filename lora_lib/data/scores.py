@@ -54,7 +54,9 @@ def judge_answers(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, li
     for field in objects[0]:
         if all(field in target for target in objects):
             if field in scores:
-                raise ValueError(f"a field of the wanted answers is called {field!r}, as one score is: rename the field")
+                raise ValueError(
+                    f"a field of the wanted answers is called {field!r}, as one score is: rename the field"
+                )
             scores[field] = [float(_same((f or {}).get(field, ...), t[field])) for f, t in zip(found, objects)]
     return scores
 

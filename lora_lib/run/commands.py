@@ -100,7 +100,9 @@ class RunConfig:
             check_checkpoint_path(Path(checkpoint))
         check_writable(output)
         if not self.overwrite and (self._trained_with() or self._identity()) != self._identity():
-            raise ValueError(f'"output" {output} holds another run\'s result: name another folder, or set "overwrite": true')
+            raise ValueError(
+                f'"output" {output} holds another run\'s result: name another folder, or set "overwrite": true'
+            )
 
     def check_split(self) -> None:
         """Raise ValueError if what was trained was not trained beside this test part."""

@@ -139,7 +139,9 @@ class Life:
         for name, tensor in named:
             name = name.removeprefix("base_model.")
             if theirs:
-                name = name.removeprefix("model.").replace(".base_layer.", ".base.").replace(".original_module.", ".base.")
+                name = (
+                    name.removeprefix("model.").replace(".base_layer.", ".base.").replace(".original_module.", ".base.")
+                )
                 name = re.sub(r"\.lora_([AB])\.(\w+)\.weight", r".adapters.\2.\1", name)
                 name = re.sub(r"\.lora_magnitude_vector\.(\w+)\.weight", r".adapters.\1.m", name)
                 name = re.sub(r"\.modules_to_save\.", ".adapters.", name)
@@ -204,7 +206,7 @@ class Life:
     def sum(self, names, weights):
         weights, configs = weights[: len(names)], [self.ours.peft_config.get(name) for name in names]
         if "sum" in self.ours.peft_config or not all(c and not c.use_dora and not c.modules_to_save for c in configs):
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match="no adapter|already|is DoRA|in full"):
                 self.ours.add_weighted_adapter(names, weights, "sum")
             return
         self.ours.add_weighted_adapter(names, weights, "sum")
