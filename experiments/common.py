@@ -39,7 +39,7 @@ from lora_lib import (
 from lora_lib.adapters import lora_plus
 from lora_lib.data import IGNORE, Encoded, batches, encode_examples
 from lora_lib.gpt2 import generate_text
-from lora_lib.run import load_smollm2
+from lora_lib.run import load_any
 from lora_lib.training import History
 from lora_lib.training import loop as training
 from lora_lib.training.loop import PAD
@@ -112,9 +112,7 @@ def environment() -> Row:
 def arguments(doc: str | None, out: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="gpt2-mini", help="a name that load_pretrained knows, a folder, or smollm2 (map, new_words)"
-    )
+    parser.add_argument("--model", default="gpt2-mini", help="a model's name, smollm2 among them, or its folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=RESULTS / out)
     return parser
@@ -128,11 +126,10 @@ def device() -> str:
 
 
 def load_base(name: str) -> tuple[Any, Any]:
-    """The model and the tokenizer that `--model` names: "smollm2", or what `load_pretrained` knows."""
-    if name != "smollm2":
-        return load_pretrained(name)
-    model, tokenizer = load_smollm2()
-    tokenizer.eot_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    """The model and the tokenizer that `--model` names: as `lora_lib.run.load_any` knows it."""
+    model, tokenizer = load_any(name)
+    if name == "smollm2":
+        tokenizer.eot_token = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     return model, tokenizer
 
 

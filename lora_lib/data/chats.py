@@ -222,11 +222,12 @@ def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
 
 
 def write_answers(
-    model: Any, tokenizer: Any, chats: Iterable[Chat], max_new_tokens: int = 64, *, tools: Tools = (), **how: Any
-) -> list[str]:
+    model: Any, tokenizer: Any, chats: Iterable[Chat], max_new_tokens: int = 64, *, tools: Tools = (),
+    batch_size: int = 16, **how: Any,
+) -> list[str]:  # fmt: skip
     """What the model answers to each chat. `how` goes to `generate_text`. Raises as that and `prompt_ids` do."""
     prompts = [prompt_ids(chat, tokenizer, tools) for chat in chats]
-    return generate_text(model, tokenizer, prompts, max_new_tokens, **how)
+    return generate_text(model, tokenizer, prompts, max_new_tokens, batch_size=batch_size, **how)
 
 
 def ask_records(

@@ -72,10 +72,10 @@ def test_trls_trainer_trains_our_adapters_in_the_model_inside(sft):
     assert changed and all(name.endswith(".B") for name in changed)  # A has no gradient while B is zero
 
 
-def test_trls_trainer_around_our_peft_model_is_refused_with_the_mend(sft):
-    model = lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training()
-    with pytest.raises(TypeError, match=r"pass the model inside, .* SFTTrainer\(model.get_base_model\(\), …\)"):
-        sft(model)
+def test_trls_trainer_around_our_peft_model_stops_at_its_first_step(sft):
+    trainer = sft(lora_lib.get_peft_model(tiny_llama(), ["q_proj"], 2).enable_lora_training(), max_steps=1)
+    with pytest.raises(AttributeError, match="has no attribute 'last_hidden_state'"):  # the page on mends quotes it
+        trainer.train()
 
 
 # --- what the model reads ---------------------------------------------------------------------------
