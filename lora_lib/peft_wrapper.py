@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.combine import combined
-from lora_lib.adapters.config import LoRAConfig, checked_config, config_of
-from lora_lib.adapters.load import load_parts
+from lora_lib.adapters.config import LoRAConfig, check_arguments, checked_config, config_of
+from lora_lib.adapters.load import in_subfolder, load_parts
 from lora_lib.adapters.names import Names
 from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
@@ -26,7 +26,6 @@ from lora_lib.gpt2.model import expect_model
 from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, put_module, refuse_merged
 from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
-from lora_lib.settings import did_you_mean
 
 DEFAULT = "default"
 
@@ -103,14 +102,10 @@ class PeftModel(nn.Module):
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
 
-    @property
-    def generation_config(self) -> Any:
-        """That of the model inside; a new one goes there too."""
-        return self.base_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: Any) -> None:
-        self.base_model.generation_config = config
+    generation_config: Any = property(  # as in PEFT, a new one goes to the model inside
+        lambda self: self.base_model.generation_config,
+        lambda self, config: setattr(self.base_model, "generation_config", config),
+    )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
@@ -268,7 +263,7 @@ class PeftModel(nn.Module):
         Unless the adapters were opened for inference, it is the one that is trained; what else is trained stays so.
         Raises ValueError for an unknown name, and within `disable_adapter`.
         """
-        _check_arguments(others)
+        check_arguments(others)
         self._check_enabled("set_adapter")
         names = list(dict.fromkeys([adapter_name] if isinstance(adapter_name, (str, type(None))) else adapter_name))
         for name in names:
@@ -302,7 +297,7 @@ class PeftModel(nn.Module):
         would exceed min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the
         new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
         """
-        _check_arguments(others)
+        check_arguments(others)
         if combination_type != "cat":
             raise ValueError(f"combination_type {combination_type!r} is not supported: use 'cat', which is exact")
         if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
@@ -345,7 +340,7 @@ class PeftModel(nn.Module):
 
         Raises as `LoRALinear.merge` does, and ValueError within `disable_adapter`; nothing is merged then.
         """
-        _check_arguments(others)
+        check_arguments(others)
         self._check_enabled("merge_adapter")
         with self._all_or_none():
             for name, layer in self._adapted().items():
@@ -400,7 +395,7 @@ class PeftModel(nn.Module):
         weights are saved with it, so that a wrong base is noticed when it is opened. Raises as `write_adapter` does,
         and warns if a layer that had the adapter has since been replaced in the model.
         """
-        _check_arguments(others)
+        check_arguments(others)
         if adapter_name is None:
             active = self.active_adapters
             if len(active) != 1:
@@ -430,7 +425,7 @@ class PeftModel(nn.Module):
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, parts = load_parts(model, _folder(folder, others), check_base, adapter_cls)
+        config, parts = load_parts(model, in_subfolder(folder, others), check_base, adapter_cls)
         opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
         if is_trainable:
             opened._freeze_all_but_active()
@@ -447,45 +442,9 @@ class PeftModel(nn.Module):
         **others: Any,
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
-        config, parts = load_parts(self.base_model, _folder(folder, others), check_base, adapter_cls)
+        config, parts = load_parts(self.base_model, in_subfolder(folder, others), check_base, adapter_cls)
         self._attach(adapter_name, config, parts)
         self._trains = self._trains or is_trainable
-
-
-# PEFT's other arguments: the values that ask for nothing here, and what to do instead of any other.
-_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "safe_serialization": ((True,), "weights are always saved as safetensors"),
-    "selected_adapters": ((None,), "name one adapter, save_pretrained(folder, adapter_name), in each call"),
-    "save_embedding_layers": ((False, "auto"), "name the embedding in modules_to_save, and it is trained and saved"),
-    "is_main_process": ((True,), "call save_pretrained in the main process only"),
-    "torch_device": ((None,), "an adapter goes where its base is: move the model with .to(device)"),
-    "low_cpu_mem_usage": ((True, False), ""),
-    "autocast_adapter_dtype": ((True,), "A and B are float32 where the base is narrower"),
-    "config": ((None,), "the config is read from the folder"),
-    "revision": ((None,), "download the adapter's folder first, with huggingface_hub's snapshot_download"),
-    "adapter_names": ((None,), "what is merged are the active adapters: call set_adapter first"),
-    "progressbar": ((True, False), ""),
-    "inference_mode": ((False,), "call requires_grad_(False) afterwards"),
-    "svd_rank": ((None,), "the sum is exact, and has the rank that it needs"),
-    "density": ((None,), "the sum is exact, and leaves nothing out"),
-}
-
-
-def _check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
-    for name, value in given.items():
-        if name not in _ARGUMENTS:
-            raise TypeError(f"there is no argument {name!r}.{did_you_mean(name, _ARGUMENTS)}")
-        harmless, instead = _ARGUMENTS[name]
-        if not any(value is one or value == one for one in harmless):
-            raise TypeError(f"{name}={value!r} is PEFT's and not supported here: {instead}")
-
-
-def _folder(folder: str | Path, others: dict[str, Any]) -> Path:
-    """The folder to open, in PEFT's `subfolder` of it if that is among the `others`."""
-    subfolder = others.pop("subfolder", None)
-    _check_arguments(others)
-    return Path(folder) / (subfolder or "")
 
 
 def _check_model(model: object) -> None:

@@ -270,10 +270,10 @@ def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, *
 
 def score(config: RunConfig) -> str:
     """The scores of the base and of what was trained on the test part, with intervals over its items, as a table."""
-    config.check_split()
     records = read_parts(config).test
     if not records:
         raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
+    config.check_split()
     model, tokenizer = load_any(config.model, config.dtype)
     model.to(_device())
     prompts, wanted = ask_records(records, tokenizer, system=config.system)
