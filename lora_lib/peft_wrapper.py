@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.arguments import check_arguments, folder_of
 from lora_lib.adapters.combine import combined
-from lora_lib.adapters.config import LoRAConfig, checked_config, config_of
-from lora_lib.adapters.load import load_parts
+from lora_lib.adapters.config import LoRAConfig, check_arguments, checked_config, config_of
+from lora_lib.adapters.load import in_subfolder, load_parts
 from lora_lib.adapters.names import Names
 from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
@@ -103,14 +102,10 @@ class PeftModel(nn.Module):
         with self._row_by_row(adapter_names):
             return inner.generate(*args, **kwargs)
 
-    @property
-    def generation_config(self) -> Any:
-        """That of the model inside; a new one goes there too."""
-        return self.base_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: Any) -> None:
-        self.base_model.generation_config = config
+    generation_config: Any = property(  # as in PEFT, a new one goes to the model inside
+        lambda self: self.base_model.generation_config,
+        lambda self, config: setattr(self.base_model, "generation_config", config),
+    )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
@@ -430,7 +425,7 @@ class PeftModel(nn.Module):
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, parts = load_parts(model, folder_of(folder, others), check_base, adapter_cls)
+        config, parts = load_parts(model, in_subfolder(folder, others), check_base, adapter_cls)
         opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
         if is_trainable:
             opened._freeze_all_but_active()
@@ -447,7 +442,7 @@ class PeftModel(nn.Module):
         **others: Any,
     ) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
-        config, parts = load_parts(self.base_model, folder_of(folder, others), check_base, adapter_cls)
+        config, parts = load_parts(self.base_model, in_subfolder(folder, others), check_base, adapter_cls)
         self._attach(adapter_name, config, parts)
         self._trains = self._trains or is_trainable
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.adapters.plan import find_targets
-from lora_lib.layers.adapted import adapted_layers, linear_shape, transposed
+from lora_lib.layers.adapted import adapted_layers, linear_shape, put_module, transposed
 
 
 def even_levels(bits: int) -> Tensor:
@@ -115,27 +115,26 @@ def quantise_model(model: nn.Module, bits: int = 4, block: int = 64) -> nn.Modul
     if any(isinstance(module, QuantisedLinear) for module in model.modules()):
         raise ValueError("this model is quantised already: call dequantise_model first, or load the weights again")
     levels = normal_levels(4) if bits == 4 else even_levels(8)
-    layers = {name: model.get_submodule(name) for name in find_targets(model, "all-linear")}
-    made = {name: QuantisedLinear(cast(nn.Linear, layer), levels, block) for name, layer in layers.items()}
-    for name, layer in made.items():
-        _replace(model, layers[name], layer)
+    layers = [model.get_submodule(name) for name in find_targets(model, "all-linear")]
+    _replace(model, {layer: QuantisedLinear(cast(nn.Linear, layer), levels, block) for layer in layers})
     return model
 
 
 def dequantise_model(model: nn.Module) -> nn.Module:
     """Turn every quantised layer back into an nn.Linear with the rounded weight, in place, so it can be merged into."""
-    for layer in list(model.modules()):
+    made: dict[nn.Module, nn.Module] = {}
+    for layer in model.modules():
         if isinstance(layer, QuantisedLinear):
             weight = layer.dequantised()
             linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
             linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), layer.bias
-            _replace(model, layer, linear)
+            made[layer] = linear
+    _replace(model, made)
     return model
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` where `old` is, in every place where a model that shares layers has it."""
-    for parent in list(model.modules()):
-        for child, module in parent._modules.items():
-            if module is old:
-                setattr(parent, child, new)
+def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> None:
+    """Put the new layers where the old ones are, in each place of one that the model shares."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in made:
+            put_module(model, name, made[module])

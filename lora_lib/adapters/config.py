@@ -10,7 +10,20 @@ from typing import Any
 
 from lora_lib.adapters.variants import DoRA, PiSSA
 from lora_lib.lora_linear import LoRA
-from lora_lib.settings import FLAG, TEXT, Rule, check, number, one_of, optional, rules, setting, unknown, whole
+from lora_lib.settings import (
+    FLAG,
+    TEXT,
+    Rule,
+    check,
+    did_you_mean,
+    number,
+    one_of,
+    optional,
+    rules,
+    setting,
+    unknown,
+    whole,
+)
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -150,6 +163,17 @@ def refusal(field: str) -> str:
     """Why a field of PEFT's is refused, as the end of a sentence; "" for a field that is not refused."""
     reason = PEFT_FIELDS["refused"].get(field)
     return f": {reason}" if reason else ""
+
+
+def check_arguments(given: dict[str, Any]) -> None:
+    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
+    known = PEFT_FIELDS["arguments"]
+    for name, value in given.items():
+        if name not in known:
+            raise TypeError(f"there is no argument {name!r}.{did_you_mean(name, known)}")
+        harmless, instead = known[name]
+        if value not in harmless:
+            raise TypeError(f"{name}={value!r} is PEFT's and not supported here: {instead}")
 
 
 def meaning(values: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lib.adapters.config import HEADS, PEFT_FIELDS, LoRAConfig, meaning, refusal
+from lora_lib.adapters.config import HEADS, PEFT_FIELDS, LoRAConfig, check_arguments, meaning, refusal
 from lora_lib.adapters.files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, AdapterError, AdapterFile, Layers
 from lora_lib.adapters.names import (
     Names,
@@ -63,6 +63,13 @@ def load_parts(
     for name, tensor in copies.items():
         tensor.copy_(saved.copies[name])
     return saved.config, parts
+
+
+def in_subfolder(folder: str | Path, others: dict[str, Any]) -> Path:
+    """The folder to open, in PEFT's `subfolder` of it if that is among the `others`, whose rest is checked."""
+    subfolder = others.pop("subfolder", None)
+    check_arguments(others)
+    return Path(folder) / (subfolder or "")
 
 
 # --- does it fit the model ------------------------------------------------------------------------

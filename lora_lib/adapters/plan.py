@@ -108,8 +108,10 @@ def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[L
             hint = f"for layers by the end of their name pass a list: [{target_modules!r}]"
             if target_modules.lower().replace("_", "-") == "all-linear":
                 hint = "did you mean 'all-linear'?"
-            given = f"the regular expression {target_modules!r}"
-            raise ValueError(f"{given} matches no whole name of a layer; {_choices(linear)} ({hint})")
+            raise ValueError(
+                f"the regular expression {target_modules!r} matches no whole name of a layer; "
+                f"{_choices(linear)} ({hint})"
+            )
     elif not target_modules:
         raise ValueError(f"target_modules is empty; {_choices(linear)}")
     elif "" in target_modules:

@@ -304,6 +304,9 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 def _check_examples(examples: Sequence[Encoded], what: str, vocabulary: int | None, whole: bool = True) -> None:
     """Raise ValueError for an example that is not a pair of tensors, has unknown ids or (with `whole`) no target."""
+    if not hasattr(examples, "__len__"):
+        kind = type(examples).__name__
+        raise TypeError(f"expected a list of encoded examples as the {what} set, got a {kind}: list(…) makes one")
     if not examples:
         raise ValueError(f"the {what} set is empty: fit needs at least one encoded example")
     for index, example in enumerate(examples):

@@ -265,16 +265,18 @@ def test_every_kind_of_file_is_taken(tmp_path):
 def test_shares_and_files_are_held_out(tmp_path):
     rows = [{"text": f"{i} is", "kind": "a" if i % 2 else "b", "size": i} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, [{**row, "text": "new"} for row in rows[:3]])))
+    (tmp_path / "more.jsonl").write_text(
+        "\n".join(json.dumps({**row, "text": f"{row['text']} not"}) for row in rows[:3])
+    )
     columns = {"ask": ["text"], "answer": ["kind", "size"]}
     parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=0.2, **columns)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [28, 4, 8]
     assert json.loads(parts.train[0].exchanges[0].completion).keys() == {"kind", "size"}
     parts = parts_of(tmp_path, "rows.jsonl", validation=0.1, test=str(tmp_path / "more.jsonl"), **columns)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [36, 4, 3]
-    (tmp_path / "same.jsonl").write_text(json.dumps(rows[0]))
-    with pytest.raises(ValueError, match='1 of 1 items in "test" are in "data" too: take them out of one'):
-        parts_of(tmp_path, "rows.jsonl", test=str(tmp_path / "same.jsonl"), **columns)
+    for name in ("validation", "test"):
+        with pytest.raises(ValueError, match=f'40 of 40 items in "{name}" are in "data" too: take them out of one'):
+            parts_of(tmp_path, "rows.jsonl", **{name: str(tmp_path / "rows.jsonl")}, **columns)
 
 
 @pytest.mark.parametrize(
@@ -304,10 +306,10 @@ def test_what_would_overwrite_what_is_read_is_refused_before_the_training(config
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", ["", "named", "written"])
 def test_ctrl_c_ends_in_a_line(config, tmp_path, capsys, monkeypatch, checkpoint):
     def stopped(*args, **kwargs):
-        if checkpoint:
+        if checkpoint == "written":
             (tmp_path / "run.safetensors").touch()
         raise KeyboardInterrupt
 
@@ -317,7 +319,11 @@ def test_ctrl_c_ends_in_a_line(config, tmp_path, capsys, monkeypatch, checkpoint
     (tmp_path / "run.json").write_text(json.dumps(values))
     with pytest.raises(SystemExit) as caught:
         main(["train", str(tmp_path / "run.json")])
-    told = f"start it again to go on from {tmp_path / 'run.safetensors'}" if checkpoint else "nothing was saved"
+    told = (
+        f"start it again to go on from {tmp_path / 'run.safetensors'}"
+        if checkpoint == "written"
+        else "nothing was saved"
+    )
     assert caught.value.code == 130 and capsys.readouterr().err == f"\nstopped: {told}\n"
 
 
@@ -347,10 +353,16 @@ def test_a_file_is_trained_on_asked_and_scored(config, tmp_path, capsys):
     assert capsys.readouterr().out.split() == ["yes", "yes"]
     main(["generate", str(tmp_path / "run.json"), "question 7", "--base"])
     assert "yes" not in capsys.readouterr().out
-    (tmp_path / "run.json").write_text(json.dumps({**values, "test": 0}))
-    with pytest.raises(SystemExit):
-        main(["score", str(tmp_path / "run.json")])
-    assert 'there is nothing to score on: give "test"' in capsys.readouterr().err
+    for command, change, told in (
+        ("score", {"test": 0}, 'there is nothing to score on: give "test"'),
+        ("score", {"test": 0.3}, "was trained with test = 0.2, now it is 0.3: test items may have"),
+        ("score", {"fit": {**values["fit"], "seed": 1}}, "was trained with seed = 0, now it is 1"),
+        ("train", {"max_length": 99}, 'holds another run\'s result: name another folder, or set "overwrite": true'),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({**values, **change}))
+        with pytest.raises(SystemExit):
+            main([command, str(tmp_path / "run.json")])
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -358,14 +370,13 @@ def test_a_folder_of_hugging_faces_is_trained_and_asked(tmp_path, capsys, method
     tiny_llama().save_pretrained(tmp_path / "base")
     letters_tokenizer().save_pretrained(tmp_path / "base")
     before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
-    rows = [{"prompt": letter, "completion": "zq"} for letter in "abcdefgh"]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    others = [{"prompt": letter, "completion": "zq"} for letter in "ijklmnop"]
-    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
+    for name, letters in (("rows", "abcdefgh"), ("test", "ijkl")):
+        rows = [{"prompt": letter, "completion": "zq"} for letter in letters]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     values = {
         "data": str(tmp_path / "rows.jsonl"), "model": str(tmp_path / "base"), "output": str(tmp_path / "out"),
-        "system": "be kind", "method": method, "max_new_tokens": 4, "test": str(tmp_path / "others.jsonl"),
-        "gradient_checkpointing": True,
+        "system": "be kind", "method": method, "max_new_tokens": 4, "test": str(tmp_path / "test.jsonl"),
+        "gradient_checkpointing": True, "lora": {"adapter_name": "mine"} if method == "lora" else {},
         "fit": {"steps": 60, "batch_size": 8, "learning_rate": 0.02, "progress": False},
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(values))
@@ -374,7 +385,7 @@ def test_a_folder_of_hugging_faces_is_trained_and_asked(tmp_path, capsys, method
     main(["generate", str(tmp_path / "run.json"), "b"])
     assert capsys.readouterr().out.replace(" ", "") == "zq\n"
     main(["score", str(tmp_path / "run.json")])
-    assert "8 test items" in capsys.readouterr().out
+    assert "4 test items" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
 
 

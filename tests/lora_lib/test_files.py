@@ -130,7 +130,7 @@ def test_missing_empty_and_not_utf8(name, write, tmp_path):
     read = READERS[name]
     with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
         read(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
         read(tmp_path)
     for nothing in (b"", b" \n\r\n", b"\xef\xbb\xbf"):
         fails(lambda nothing=nothing: read(write(nothing, name)), name, "is empty")

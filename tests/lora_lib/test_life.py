@@ -1,7 +1,7 @@
 """A model's whole life, lived twice: here and in PEFT, through the same random operations.
 
 After each one the logits, the gradients and the names of what is trained agree, or both have refused; each opens what
-the other saves. What differs on purpose is a table in book/troubleshooting.md, and `ON_PURPOSE` below.
+the other saves. What differs on purpose is a table in book/troubleshooting.md.
 
 `LIFE=2000 pytest tests/lora_lib/test_life.py` tries so many lives of each model, new ones each time.
 """
@@ -89,21 +89,25 @@ def configs(draw, model):
 
 
 def operations(model):
-    name = st.integers(0, 5)  # which of the adapters that are there; the last has no adapter
-    alone = ["merge", "unmerge", "disable", "copy", "state", "train", "train", "thaw", "unload", "keep"]
+    name = st.integers(0, 5)  # which of the adapters that are there; 5 stands for one that is not
+    some = st.lists(st.integers(0, 2), min_size=1, max_size=3) | st.lists(name, min_size=1, max_size=3)
+    alone = ["merge", "unmerge", "disable", "copy", "state", "train", "thaw", "thaw", "unload", "keep"]
     return st.one_of(
         st.tuples(st.just("add"), st.sampled_from(NAMES), configs(model)),
-        st.tuples(st.just("set"), st.lists(name, min_size=1, max_size=3)),
-        st.tuples(st.just("sum"), st.lists(name, min_size=1, max_size=3), st.sampled_from([(1, 1, 1), (0.5, -2, 1)])),
-        st.tuples(st.sampled_from(["delete", "file"]), name),
-        st.tuples(st.sampled_from(alone)),
+        st.tuples(st.just("set"), some),
+        st.tuples(st.just("sum"), some, st.sampled_from([(1, 1, 1), (0.5, -2, 1)])),
+        st.tuples(st.just("delete"), name),
+        st.tuples(st.just("file"), name),
+        *(st.tuples(st.just(what)) for what in alone),
     )
 
 
 def lives(model):
     """Two adapters, and then anything."""
     adds = [st.tuples(st.just("add"), st.just(name), configs(model)) for name in NAMES[:2]]
-    return st.tuples(*adds, st.lists(operations(model), max_size=10)).map(lambda life: [*life[:-1], *life[-1]])
+    return st.tuples(*adds, st.lists(operations(model), min_size=6, max_size=20)).map(
+        lambda life: [*life[:-1], *life[-1]]
+    )
 
 
 class Life:
@@ -206,7 +210,7 @@ class Life:
     def sum(self, names, weights):
         weights, configs = weights[: len(names)], [self.ours.peft_config.get(name) for name in names]
         if "sum" in self.ours.peft_config or not all(c and not c.use_dora and not c.modules_to_save for c in configs):
-            with pytest.raises(ValueError, match=".+"):
+            with pytest.raises(ValueError, match="no adapter|already|is DoRA|in full"):
                 self.ours.add_weighted_adapter(names, weights, "sum")
             return
         self.ours.add_weighted_adapter(names, weights, "sum")
@@ -338,7 +342,7 @@ def same(a, b):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_whole_life_is_that_of_peft(model, tmp_path):
     @settings(
-        max_examples=LIVES or 40, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
+        max_examples=LIVES or 60, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(lives(model))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,12 +206,41 @@ def test_any_module_can_be_wrapped():
     assert get_peft_model(model, ["0", "2"], 2).get_nb_trainable_parameters()[0] == 2 * (6 + 8) + 2 * (8 + 3)
 
 
-def test_a_layer_that_two_names_share_is_adapted_once_in_both_places():
+def test_a_layer_in_two_places_is_adapted_in_the_first_as_in_peft():
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
     model.append(model[0])
-    wrapped = get_peft_model(model, ["2"], 2)
-    assert model[0] is model[2] and len(wrapped.lora_layers()) == 1
+    wrapped = get_peft_model(model, ["0"], 2)
+    wrapped.add_adapter("b", LoRAConfig("all-linear", r=2))
+    assert list(wrapped.lora_layers()) == ["0"] and model[0].base is model[2]
     assert wrapped.unload()[0] is model[2] and type(model[0]) is nn.Linear
+
+
+def test_hugging_faces_own_methods_reach_the_adapter(tmp_path, monkeypatch):
+    model = stir(get_peft_model(small(), ["c_attn"], 2))
+    model.base_model.generation_config = "before"
+    model.generation_config = "after"
+    assert model.base_model.generation_config == "after" and model.active_adapter == "default"
+    sent = []
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **how: sent.append((repo, how)))
+    monkeypatch.setattr(
+        "huggingface_hub.upload_folder",
+        lambda folder_path, **how: sent.append(sorted(map(str, Path(folder_path).iterdir()))),
+    )
+    model.push_to_hub("me/mine", private=True)
+    assert sent[0] == ("me/mine", {"exist_ok": True, "private": True})
+    assert [Path(name).name for name in sent[1]] == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(AttributeError, match="neither lora_lib's PeftModel nor the GPT2Model in it has 'nothing'"):
+        _ = model.nothing
+
+
+def test_an_adapter_is_opened_to_be_trained_and_from_a_subfolder(tmp_path):
+    get_peft_model(small(), ["c_attn"], 2).save_pretrained(tmp_path / "in")
+    model = PeftModel.from_pretrained(small(), tmp_path, is_trainable=True, subfolder="in", torch_device=None)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and all(name.endswith((".A", ".B")) for name in names)
+    model = PeftModel.from_pretrained(small(), tmp_path / "in")
+    model.set_adapter("default")
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_a_model_without_linear_layers_is_refused():
