@@ -292,12 +292,13 @@ def claims() -> dict[str, bool]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; cells are HTML, heads are text."""
+    """An HTML table, which scrolls where it is too wide; cells are HTML, heads are text."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
     )
-    return f'{STYLE}<table class="rates">' + f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    table = f'<table class="rates"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+    return f'{STYLE}<div class="pst-scrollable-table-container">{table}</div>'
 
 
 def _folded(title: str, inner: str) -> Any:
