@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("task", choices=["restaurants"])
     parser.parse_args()
     for example in to_examples(restaurant_data().train):
-        print(json.dumps({"prompt": example.prompt, "completion": example.completion}, ensure_ascii=False))
+        print(json.dumps({"prompt": example.prompt, "completion": example.completion}))
 
 
 if __name__ == "__main__":
