@@ -235,6 +235,7 @@ def test_axe_finds_nothing(visit: Visit) -> None:
     found = []
     for (width, theme), rules in looks.items():
         visit.look(width, theme)
+        visit.tab.wait_for_function("!document.querySelector('.live-plays')")  # its words fade while it plays
         if theme == "light":
             visit.tab.wait_for_timeout(400)  # the pages wait too, before they let the keyboard reach what now scrolls
         if not visit.tab.evaluate(ONE_OF_EACH_KIND, theme) and theme == "dark":
