@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from small_models import scatter
 from torch import nn
@@ -26,7 +26,11 @@ transformers = pytest.importorskip("transformers")
 LIVES = int(os.environ.get("LIFE", 0))
 BATCH = torch.arange(8).view(2, 4)
 NAMES = ["default", "b", "c"]
-CHOOSE = ["exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"]
+FIELDS = (
+    "use_rslora use_dora modules_to_save exclude_modules layers_to_transform rank_pattern alpha_pattern layers_pattern "
+    "init_lora_weights"
+).split()
+CHOOSE = ["exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"]
 
 
 class Towers(nn.Module):
@@ -72,7 +76,9 @@ def configs(draw, model):
     _, targets, full, pattern, out = MODELS[model]
     lists = st.lists(st.sampled_from(targets), min_size=1, max_size=3, unique=True)
     target_modules = draw(st.one_of(lists, lists, st.sampled_from(["all-linear", pattern, ["nothing"]])))
-    key = target_modules[0] if isinstance(target_modules, list) else ".*"
+    chosen = draw(st.lists(st.sampled_from(FIELDS), max_size=2, unique=True))
+    some = isinstance(target_modules, list) and not {"exclude_modules", "layers_to_transform"} & {*chosen}
+    key = target_modules[0] if some else ".*"
     more = {
         "use_rslora": st.just(True), "use_dora": st.just(True), "modules_to_save": st.just([full]),
         "exclude_modules": st.just(out), "layers_to_transform": st.sampled_from([0, [1], [0, 1], [5]]),
@@ -80,7 +86,6 @@ def configs(draw, model):
         "layers_pattern": st.just("h" if model == "gpt2" else "layers"),
         "init_lora_weights": st.just("gaussian"),
     }  # fmt: skip
-    chosen = draw(st.lists(st.sampled_from(list(more)), max_size=2, unique=True))
     return {
         "target_modules": target_modules,
         "r": draw(st.integers(1, 3)), "lora_alpha": draw(st.sampled_from([1, 4, 6.5])),
@@ -181,11 +186,11 @@ class Life:
             if isinstance(made, Exception):
                 return
             self.ours, self.theirs = made, there
-        else:
-            self.try_both(
-                lambda: self.ours.add_adapter(name, LoRAConfig(**config)),
-                lambda: self.theirs.add_adapter(name, peft.LoraConfig(**config)),
-            )
+        elif not self.try_both(
+            lambda: self.ours.add_adapter(name, LoRAConfig(**config)),
+            lambda: self.theirs.add_adapter(name, peft.LoraConfig(**config)),
+        ):
+            return
         self.fill(name)
 
     def fill(self, name):
@@ -203,9 +208,12 @@ class Life:
             with pytest.raises(ValueError, match="no adapter called"):
                 self.ours.set_adapter(names)
             return
+        if any(self.ours.peft_config[name].use_dora for name in names):
+            names = names[:1]  # in PEFT a sum with DoRA depends on the order
         done = self.try_both(lambda: self.ours.set_adapter(names), lambda: self.theirs.base_model.set_adapter(names))
         if done:
             self.theirs.active_adapter = names[0]
+            self.unmerge()  # here it stays merged, in PEFT it does not
 
     def sum(self, names, weights):
         weights, configs = weights[: len(names)], [self.ours.peft_config.get(name) for name in names]
@@ -223,6 +231,8 @@ class Life:
             self.theirs.delete_adapter("sum")  # it has the weights in A, where here they are in B
         self.ours.save_pretrained(self.folder / "sum", "sum")
         self.theirs.load_adapter(self.folder / "sum", "sum")
+        self.set(["sum"])
+        same(logits(self.ours), logits(self.theirs))
         self.set(active)
 
     def delete(self, name):
@@ -237,6 +247,7 @@ class Life:
     def disable(self):
         with self.ours.disable_adapter(), self.theirs.disable_adapter():
             same(logits(self.ours), logits(self.theirs))
+        self.unmerge()  # here it is merged again afterwards, in PEFT it is not
 
     def merge(self):
         self.try_both(self.ours.merge_adapter, self.theirs.merge_adapter)
@@ -248,6 +259,7 @@ class Life:
         self.ours, self.theirs = copy.deepcopy(self.ours), copy.deepcopy(self.theirs)
 
     def state(self):
+        self.unmerge()
         for model in (self.ours, self.theirs):
             kept = copy.deepcopy(model.state_dict())
             with torch.no_grad():
@@ -257,8 +269,12 @@ class Life:
 
     def unload(self):
         self.unmerge()
+        with self.ours.disable_adapter():
+            base = logits(self.ours)
+        full = any(self.ours.peft_config[name].modules_to_save for name in self.ours.active_adapters)
         ours, theirs = self.ours.unload(), self.theirs.unload()
-        self.left(ours, theirs)
+        same(logits(ours), base)
+        self.left(ours, ours if full else theirs)  # PEFT leaves the copy that was trained in full
 
     def keep(self):
         ours, theirs = self.ours.merge_and_unload(), self.theirs.merge_and_unload()
@@ -276,6 +292,7 @@ class Life:
                     p.requires_grad_(True)
 
     def train(self):
+        self.unmerge()
         for model in (self.ours, self.theirs):
             for p, (_, gradient) in zip((p for p in model.parameters() if p.requires_grad), gradients(model)):
                 p.data.sub_(gradient, alpha=0.1)
@@ -341,11 +358,15 @@ def same(a, b):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_whole_life_is_that_of_peft(model, tmp_path):
+    one = {"target_modules": MODELS[model][1][:1], "r": 2, "lora_alpha": 4}
+    single_layers = [("add", NAMES[i], {**one, "layers_to_transform": [i]}) for i in range(2)]
+
     @settings(
         max_examples=LIVES or 60, derandomize=not LIVES, deadline=None, database=None, report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        phases=[*Phase] if LIVES else [Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(lives(model))
+    @example([*single_layers, ("sum", [0, 1], (1, 1, 1)), ("file", 2)])
     def live(operations):
         Life(MODELS[model][0], tmp_path).live(operations)
 
