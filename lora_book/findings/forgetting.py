@@ -175,6 +175,18 @@ def explained(rows: Iterable[Row], feature: str, log: bool = False, text: str = 
     return float(1 - np.square(y - design @ weights).sum() / np.square(y - y.mean()).sum())
 
 
+def spread_of(found: Difference) -> float:
+    """The standard deviation over seeds that a difference's interval was made of."""
+    return (found.high - found.low) / 2 / T_975[found.runs - 2] * math.sqrt(found.runs)
+
+
+def detected(size: float, spread: float, runs: int = SEEDS) -> float:
+    """How often the interval of so many seeds excludes zero, where the true difference is `size`, to a tenth."""
+    drawn = np.random.default_rng(0).normal(size, spread, (20_000, runs))
+    half = T_975[runs - 2] * drawn.std(axis=1, ddof=1) / math.sqrt(runs)
+    return round(float(np.mean(np.abs(drawn.mean(axis=1)) > half)), 1)
+
+
 def power(rows: Iterable[Row], feature: str, share: float = 1 / 3, worlds: int = 200) -> float:
     """How often the rule "leaves at most `share` of the mean's error" passes where `feature` does decide.
 

@@ -17,10 +17,12 @@ from lora_book.findings.forgetting import (
     SMOLLM2,
     Compared,
     compared,
+    detected,
     error_without,
     explained,
     load_map,
     power,
+    spread_of,
 )
 from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
 from lora_book.findings.verdicts import map_runs
@@ -39,7 +41,8 @@ ARMS = {
     "r = 8, s = 1.41": (ACCENT, "--", "r = 8, s = 1.41"),
     "r = 1": (BASE, "-", "r = 1, s = 32"),
 }
-LOSSES = (2.2, 2.1, 2.0, 1.9, 1.85)
+LOSSES = (2.2, 2.1, 2.0, 1.93, 1.9, 1.85)
+ALL_REACH = 1.93  # the lowest loss to two digits that every arm of equal scale reaches on every seed
 AXES = {
     "loss on the task": "loss",
     "KL(base ‖ tuned) on the task": "kl_reverse",
@@ -88,14 +91,12 @@ def picture() -> Knob:
 def _draw(axis: str) -> Figure:
     fig, ax = plt.subplots(figsize=(7, 4.6))
     ends = dict[str, tuple[float, float, str]]()
-    for arm in arms():
+    for arm in arms(FEWEST):
         colour, style, label = ARMS[arm]
         rows = select(runs(), arm=arm)
         ax.plot([row[axis] for row in rows], [row[PROSE] for row in rows], ".", color=colour, alpha=0.35, markersize=6)
         groups = [select(rows, learning_rate=rate) for rate in rates_of(arm)]
         line = [[mean(group, m).mean for group in groups] for m in (axis, PROSE)]
-        fewest = min(map(len, groups))
-        label += f", {fewest} seed{'s' if fewest > 1 else ''}" if arm not in arms(FEWEST) else ""
         ax.plot(*line, color=colour, linestyle=style, marker="o", markersize=4)
         ends[label] = (line[0][-1], line[1][-1], colour)
     ax.set(xlabel=next(name for name, key in AXES.items() if key == axis), ylabel="forgotten: nats of prose")
@@ -144,6 +145,32 @@ def at_equal_loss() -> Any:
             ["less full's, at a loss of", *(f"{loss:g}" for loss in LOSSES)],
             [[ARMS[arm][2], *("–" if one is None else _cell(one) for one in row)] for arm, row in found.items()],
         )
+    )
+
+
+def rank_and_scale() -> Any:
+    """Rank apart from scale, at the lowest loss that all four methods reach."""
+    pairs = {
+        "rank 64 less rank 8, s = 4": ("r = 64, s = 4", "r = 8"),
+        "rank 64 less rank 8, s = 1.41": (ROOT, "r = 8, s = 1.41"),
+        "s = 4 less s = 1.41, rank 64": ("r = 64, s = 4", ROOT),
+        "s = 4 less s = 1.41, rank 8": ("r = 8", "r = 8, s = 1.41"),
+    }
+    body = [[name, _cell(found)] for name, pair in pairs.items() if (found := at_loss(runs(), *pair, ALL_REACH))]
+    return displayed(_table([f"at a loss of {ALL_REACH:g}", "nats of prose forgotten"], body))
+
+
+def seen() -> Any:
+    """What five seeds can see, with the spread that these differences have."""
+    found = [at_loss(runs(), arm, "full", loss) for arm in arms(FEWEST) if arm != "full" for loss in LOSSES]
+    spreads = sorted(spread_of(both.difference) for both in found if both)
+    low, high = (round(spreads[int(share * (len(spreads) - 1))], 2) for share in (0.1, 0.9))
+    chances = ", ".join(
+        f"{size:g} nats in {detected(size, low):.0%} and {detected(size, high):.0%}" for size in (0.3, 0.15, 0.05)
+    )
+    return displayed(
+        f"<p>Power: from cell to cell of the table the differences spread by {low:g} to {high:g} nats over the seeds. "
+        f"With these, the interval of five seeds excludes zero for a difference of {chances} of simulated cases.</p>"
     )
 
 
@@ -280,12 +307,34 @@ def claims() -> dict[str, bool]:
             root[-2:] == ["less", "less"] and root[0] == "more"
         ),
         "r = 8: more forgotten than full at its two highest rates": eight[-2:] == ["more", "more"],
-        "of one number for all methods KL(base ‖ tuned) explains most: more than three quarters": best == KL
-        and explained(everything, KL) > 0.75,
+        "r = 64 with α/r: more forgotten than full at its two lowest rates": [
+            against_full(runs(), select(runs(), arm="r = 64", learning_rate=rate)).difference.verdict()
+            for rate in rates_of("r = 64")[:2]
+        ]
+        == ["more", "more"],
+        "at the loss that all reach rank 64 has forgotten less than rank 8 at both scales; "
+        "the scales differ by less than half of that": _rank_decides(),
+        "of one number for all methods KL(base ‖ tuned) explains most: more than two thirds": best == KL
+        and explained(everything, KL) > 2 / 3,
         "at equal KL(base ‖ tuned) α/√r has forgotten less at its two highest rates": kl == ["less", "less"],
         "on plays its advantage at the best rate is not settled": plays.difference.verdict() == "not settled",
         "the rule of a third would have passed in fewer than one world in ten": power(first_runs(), KL) < 0.1,
     }
+
+
+def _rank_decides() -> bool:
+    """Whether the ranks differ at both scales, and by more than twice what the scales differ by."""
+
+    def less(ours: str, theirs: str) -> Difference:
+        found = at_loss(runs(), ours, theirs, ALL_REACH)
+        assert found is not None  # all four reach this loss
+        return found.difference
+
+    ranks = [less("r = 64, s = 4", "r = 8"), less(ROOT, "r = 8, s = 1.41")]
+    scales = [less("r = 64, s = 4", ROOT), less("r = 8", "r = 8, s = 1.41")]
+    return all(found.verdict() == "less" for found in ranks) and 2 * max(abs(found.mean) for found in scales) < min(
+        abs(found.mean) for found in ranks
+    )
 
 
 # --- HTML -----------------------------------------------------------------------------------------

@@ -169,3 +169,24 @@ def test_forgetting_at_equal_loss_and_at_equal_kl(kept, by):
     found = at_equal(results.select(trained, arm=ROOT, learning_rate=0.0032), results.select(trained, arm="full"), by)
     assert len(changes) == 5 and found.difference[1:3] == pytest.approx(interval, abs=1e-3)
     assert found.verdict() == "less, by more than the margin"
+
+
+def test_one_number_explains_what_it_makes_and_seeds_see_what_is_large():
+    rows = [
+        {"arm": arm, "seed": s, "kl_reverse": x, "prose_forgotten": 1 + x**2}
+        for arm in "ab"
+        for s, x in enumerate((1.0, 2.0, 3.0, 4.0))
+    ]
+    name = "KL(base ‖ tuned) on the task"
+    assert forgetting.explained(rows, name) == pytest.approx(1) and forgetting.explained(rows, name, log=True) < 0.99995
+    assert forgetting.detected(1.0, 0.1) == 1 and forgetting.detected(0.0, 0.1) < 0.15
+    assert forgetting.spread_of(results.Difference.of([1.0, 2.0, 4.0])) == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+def test_the_rule_passes_where_the_number_decides_and_nothing_is_noise():
+    rows = [
+        {"arm": arm, "seed": s, "kl_reverse": x + a / 10, "prose_forgotten": (x + a / 10) ** 2}
+        for a, arm in enumerate("abc")
+        for s, x in enumerate((1.0, 1.5, 2.0, 2.5, 3.0))
+    ]
+    assert forgetting.power(rows, "KL(base ‖ tuned) on the task", worlds=5) == 1
