@@ -56,8 +56,9 @@ STYLE = """<style>
 }
 .behind { overflow-x: auto; font-size: 0.95em; margin: 0.3rem 0; }
 .rates { font-size: 0.95em; }
+.pst-scrollable-table-container .rates :is(th, td) { white-space: nowrap; }
 .rates :is(th, td) { padding: 0.1rem 0.9rem 0.1rem 0; font-weight: inherit; text-align: left; }
-html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(> .found, > .behind) {
+html[data-theme="dark"] .bd-content div.cell_output div.text_html:has(.found, .behind, .rates) {
   background: none; color: inherit; padding: 0; }
 .behind table { border-collapse: collapse; font-size: 0.95em; margin: 0.5rem 0; }
 .behind th, .behind td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: left; vertical-align: top; font-weight: inherit; }

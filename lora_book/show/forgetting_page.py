@@ -89,7 +89,7 @@ def picture() -> Knob:
 
 
 def _draw(axis: str) -> Figure:
-    fig, ax = plt.subplots(figsize=(7, 4.6))
+    fig, ax = plt.subplots(figsize=(7, 4.6), layout="none")
     ends = dict[str, tuple[float, float, str]]()
     for arm in arms(FEWEST):
         colour, style, label = ARMS[arm]
@@ -98,7 +98,7 @@ def _draw(axis: str) -> Figure:
         groups = [select(rows, learning_rate=rate) for rate in rates_of(arm)]
         line = [[mean(group, m).mean for group in groups] for m in (axis, PROSE)]
         ax.plot(*line, color=colour, linestyle=style, marker="o", markersize=4)
-        ends[label] = (line[0][-1], line[1][-1], colour)
+        ends[label.replace(" =", "")] = (line[0][-1], line[1][-1], colour)
     ax.set(xlabel=next(name for name, key in AXES.items() if key == axis), ylabel="forgotten: nats of prose")
     ax.set_yscale("log")
     ax.set_yticks([0.25, 0.5, 1, 2], ["0.25", "0.5", "1", "2"])
@@ -110,6 +110,7 @@ def _draw(axis: str) -> Figure:
     if axis == "loss":
         ax.invert_xaxis()  # more is learned to the right
     _label(ax, ends)
+    fig.subplots_adjust(left=0.11, right=0.66, top=0.97, bottom=0.13)  # on a phone the names grow: leave them room
     plt.close(fig)
     return fig
 
@@ -138,14 +139,13 @@ def shown(found: Difference, digits: int = 2, unit: str = "") -> str:
 
 
 def at_equal_loss() -> Any:
-    """The result: what each method has forgotten more than full fine-tuning, at one loss after the other."""
+    """The result: what each method has forgotten more than full, at one loss after the other, and its power."""
     found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms(FEWEST) if arm != "full"}
-    return displayed(
-        _table(
-            ["less full's, at a loss of", *(f"{loss:g}" for loss in LOSSES)],
-            [[ARMS[arm][2], *("–" if one is None else _cell(one) for one in row)] for arm, row in found.items()],
-        )
+    table = _table(
+        ["at a loss of", *(f"{loss:g}" for loss in LOSSES)],
+        [[ARMS[arm][2], *("–" if one is None else _cell(one, "<br>") for one in row)] for arm, row in found.items()],
     )
+    return displayed(table + seen())
 
 
 def rank_and_scale() -> Any:
@@ -160,7 +160,7 @@ def rank_and_scale() -> Any:
     return displayed(_table([f"at a loss of {ALL_REACH:g}", "nats of prose forgotten"], body))
 
 
-def seen() -> Any:
+def seen() -> str:
     """What five seeds can see, with the spread that these differences have."""
     found = [at_loss(runs(), arm, "full", loss) for arm in arms(FEWEST) if arm != "full" for loss in LOSSES]
     spreads = sorted(spread_of(both.difference) for both in found if both)
@@ -168,15 +168,15 @@ def seen() -> Any:
     chances = ", ".join(
         f"{size:g} nats in {detected(size, low):.0%} and {detected(size, high):.0%}" for size in (0.3, 0.15, 0.05)
     )
-    return displayed(
+    return (
         f"<p>Power: from cell to cell of the table the differences spread by {low:g} to {high:g} nats over the seeds. "
         f"With these, the interval of five seeds excludes zero for a difference of {chances} of simulated cases.</p>"
     )
 
 
-def _cell(found: Compared) -> str:
+def _cell(found: Compared, between: str = " ") -> str:
     seeds = "" if found.difference.runs == 5 else f" ({found.difference.runs} seeds)"
-    said = shown(found.difference) + seeds
+    said = shown(found.difference).replace(" ", seeds + between, 1)
     return f"<b>{said}</b>" if found.difference.verdict() in ("more", "less") else said
 
 
