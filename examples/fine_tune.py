@@ -40,9 +40,10 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from lora_book.tasks import model_card
-from lora_lib.data import IGNORE, Record, Splits, encode_chat, read_columns, read_records, record_chat
+from lora_lib.data import IGNORE, Record, Splits, encode_chat, read_records, record_chat
 from lora_lib.data.scores import constant_answer, gains_over_best, judge_answers, mean_score, score_table
 from lora_lib.gpt2 import generate_text
+from lora_lib.run import NAME, smollm2_folder
 
 Chat = list[dict[str, Any]]
 
@@ -53,7 +54,7 @@ Chat = list[dict[str, Any]]
 def read(args: argparse.Namespace) -> list[Record]:
     """The rows of the file: columns by name, or else chats or pairs as they stand."""
     if args.ask or args.answer:
-        return read_columns(args.file, args.ask, args.answer, delimiter=args.delimiter)
+        return read_records(args.file, args.ask, args.answer, delimiter=args.delimiter)
     if args.file.suffix.lower() != ".jsonl":
         raise ValueError(f"{args.file}: name the columns, --ask and --answer; only a .jsonl of chats needs none")
     return read_records(args.file)
@@ -199,8 +200,6 @@ def without_thinking(text: str) -> str:
 def load(name: str, *, quantise: bool = False) -> tuple[Any, Any]:
     """A model and its tokenizer. `quantise` keeps the base in 4 bits, as QLoRA does: 8B in about 6 GB."""
     if name == "smollm2":
-        from lora_lib.run import smollm2_folder
-
         name = str(smollm2_folder())
     machine = hardware()
     settings: dict[str, Any] = {"dtype": machine["dtype"], "attn_implementation": machine["attention"]}
@@ -214,9 +213,8 @@ def load(name: str, *, quantise: bool = False) -> tuple[Any, Any]:
             bnb_4bit_use_double_quant=True,
         )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(name, **settings)
-    for (
-        layer
-    ) in model.modules():  # bitsandbytes packs weights on some CPUs once it has answered; then no gradient passes
+    # On some CPUs bitsandbytes packs the weights once the model has answered, and no gradient passes any more.
+    for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -404,7 +402,7 @@ def report(task: Task, parts: Splits[Record], answers: dict[str, list[str]]) -> 
 def hand_over(args: argparse.Namespace, model: Any, task: Task, parts: Splits[Record]) -> None:
     """Save the adapter with its tokenizer and a card whose lines ask it."""
     folder = args.output / "adapter"
-    name = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(args.model, args.model)
+    name = NAME if args.model == "smollm2" else args.model
     model.peft_config["default"].base_model_name_or_path = name  # where others find it
     model.save_pretrained(folder, save_embedding_layers=False)
     task.tokenizer.save_pretrained(folder)

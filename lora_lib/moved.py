@@ -13,6 +13,7 @@ _NAMES = {
     "quantise quantise_model rank_for step_bytes step_table step_terms subspace_similarity text_windows weight_changes",
 }
 PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
+RENAMED = {"read_columns": "read_records"}
 
 
 def say_where(module: str) -> None:
@@ -21,6 +22,8 @@ def say_where(module: str) -> None:
     def missing(name: str) -> NoReturn:
         if name in PLACES:
             raise ImportError(f"{name} is no longer in {module}: from {PLACES[name]} import {name}")
+        if RENAMED.get(name) in vars(sys.modules[module]):
+            raise ImportError(f"{name} is now called {RENAMED[name]}: from {module} import {RENAMED[name]}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     vars(sys.modules[module])["__getattr__"] = missing

@@ -63,7 +63,7 @@ export class Link {
     this.worker.postMessage({ hold: `lora-book-lab ${crypto.getRandomValues(new Uint32Array(4))}` });
   }
 
-  // The worker holds this lock for as long as it lives, so whoever gets it next knows that the worker is gone.
+  // The worker holds this lock for as long as it lives, so the page gets it when the worker is gone.
   async waitForEnd(lock) {
     await navigator.locks.request(lock, () => {});
     this.fail(new LabError(GONE));

@@ -225,12 +225,22 @@ def behind(contrasts: Mapping[str, str | Comparison], notes: Mapping[str, str], 
             comparison = COMPARISONS[str(name)]
             measure = NAMES[comparison.measure]
             said = judged(comparison) + (MARK if name in survive else "")
-        rows.append(f'<tr><th scope="row">{html.escape(label)}</th><td>{measure}</td><td>{html.escape(said)}</td></tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("first minus second", "measure", "found"))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
+        rows.append((html.escape(label), measure, html.escape(said)))
+    table = html_table(("first minus second", "measure", "found"), rows) if rows else ""
     told = "".join(f"<p><strong>{html.escape(name)}:</strong> {html.escape(text)}</p>" for name, text in notes.items())
     summary = "<summary>Numbers, control, what would change it</summary>"
     return f'<details class="behind">{summary}{table}{told}</details>'
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table of this CSS class. Heads are text, cells are HTML, and the first cell of a row is its head."""
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    opened = f'<table class="{kind}">' if kind else "<table>"
+    return f"{opened}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def displayed(text: str) -> Any:

@@ -46,6 +46,7 @@ from lora_book.show.board import (
     displayed,
     flipped,
     forest,
+    html_table,
     interval,
     line,
     percent_line,
@@ -377,11 +378,7 @@ def _times(found: Difference) -> str:
 
 
 def _which_rate() -> str:
-    head = "".join(f'<th scope="col">{x}</th>' for x in ("model and method", "times full's rate", "evidence"))
-    body = "".join(
-        f'<tr><th scope="row">{name}</th><td>{ratio}</td><td>{source}</td></tr>' for name, ratio, source in rate_table()
-    )
-    return f'<table class="rates"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>' + numbers(
+    return html_table(("model and method", "times full's rate", "evidence"), rate_table(), "rates") + numbers(
         {"r = 64, best rate over that of r = 8": _times(rate_ratio(sweep(64), sweep(8)))},
         control="short references of E2E, 120 steps, α = 32 for the grid of 3. The best rate of a seed is the lowest "
         "point of the parabola through its best rate and the two next to it, which are a factor of 3 away. So the "
@@ -538,12 +535,8 @@ def _capacity() -> str:
     answers = sum(n * (12 - math.log2(512 / n)) for n in picked.values()) / facts[0]["trainable"]
     bits = ", ".join(f"{found:.2f}" for found in stored.values())
     names = {1: "r = 1", 4: "r = 4", 16: "r = 16", 0: "full"}
-    cells = "".join(f'<th scope="col">{names[r]}</th>' for r in recall)
-    values = "".join(f"<td>{share:.0%}</td>" for share in recall.values())
-    head = '<th scope="col">after 400 steps</th>'
-    row = f'<tr><th scope="row">recalled of 512 facts</th>{values}</tr>'
-    table = f'<table class="rates"><thead><tr>{head}{cells}</tr></thead><tbody>{row}</tbody></table>'
-    return table + numbers(
+    row = ["recalled of 512 facts", *(f"{share:.0%}" for share in recall.values())]
+    return html_table(["after 400 steps", *(names[r] for r in recall)], [row], "rates") + numbers(
         {
             "bits a parameter at r = 1, one seed": f"{bits} after {', '.join(map(str, stored))} times",
             "bits that the list of the answers is worth": f"{answers:.2f} a parameter",

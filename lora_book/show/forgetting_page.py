@@ -26,7 +26,7 @@ from lora_book.findings.forgetting import (
 )
 from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
 from lora_book.findings.verdicts import map_runs
-from lora_book.show.board import STYLE, displayed
+from lora_book.show.board import STYLE, displayed, html_table
 from lora_book.show.figures import ACCENT, BASE, FULL, LORA
 from lora_book.show.knobs import Knob, knob
 
@@ -342,12 +342,7 @@ def _rank_decides() -> bool:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An HTML table, which scrolls where it is too wide; cells are HTML, heads are text."""
-    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
-    )
-    table = f'<table class="rates"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return f'{STYLE}<div class="pst-scrollable-table-container">{table}</div>'
+    return f'{STYLE}<div class="pst-scrollable-table-container">{html_table(head, rows, "rates")}</div>'
 
 
 def _folded(title: str, inner: str) -> Any:

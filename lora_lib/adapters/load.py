@@ -254,11 +254,12 @@ def _sorted_tensors(path: Path, tensors: Mapping[str, Tensor], config: LoRAConfi
         is_copy = suffix is None and _is_within(name, copied)
         if name == key or (suffix is None and not is_copy):
             wanted = " or ".join(config.variant.file_names.values())
-            hint = (
-                " (a whole embedding or head: save the adapter again in PEFT with save_embedding_layers=False, or, if "
-            )
-            hint += "it was trained or resized, open the adapter in PEFT and save what merge_and_unload returns)"
-            hint = hint if re.search(r"(embed|wte|lm_head|shared)\w*\.weight$", name) else f" ({PREFIX}….{wanted})"
+            hint = f" ({PREFIX}….{wanted})"
+            if re.search(r"(embed|wte|lm_head|shared)\w*\.weight$", name):
+                hint = (
+                    " (a whole embedding or head: save the adapter again in PEFT with save_embedding_layers=False, or, "
+                    "if it was trained or resized, open the adapter in PEFT and save what merge_and_unload returns)"
+                )
             raise AdapterError(f"{path}: tensor {key!r} is not a LoRA weight{hint}")
         if not (is_copy and tensor.dtype not in _FLOATS) and not _is_finite(tensor, wide=is_copy):
             raise AdapterError(f"{path}: {key} must hold finite floats, is {_describe(tensor)}")

@@ -1,4 +1,4 @@
-"""Data: examples to train on, from your own files and from two generators of ours, and scores of answers."""
+"""Data: examples to train on, from your own files, and scores of answers."""
 
 from lora_lib.data.chats import ask_records, encode_chat, encode_records, prompt_ids, record_chat, write_answers
 from lora_lib.data.examples import (
@@ -16,7 +16,6 @@ from lora_lib.data.readers import (
     MISSING,
     chat_prompt,
     read_chats,
-    read_columns,
     read_csv,
     read_jsonl,
     read_records,

@@ -78,9 +78,6 @@ def read_records(
     return _not_empty(path, [_pair(fields, where, ask, answer) for where, fields in rows])
 
 
-read_columns = read_records  # the name that chapter 13 uses
-
-
 def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
     """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
 

@@ -17,7 +17,7 @@ from tiny_chat import letters_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from lora_lib.data import encode_chat, read_columns, read_records
+from lora_lib.data import encode_chat, read_records
 
 ROWS = "text,kind\n" + "".join(f"{a * 3}{b},{'z' if a in 'abcd' else 'q'}\n" for a in "abcdef" for b in "ghijk")
 ENDS = {"qwen3": "<|im_end|>", "smollm2": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
@@ -185,7 +185,7 @@ def test_each_family_is_asked_as_it_was_trained(module, tmp_path, name):
     tokenizer = family_tokenizer(name)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "hello", "kind": "new", "mood": "good"}) + "\n")
-    (record,) = read_columns(path, ["text"], ["kind", "mood"])
+    (record,) = read_records(path, ["text"], ["kind", "mood"])
     if name == "gemma":  # its template takes no system turn
         with pytest.raises(ValueError, match="line 1: .*System role not supported.*--system none"):
             module.Task(tokenizer, "Sort.").learned(record)
@@ -204,7 +204,7 @@ def test_each_family_is_asked_as_it_was_trained(module, tmp_path, name):
 def test_a_right_answer_scores_whatever_the_template_puts_before_it(module, tmp_path, name, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "hello", "kind": "new", "mood": "good"}) + "\n")
-    records = read_columns(path, ["text"], ["kind", "mood"])
+    records = read_records(path, ["text"], ["kind", "mood"])
     tokenizer = family_tokenizer(name)
     task = module.Task(tokenizer, "")
     (row,) = task.learned(records[0])
@@ -289,7 +289,7 @@ def test_labels_are_counted_and_what_is_odd_is_said(module, tmp_path, capsys):
         f"question {i},{label},word {i}" for i, label in enumerate(["Bill"] + ["bill"] * 9 + ["lost"] * 9 + ["rare"])
     ]
     path.write_text("ask,kind,note\n" + "\n".join(lines) + "\n")
-    records = read_columns(path, ["ask"], ["kind", "note"])
+    records = read_records(path, ["ask"], ["kind", "note"])
     classes, free = module.look_at_labels(records)
     parts = module.split_by_class(records, classes, 0.2, 0)
     module.warn_of_gaps(parts, classes)
@@ -303,13 +303,13 @@ def test_labels_are_counted_and_what_is_odd_is_said(module, tmp_path, capsys):
     assert len(parts.train) == 12
     path.write_text("ask,kind,note\na,,x\nb,c,y\n")
     with pytest.raises(ValueError, match="line 2: 'kind' is empty: fill it in, or take the row out"):
-        module.look_at_labels(read_columns(path, ["ask"], ["kind", "note"]))
+        module.look_at_labels(read_records(path, ["ask"], ["kind", "note"]))
 
 
 def test_rows_with_one_question_stay_in_one_part(module, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("ask,kind\n" + "".join(f"question {i // 3},{'ab'[i % 2]}\n" for i in range(60)))
-    parts = module.split_by_class(read_columns(path, ["ask"], ["kind"]), ["answer"], 0.2, 0)
+    parts = module.split_by_class(read_records(path, ["ask"], ["kind"]), ["answer"], 0.2, 0)
     seen = [{r.exchanges[0].prompt for r in part} for part in (parts.train, parts.validation, parts.test)]
     assert sum(map(len, seen)) == 20 == len(set().union(*seen)) and list(map(len, seen)) == [12, 4, 4]
 
@@ -351,7 +351,7 @@ def test_a_file_of_excel_with_semicolons(module, script, tmp_path):
     with pytest.raises(SystemExit, match="`delimiter` is what separates them"):
         script(*train(tmp_path))
     path = tmp_path / "rows.csv"
-    assert read_columns(path, ["text"], ["kind"], delimiter=";")[0].exchanges[0] == ("aaag", "z")
+    assert read_records(path, ["text"], ["kind"], delimiter=";")[0].exchanges[0] == ("aaag", "z")
 
 
 def test_a_step_in_parts_is_the_same_step(script, tmp_path):

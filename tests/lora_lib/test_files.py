@@ -17,7 +17,6 @@ from lora_lib.data import (
     encode_records,
     pack,
     read_chats,
-    read_columns,
     read_csv,
     read_jsonl,
     read_records,
@@ -380,16 +379,16 @@ def test_what_is_made_can_be_trained_on(tokenizer, write):
 def test_columns_of_any_name_become_questions_and_json_answers(tmp_path):
     path = tmp_path / "reviews.csv"
     path.write_text("id,review,category,mood\n1,The box broke.,quality,bad\n", encoding="utf8")
-    (record,) = read_columns(path, ["review"], ["category", "mood"])
+    (record,) = read_records(path, ["review"], ["category", "mood"])
     assert record.exchanges == (Example("The box broke.", '{"category": "quality", "mood": "bad"}'),)
-    (record,) = read_columns(path, ["id", "review"], ["mood"])
+    (record,) = read_records(path, ["id", "review"], ["mood"])
     assert record.exchanges == (Example("id: 1\nreview: The box broke.", "bad"),)
 
 
 def test_columns_of_jsonl_keep_their_types(tmp_path):
     path = tmp_path / "reviews.jsonl"
     path.write_text('{"review": "The box broke.", "stars": 2, "refund": null}\n', encoding="utf8")
-    (record,) = read_columns(path, ["review"], ["stars", "refund"])
+    (record,) = read_records(path, ["review"], ["stars", "refund"])
     assert record.exchanges[0].completion == '{"stars": 2, "refund": null}'
 
 
@@ -409,5 +408,5 @@ def test_columns_that_cannot_be_read_are_named(tmp_path, name, text, ask, answer
     path = tmp_path / name
     path.write_text(text, encoding="utf8")
     with pytest.raises(ValueError, match=message):
-        read_columns(path, ask, answer)
+        read_records(path, ask, answer)
     assert path.read_text(encoding="utf8") == text

@@ -35,6 +35,11 @@ def test_an_old_name_says_where_it_is_now(module):
         getattr(importlib.import_module(module), "nothing")  # noqa: B009
 
 
+def test_a_name_that_changed_says_the_new_one():
+    with pytest.raises(ImportError, match="read_columns is now called read_records: from lora_lib.data import"):
+        lora_lib.data.read_columns  # noqa: B018
+
+
 def test_the_old_folder_of_the_book_says_where_it_is_now(monkeypatch):
     monkeypatch.delitem(sys.modules, "lora_lib.book", raising=False)
     with pytest.raises(ImportError, match="lora_lib.book is now lora_book: .* check are in lora_book.show"):

@@ -1,6 +1,7 @@
 """Wrong input is never silent: every case of the page book/wrong_input.md, with its error and its message.
 
-The page's tables are written from `CASES`: after a change there run `python tests/lora_lib/test_wrong_input.py`.
+The page's tables are written from `CASES`: after a change there run
+`PYTHONPATH=.:tests python tests/lora_lib/test_wrong_input.py`.
 """
 
 import re
@@ -84,7 +85,7 @@ def page_with_tables(text: str) -> str:
 
 def test_the_page_of_the_book_lists_these_cases():
     text = PAGE.read_text(encoding="utf8")
-    assert text == page_with_tables(text), "run `python tests/lora_lib/test_wrong_input.py` to write the tables anew"
+    assert text == page_with_tables(text), "run `python tests/lora_lib/test_wrong_input.py` to write them"
     assert len(ALL) >= 40
 
 
