@@ -42,7 +42,7 @@ def replaced(*paths: Path) -> Iterator[list[Path]]:
             os.replace(part, path)
             left = "some of these files are new already"
     except (OSError, SafetensorError) as error:
-        names = " and ".join(path.name for path in paths)
+        names = " and ".join(path.name for path in reversed(paths))  # the weights first
         raise OSError(f"{names} could not be saved to {paths[0].parent}: {error}; {left}") from error
     finally:
         for part in parts:

@@ -994,7 +994,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "saving where a file is",
             OSError,
-            "adapter_config.json and adapter_model.safetensors could not be saved to",
+            "adapter_model.safetensors and adapter_config.json could not be saved to",
             lambda at: at.model.save_pretrained(at.folder / CONFIG_FILE),
         ),
         Case(
