@@ -285,6 +285,7 @@ export const jobs = {
   load(what, news) {
     if (run) throw new LabError("A run is training: stop it first.");
     return inTurn(async () => {
+      mayTakeLong();
       const source = await openModel(what.files);
       const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
       const loaded = await modelOn(what.device, parts, share => news({ share }));
