@@ -34,8 +34,9 @@ from torch import nn
 
 from lora_lib.data import IGNORE, Encoded
 
-# Steps of forgetting_map.py's grid: what runs on the tuning seed, and full fine-tuning's rate on the others.
-ROOT, TUNED, FULL = "r = 64, α/√r", (("full", -1), ("r = 64, α/√r", 1), ("full", -2), ("r = 64, α/√r", 0)), -2
+# Steps of forgetting_map.py's grid that run on the tuning seed. Each arm's best one and the next lower are reported.
+ROOT = "r = 64, α/√r"
+TUNED = {"full": (-1, -2, 0), ROOT: (1, 0, 2)}
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
 
 
@@ -76,18 +77,19 @@ def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
 
 
 def runs(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The base, the rates on the tuning seed, then seed by seed full fine-tuning's rate and LoRA's better one."""
+    """The base, the rates on the tuning seed, then seed by seed each arm's best rate, and the next lower ones."""
 
     def run(arm: str, step: int, seed: int) -> dict[str, Any]:
         return settings_of(STAGES["smollm2"], arm, step, seed, args)
 
     yield base_settings(args)
-    yield from (run(arm, step, TUNING_SEED) for arm, step in TUNED)
-    found = {step: losses.get(key(run(arm, step, TUNING_SEED))) for arm, step in TUNED if arm == ROOT}
+    yield from (run(arm, step, TUNING_SEED) for arm, steps in TUNED.items() for step in steps)
+    found = {(arm, step): losses.get(key(run(arm, step, TUNING_SEED))) for arm in TUNED for step in TUNED[arm]}
     if None not in found.values():
-        best = min(found, key=lambda step: found[step] or 0.0)
-        for seed in range(FIRST_REPORTED, FIRST_REPORTED + 5):
-            yield from (run(arm, step, seed) for arm, step in (("full", FULL), (ROOT, best)))
+        best = {arm: min(TUNED[arm], key=lambda step: found[arm, step] or 0.0) for arm in TUNED}
+        for lower in (0, 1):
+            for seed in range(FIRST_REPORTED, FIRST_REPORTED + 5):
+                yield from (run(arm, best[arm] - lower, seed) for arm in best)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
