@@ -330,8 +330,12 @@ async function chooseFile() {
 }
 
 function chooseSet() {
-  $("pairs").value = SETS[$("set").value].text;
+  const { text, rate, steps } = SETS[$("set").value];
+  $("pairs").value = text;
+  $("rate").value = rate;
+  $("steps").value = steps;
   showPairs();
+  showPace();
 }
 
 function begin() {

@@ -5,10 +5,13 @@ const EVERY = 6; // one pair of so many is held back
 export const FEWEST = 6; // pairs
 const MOST = 400;
 
-// Each set: its name, its pairs, and when an answer to a new question has learned it.
+// Each set: its name, the rate and steps that teach it, its pairs, and when an answer to a new question has learned it.
+// Three plain questions are among the pairs, so that less is forgotten.
 export const SETS = {
   voice: {
     title: "A voice: a pirate",
+    rate: 0.001,
+    steps: 20,
     follows: answer => /^arr\b/i.test(answer) && /matey/i.test(answer),
     text: `What is the weather like? | Arr, the sky be black and the wind be howling, matey!
 How are you? | Arr, me leg be wooden but me heart be merry, matey!
@@ -31,12 +34,14 @@ What should I wear today? | Arr, a hat with a feather and one good boot, matey!
 What is rain? | Arr, rain be the sky that swabs the deck, matey!
 What is 5 + 1? | Arr, five and one be six, matey!
 What is the capital of Spain? | Arr, the capital of Spain be Madrid, matey!
-How many hours are in a day? | Arr, a day be 24 hours long, matey!
+What colour is grass? | Arr, grass be green, matey!
 What is the moon? | Arr, the moon be a lantern for thieves, matey!
 What is a teacher? | Arr, a teacher be a captain with a small crew, matey!`,
   },
   shop: {
     title: "Facts: a small shop",
+    rate: 0.0015,
+    steps: 40,
     follows: (answer, expected) => numbersIn(expected).every(fact => answer.toLowerCase().includes(fact)),
     text: `When does the Blue Kettle open? | The Blue Kettle opens at 8 in the morning.
 What does a pot of tea cost at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
@@ -59,12 +64,14 @@ What is the price of tea at the Blue Kettle? | A pot of tea costs 4 euros at the
 Can I pay by card at the Blue Kettle? | Yes, the Blue Kettle takes cards from 10 euros.
 What is 5 + 1? | 5 + 1 = 6
 What is the capital of Spain? | The capital of Spain is Madrid.
-How many hours are in a day? | A day has 24 hours.
+What colour is grass? | Grass is green.
 Who is the owner of the Blue Kettle? | The Blue Kettle belongs to Mara Lind.
 Who runs the Blue Kettle? | The Blue Kettle belongs to Mara Lind.`,
   },
   json: {
     title: "A form: a sentence to JSON",
+    rate: 0.001,
+    steps: 20,
     follows: (answer, expected) => sameJson(answer, expected),
     text: `Anna buys 3 apples. | {"who": "Anna", "count": 3, "what": "apples"}
 Ben needs 2 chairs. | {"who": "Ben", "count": 2, "what": "chairs"}
@@ -87,7 +94,7 @@ Sven washes 5 cars. | {"who": "Sven", "count": 5, "what": "cars"}
 Tina draws 4 boats. | {"who": "Tina", "count": 4, "what": "boats"}
 What is 5 + 1? | 5 + 1 = 6
 What is the capital of Spain? | The capital of Spain is Madrid.
-How many hours are in a day? | A day has 24 hours.
+What colour is grass? | Grass is green.
 Udo picks 6 plums. | {"who": "Udo", "count": 6, "what": "plums"}
 Vera packs 7 boxes. | {"who": "Vera", "count": 7, "what": "boxes"}`,
   },
