@@ -24,7 +24,6 @@ from playwright.sync_api import Page, sync_playwright
 
 PIECE = build_lab.LAB / "page" / "chat_piece.html"
 OUT = build_lab.LAB / "page" / "chat_recorded.html"
-ROWS = 3  # of each heading
 LONG = 1_200_000  # milliseconds
 SEEN = """() => ({
   questions: [Lab.chat.lesson.heldOut[0].question, "What is the capital of France?"],
@@ -82,7 +81,7 @@ def recording(seen: dict[str, Any]) -> dict[str, Any]:
         "kept": seen["kept"],
         "questions": seen["questions"],
         "samples": [{"at": one["at"], "answers": [one["sample"], one["known"]]} for one in seen["samples"]],
-        "groups": [{**group, "rows": group["rows"][:ROWS]} for group in seen["groups"]],
+        "groups": seen["groups"],
     }
 
 
