@@ -34,7 +34,7 @@ from torch import nn
 
 from lora_lib.data import IGNORE, Encoded
 
-# Steps of forgetting_map.py's grid that run on the tuning seed. Each arm's best one and the next lower are reported.
+# Steps of forgetting_map.py's grid that run on the tuning seed. Each arm's best one and the next two lower are reported.
 ROOT = "r = 64, α/√r"
 TUNED = {"full": (-1, -2, 0), ROOT: (1, 0, 2)}
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
@@ -77,7 +77,7 @@ def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
 
 
 def runs(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The base, the rates on the tuning seed, then seed by seed each arm's best rate, and the next lower ones."""
+    """The base, the rates on the tuning seed, then seed by seed each arm's best rate, then the next two."""
 
     def run(arm: str, step: int, seed: int) -> dict[str, Any]:
         return settings_of(STAGES["smollm2"], arm, step, seed, args)
@@ -87,7 +87,7 @@ def runs(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iter
     found = {(arm, step): losses.get(key(run(arm, step, TUNING_SEED))) for arm in TUNED for step in TUNED[arm]}
     if None not in found.values():
         best = {arm: min(TUNED[arm], key=lambda step: found[arm, step] or 0.0) for arm in TUNED}
-        for lower in (0, 1):
+        for lower in (0, 1, 2):
             for seed in range(FIRST_REPORTED, FIRST_REPORTED + 5):
                 yield from (run(arm, best[arm] - lower, seed) for arm in best)
 
