@@ -44,7 +44,7 @@ from lora_lib.data import IGNORE, Encoded, read_jsonl
 ROOT = "r = 64, α/√r"
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
 # Steps of forgetting_map.py's grid of rates. near: those it tuned, in the order in which all seeds run them. far: those
-# that run on the tuning seed; each arm's best one and the next lower are reported. voice: where tuning begins.
+# that run on the tuning seed; each arm's best one and the next two lower are reported. voice: where tuning begins.
 NEAR = ((("full", -3), (ROOT, 0)), (("r = 8", 1), ("full", -4)))
 FAR = {"full": (-1, -2, 0), ROOT: (1, 0, 2)}
 VOICE = Stage("linear", 60, MAIN[:2], 5, {}, dict(NEAR[0]), tune_first=True)
@@ -98,7 +98,7 @@ def permuted(example: Encoded, change: torch.Tensor) -> Encoded:
 
 
 def far(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rates on the tuning seed, then seed by seed each arm's best rate, and the next lower ones."""
+    """The rates on the tuning seed, then seed by seed each arm's best rate, then the next two."""
 
     def run(arm: str, step: int, seed: int) -> dict[str, Any]:
         return settings_of(STAGES["smollm2"], arm, step, seed, args)
@@ -107,7 +107,7 @@ def far(losses: dict[tuple[str, ...], float], args: argparse.Namespace) -> Itera
     found = {(arm, step): losses.get(key(run(arm, step, TUNING_SEED))) for arm in FAR for step in FAR[arm]}
     if None not in found.values():
         best = {arm: min(FAR[arm], key=lambda step: found[arm, step] or 0.0) for arm in FAR}
-        for lower in (0, 1):
+        for lower in (0, 1, 2):
             for seed in args.seeds:
                 yield from (run(arm, best[arm] - lower, seed) for arm in best)
 

@@ -2,8 +2,10 @@
 import { LabError } from "../errors.js";
 import { chatText } from "../files/gguf.js";
 import { zip } from "../files/zip.js";
+import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
 import { fetchModel, isServed, memoryWords } from "./chat_file.js";
+import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
 import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
 import { $, say } from "./state.js";
@@ -20,7 +22,8 @@ const chat = {
   safe: null, // {name, files}: the best of the run so far
   training: false,
   pace: 0, // milliseconds of a step
-  lesson: null, // of the run: {pairs, heldOut, follows}
+  asking: false,
+  lesson: null, // of the run: {title, pairs, heldOut, follows}
   samples: [], // {at, heldOut, prose, sample, known}
   view() {
     const { name } = this.adapter ?? {};
@@ -46,8 +49,11 @@ async function load(blobOf, name) {
     const blob = await blobOf(progress, stopLoading.signal);
     say("status", "Unpacking the weights …");
     await start(blob, name, progress);
+    answers.clear();
+    chat.model = name ?? `GGUF ${blob.name}`; // whose adapters fit
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
     await measurePace();
+    await open(await readKept(chat.model));
   } catch (error) {
     say(
       "status",
@@ -98,9 +104,25 @@ function loading(on) {
 
 function enable() {
   const ready = chat.engine && !chat.training;
-  for (const name of ["train", "ask"]) $(name).disabled = !ready;
+  for (const name of ["train", "open", "delete"]) $(name).disabled = !ready;
+  $("ask").disabled = !ready || chat.asking;
   for (const name of ["rank", "strength", "download"]) $(name).disabled = !(ready && chat.adapter);
   $("stop").disabled = !chat.training;
+}
+
+// Use an adapter that this browser has kept.
+async function open(about) {
+  if (!about) return;
+  try {
+    const { name, files, line } = await openKept(about);
+    await take(await chat.engine.ask("keep", { name, files }));
+    chat.safe = { name, files };
+    say("kept-status", line);
+    enable();
+    await answers.answerAll();
+  } catch (error) {
+    say("kept-status", error.message, true);
+  }
 }
 
 // ---- Teaching ------------------------------------------------------------------------------------------------------
@@ -112,7 +134,12 @@ const forModel = ({ question, answer }) => ({
 
 function lessonNow() {
   const set = SETS[$("set").value];
-  return { ...pairsOf($("pairs").value), follows: set?.text === $("pairs").value ? set.follows : null };
+  const same = set?.text === $("pairs").value;
+  return {
+    ...pairsOf($("pairs").value),
+    title: same ? set.title : "Your lines",
+    follows: same ? set.follows : null,
+  };
 }
 
 function settingsFor({ pairs, heldOut }) {
@@ -121,8 +148,11 @@ function settingsFor({ pairs, heldOut }) {
     if (value > 0 && value <= most) return value;
     throw new LabError(`${what} must be a number above 0, at most ${most}.`);
   };
-  const steps = number("steps", "Steps", 500);
-  if (!Number.isInteger(steps)) throw new LabError("Steps must be a whole number.");
+  const whole = (name, what, most) => {
+    const value = number(name, what, most);
+    if (Number.isInteger(value)) return value;
+    throw new LabError(`${what} must be a whole number.`);
+  };
   return {
     pairs: pairs.map(forModel),
     heldOut: heldOut.map(forModel),
@@ -133,7 +163,8 @@ function settingsFor({ pairs, heldOut }) {
     r: number("train-rank", "The rank", 192),
     alpha: number("train-alpha", "Alpha", 1e5),
     rate: number("rate", "The rate", 1),
-    steps,
+    steps: whole("steps", "Steps", 500),
+    workers: whole("workers", "Workers", ROWS),
     batch: ROWS,
     patience: Infinity,
   };
@@ -142,7 +173,7 @@ function settingsFor({ pairs, heldOut }) {
 // How long a step takes on this machine, before a run is started.
 async function measurePace() {
   say("train-status", "Measuring a step …");
-  chat.pace = await chat.engine.ask("pace", { settings: settingsFor(lessonNow()) });
+  chat.pace = await chat.engine.ask("pace", { settings: { ...settingsFor(lessonNow()), workers: 1 } });
   say("train-status", "");
   showPace();
 }
@@ -167,6 +198,7 @@ async function train() {
     const run = await chat.engine.ask("train", { name, settings }, { news: told });
     if (run.steps) {
       chat.safe = { name, files: run.files[name] };
+      keepRun(aboutRun(run.r, settings, name, run.best), run.files[name], chat.model);
       await take(run);
     }
     say("train-status", ended(run), Boolean(run.diverged));
@@ -176,6 +208,12 @@ async function train() {
   chat.training = false;
   enable();
   if (chat.adapter) answers.show(chat.lesson, losses());
+}
+
+// What is said of the run's adapter, as the lab says it of its own; `at`: the step that it is from.
+function aboutRun(r, { alpha, rate, steps }, id, at, unfinished = false) {
+  const about = { id, title: chat.lesson.title, r, alpha, rate, steps, at, best: at, unfinished };
+  return { ...about, kinds: LLAMA_KINDS, losses: [], measured: chat.samples };
 }
 
 function ended({ steps, best, diverged }) {
@@ -194,17 +232,25 @@ async function take({ name, r }) {
   showSliders();
 }
 
-function hear({ step, loss, left, at, heldOut, prose, files, sample, known }, settings, name) {
-  if (step) {
-    const seconds = Math.ceil(left / 1000);
-    say("train-status", `Step ${step} of ${settings.steps}, loss ${loss.toFixed(2)}, ${seconds} s left.`);
-  }
-  if (files) chat.safe = { name, files };
+function hear(news, settings, name) {
+  const { step, at, heldOut, prose, files, sample, known } = news;
+  if (step) say("train-status", progressOf(news, settings));
   if (heldOut !== undefined) chat.samples.push({ at, heldOut, prose });
+  if (files) {
+    chat.safe = { name, files };
+    keepRun(aboutRun(settings.r, settings, name, at, true), files, chat.model);
+  }
   if (sample !== undefined) {
     Object.assign(chat.samples.at(-1), { sample, known });
     $("samples").append(sampleItem(chat.samples.at(-1)));
   }
+}
+
+function progressOf({ step, loss, left, speedUp, alone }, { steps }) {
+  const seconds = Math.ceil(left / 1000);
+  const faster =
+    speedUp && ` ${speedUp.workers} workers: ${(speedUp.alone / speedUp.together).toFixed(1)} × one.`;
+  return `Step ${step} of ${steps}, loss ${loss.toFixed(2)}, ${seconds} s left.${alone ?? faster ?? ""}`;
 }
 
 function sampleItem({ at, heldOut, prose, sample, known }) {
@@ -226,6 +272,21 @@ function losses() {
 }
 
 // ---- Asking, and home ----------------------------------------------------------------------------------------------
+
+async function ask() {
+  const question = $("question").value.trim();
+  if (!question) return say("room", "Type a question first.", true);
+  chat.asking = true;
+  enable();
+  try {
+    await answers.askNext(question);
+    $("question").value = "";
+  } catch (error) {
+    say("room", error.message, true);
+  }
+  chat.asking = false;
+  enable();
+}
 
 function showSliders() {
   $("rank-value").textContent = `${$("rank").value} of ${$("rank").max}`;
@@ -269,8 +330,12 @@ async function chooseFile() {
 }
 
 function chooseSet() {
-  $("pairs").value = SETS[$("set").value].text;
+  const { text, rate, steps } = SETS[$("set").value];
+  $("pairs").value = text;
+  $("rate").value = rate;
+  $("steps").value = steps;
   showPairs();
+  showPace();
 }
 
 function begin() {
@@ -293,6 +358,9 @@ function begin() {
   $("pairs").addEventListener("input", showPairs);
   $("pairs-file").addEventListener("change", chooseFile);
   $("steps").addEventListener("input", showPace);
+  $("open").addEventListener("click", () => open(chosenKept()));
+  $("delete").addEventListener("click", () => deleteKept(chosenKept(), chat.model));
+  $("new-chat").addEventListener("click", () => answers.newChat());
   $("stop").addEventListener("click", () => chat.engine.ask("stop"));
   $("download").addEventListener("click", download);
   $("train-form").addEventListener("submit", event => {
@@ -301,7 +369,7 @@ function begin() {
   });
   $("ask-form").addEventListener("submit", event => {
     event.preventDefault();
-    answers.askOwn($("question").value);
+    ask();
   });
   for (const slider of ["rank", "strength"]) {
     $(slider).addEventListener("input", () => {
@@ -310,10 +378,11 @@ function begin() {
     });
   }
   window.addEventListener("beforeunload", event => {
-    if (chat.training || chat.adapter) event.preventDefault();
+    if (chat.training) event.preventDefault();
   });
 }
 
 begin();
+readKept(NAME);
 Lab.chat = chat; // for the tests, and for readers who open the console
 Lab.answers = answers;

