@@ -57,14 +57,10 @@ class Names:
         """Whether one of a module's names is `end`, or ends in it after a dot."""
         return any(("." + n).endswith("." + end) for n in self.all_of(name))
 
-    def stored(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter as stored in a file: transposed where Hugging Face's layout differs."""
-        return other_layout(name, tensor) if self._of_gpt2 else tensor
-
     def stored_tensors(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a module called `name`, under their names and in their layout in a file; not copied."""
         full = {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
-        return {self.in_file(key): self.stored(key, tensor) for key, tensor in full.items()}
+        return {self.in_file(key): other_layout(key, t) if self._of_gpt2 else t for key, t in full.items()}
 
     @property
     def transposes(self) -> bool:

@@ -1,7 +1,7 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `data.readers`, `data.restaurants` or `book.downloads`. This module turns them into token ids and
-next-token targets, with -100 where nothing is learned. Records and chats are encoded in `data.chats`.
+Texts become token ids and next-token targets, with -100 where nothing is learned. `data.readers` reads files, and
+`data.chats` encodes records and chats.
 """
 
 from __future__ import annotations

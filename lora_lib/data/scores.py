@@ -117,14 +117,9 @@ def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2
     gains = [a - b for a, b in zip(ours, theirs)]
     mean = sum(gains) / len(gains)
     if len(set(gains)) == 1:
-        unseen = unseen_share(len(gains))
+        unseen = 1 - 0.05 ** (1 / len(gains))
         return Interval(mean, mean - unseen * (mean + 1), mean + unseen * (1 - mean))
     return Interval(mean, *_bootstrap(gains, draws, seed))
-
-
-def unseen_share(items: int) -> float:
-    """The largest share that something can have, at 95 % confidence, if none of `items` showed it."""
-    return float(1 - 0.05 ** (1 / items))
 
 
 def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
@@ -140,18 +135,14 @@ def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
     return math.ceil((Z + NormalDist().inv_cdf(power)) ** 2 * (differ - gain**2) / gain**2)
 
 
-def gain_table(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> str:
-    """How much higher each score of one model is than another's, with its interval, as text: a line for each score."""
-    width = max(map(len, ours))
-    return "\n".join(f"{name:{width}}  {_gain(values, theirs[name])}" for name, values in ours.items())
-
-
 def gains_over_best(models: Mapping[str, Mapping[str, Sequence[float]]], ours: str) -> str:
-    """As `gain_table`, against the best of the other models at each score; each line names it."""
+    """How much higher each score is than the best of the other models', with its interval: a line for each score."""
     width, lines = max(map(len, models[ours])), []
     for name, values in models[ours].items():
         bar = max((model for model in models if model != ours), key=lambda model: sum(models[model][name]))
-        lines.append(f"{name:{width}}  {_gain(values, models[bar][name])}  (over {bar})")
+        gain = difference(values, models[bar][name])
+        settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
+        lines.append(f"{name:{width}}  {gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}  (over {bar})")
     return "\n".join(lines)
 
 
@@ -165,12 +156,6 @@ def score_table(models: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for model, row in cells.items():
         lines.append(f"{model:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths)))
     return "\n".join(lines)
-
-
-def _gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    gain = difference(ours, theirs)
-    settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
-    return f"{gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}"
 
 
 def _bootstrap(values: Sequence[float], draws: int, seed: int) -> tuple[float, float]:

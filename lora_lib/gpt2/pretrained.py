@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import digest, read_json, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -77,7 +76,7 @@ def read_config(folder: Path) -> GPT2Config:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
-    values = _read_json(path)
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"{path}: expected model_type 'gpt2', found {found!r}")
@@ -92,15 +91,6 @@ def read_config(folder: Path) -> GPT2Config:
         if values.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {values[key]!r}; this GPT-2 supports {allowed[0]!r}")
     return config
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def load_weights(model: GPT2Model, folder: Path) -> None:
@@ -128,7 +118,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors, texts = read_tensors(path)
         except OSError as error:
             raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
-        if (save := texts.get("save")) and _read_json(folder / "config.json").get("save", save) != save:
+        if (save := texts.get("save")) and read_json(folder / "config.json").get("save", save) != save:
             raise ValueError(f"{folder}: config.json and {path.name} are of two saves, one cut short: save it again")
         for key, tensor in tensors.items():
             name = own_name(key)
@@ -150,7 +140,7 @@ def weight_files(folder: Path) -> list[Path]:
     ).exists():  # first, as in transformers: an index may be left from an older save
         return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
-        values = _read_json(index)
+        values = read_json(index)
         try:
             listed = [folder / str(name) for name in sorted(set(values["weight_map"].values()))]
         except (KeyError, TypeError, AttributeError) as error:
@@ -188,7 +178,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_file(path)
     for path in (folder / "vocab.json", folder / "tokenizer.json"):
         if path.exists():
-            values = _read_json(path)
+            values = read_json(path)
             try:
                 return Tokenizer.from_vocab(values if path.name == "vocab.json" else values["model"]["vocab"])
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_lib.adapters.config import LoRAConfig, refusal
+from lora_lib.adapters.config import LoRAConfig, config_of, refusal
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_object, read_records
@@ -132,13 +132,8 @@ def _lora_config(values: dict[str, Any]) -> LoRAConfig:
         if reason := refusal(name):
             raise ValueError(f"lora.{name} is not supported{reason}")
     _check_names("lora.", values, LORA)
-    known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
-    if "lora_rank" in values:
-        if "r" in known:
-            raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
-        known["r"] = values["lora_rank"]
     try:
-        return LoRAConfig(**known)
+        return config_of({name: value for name, value in values.items() if name != "adapter_name"})
     except (ValueError, TypeError) as error:
         raise ValueError(f"lora.{error}") from error
 
