@@ -1,7 +1,7 @@
 """How good are a model's answers? Each answer beside the wanted one, and what a few test items can tell.
 
-Answers that are JSON objects are judged field by field, any other text by its words. A score of one model is a mean
-over test items, so its interval comes from the items; methods are compared over seeds instead (`lora_book.findings`).
+Answers that are JSON objects are judged field by field, any other text by its words. A model's score is a mean over
+test items, so its interval comes from the items. Methods are compared over seeds instead (`lora_book.findings`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ def judge_answers(
     do not count, letters do, true is not 1, and null is not a missing field. The fields named in `free` hold free text
     and are judged by their words. Otherwise "exact" (the same text but for space at its ends) and "words" (F1 over
     words: how much of the wanted answer is there, and how much of what is there was wanted).
-
-    Raises ValueError for lists of different lengths, for no items, and for a field called "exact" or "JSON".
     """
     if len(answers) != len(wanted) or not wanted:
         raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
@@ -72,10 +70,9 @@ def mean_score(judged: Mapping[str, Sequence[float]]) -> float:
 
 
 def constant_answer(wanted: Sequence[str]) -> str:
-    """The answer for those who do not read the question: each JSON field's commonest value, or the commonest text.
+    """The answer that needs no question: each JSON field's commonest value, or the commonest text.
 
-    Take the answers of the training part: a model that scores no better has learned no more than how common each
-    answer is. Raises ValueError for no answers.
+    A model that scores no better than the commonest answer of the training part has learned nothing but that answer.
     """
     if not wanted:
         raise ValueError("no answer is the commonest of none")
@@ -90,8 +87,8 @@ def constant_answer(wanted: Sequence[str]) -> str:
 def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
     """The mean of one score over test items, with its 95 % interval.
 
-    Scores that are 0 or 1 get Wilson's interval for a share (1927), which is right at 0 of 50 too; others a bootstrap
-    over items (Efron, 1979). Raises ValueError for no values.
+    Scores that are 0 or 1 get Wilson's interval for a share (1927), which is also correct at 0 of 50; others a
+    bootstrap over items (Efron, 1979).
     """
     if not values:
         raise ValueError("a mean over no test items has no value")
@@ -106,11 +103,9 @@ def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> In
 def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
     """How much higher one model scores than another on the same test items, from a paired bootstrap over the items.
 
-    Where every item has the same difference, drawing them again shows no spread, and that is not certainty. At least
-    95 % sure is then only that less than a share u of all items differs from these, u = 1 - 0.05^(1/n), about 3 / n
-    (the rule of three). The interval says what such a share could change: from -u to u where no item differed.
-
-    Raises ValueError where the two are not scores of the same items.
+    If every item has the same difference, a bootstrap shows no spread. But a few items can only tell that, with 95 %
+    confidence, less than a share u = 1 - 0.05^(1/n) of all items differs from them, about 3 / n (the rule of three).
+    The interval is what such a share could change: from -u to u if no item differed.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"a paired difference needs both scores of every item: got {len(ours)} and {len(theirs)}")
@@ -127,8 +122,6 @@ def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
 
     `differ` is the share of items on which the two models do not score the same, at least `gain`. With a normal
     approximation: n = (z + z')² · (differ - gain²) / gain², z for 95 % and z' for the power.
-
-    Raises ValueError for shares that cannot be.
     """
     if not 0 < gain <= differ <= 1 or not 0.5 <= power < 1:
         raise ValueError(f"expected 0 < gain <= differ <= 1 and a power in [0.5, 1), got {gain}, {differ} and {power}")

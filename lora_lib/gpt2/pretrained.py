@@ -53,10 +53,7 @@ def load_model(name_or_folder: str | Path) -> GPT2Model:
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
-    """The folder of a model: the one that ships with this package, the one in the cache, or the one that was named.
-
-    Raises FileNotFoundError or ConnectionError as `load_pretrained` does.
-    """
+    """The folder of a model: in this package, in the cache, or the one named. Raises as `load_pretrained` does."""
     if name_or_folder == "gpt2-mini":
         return MINI_FOLDER
     if name_or_folder in HUB_NAMES:
@@ -131,13 +128,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a model's weights: `model.safetensors`, or those in its index, or the only candidate.
-
-    Raises FileNotFoundError if there are none or one is missing, and ValueError if it is not clear which one is meant.
-    """
-    if (
-        whole := folder / "model.safetensors"
-    ).exists():  # first, as in transformers: an index may be left from an older save
+    """The files with a model's weights: `model.safetensors`, or those in its index, or the only candidate."""
+    whole = folder / "model.safetensors"
+    if whole.exists():  # first, as in transformers: an index may be left from an older save
         return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
         values = read_json(index)
@@ -168,10 +161,8 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
-    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
-
-    Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
+    If a folder has none, as after transformers' `model.save_pretrained`, the model can still be used, and the tokenizer
+    is a placeholder that raises FileNotFoundError when it is used.
     """
     path = folder / "bpe.tiktoken"
     if path.exists():
@@ -194,9 +185,8 @@ def save_pretrained_folder(
 ) -> None:
     """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open.
 
-    Raises ValueError for what could not be opened or used again: a model that is not a plain GPT-2, weights that are
-    not finite in `dtype`, and a `dtype` that rounds to whole numbers; OSError if the files cannot be written. A model
-    that was in the folder before is then unchanged.
+    Raises ValueError for a model that is not a plain GPT-2 or not finite in `dtype`, and OSError if the files cannot be
+    written. A model that was in the folder before is then unchanged.
     """
     folder = Path(folder)
     tensors, tied = _stored(model, dtype)
