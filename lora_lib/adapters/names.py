@@ -25,12 +25,9 @@ _COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataPar
 class Names:
     """The names of one model's layers, and how its weights are laid out in a file. Made once for an operation.
 
-    A file has the names of the plain model, without the prefixes that `torch.compile`, DataParallel and
-    DistributedDataParallel add. Layers of our GPT-2 are stored under Hugging Face's names, and linear weights in its
-    layout, so that one file fits both models.
-
-    `modules` are the model's modules by name, without those inside wrapped layers; `plain` is the model without those
-    prefixes.
+    A file has the names of the `plain` model, without the prefixes that `torch.compile`, DataParallel and
+    DistributedDataParallel add. Layers of our GPT-2 are stored under Hugging Face's names and in its layout, so that
+    one file fits both models. `modules` are the modules by name, without those inside wrapped layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
