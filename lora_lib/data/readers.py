@@ -76,7 +76,7 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
     """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
 
     Both are taken exactly as they are: nothing is put between them. Other columns are ignored. A field that is empty or
-    one of `missing` is an error; with `missing=()` the latter is text like any other.
+    one of `missing` is an error; with `missing=()` a word such as "None" is text like any other.
     """
     rows = _csv_fields(path, delimiter, Example._fields, missing)
     return _not_empty(path, [_pair(fields, where) for where, fields in rows])

@@ -197,7 +197,9 @@ def train(config: RunConfig) -> History:
     torch.manual_seed(config.fit_config.seed)  # for A, which every process draws in the same way
     with process_group() as (device, first):
         model.to(device)
-        trained = model if config.method == "full" else wrap(model, config)
+        trained = model
+        if config.method == "lora":
+            trained = get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
         by = _scorer(tokenizer, parts.validation, config) if config.select == "score" else None
         history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
         if first:
@@ -206,11 +208,6 @@ def train(config: RunConfig) -> History:
             print(history)
             print(f"gradients summed over the processes: {history.reduced_bytes / len(history.loss):,.0f} bytes a step")
     return history
-
-
-def wrap(model: Any, config: RunConfig) -> PeftModel:
-    """The model with a new adapter."""
-    return get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
 
 
 def save(trained: Any, tokenizer: Any, output: str) -> None:
