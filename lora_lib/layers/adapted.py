@@ -124,6 +124,21 @@ def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) ->
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
+@contextmanager
+def all_or_none(layers: dict[str, AdaptedLayer]) -> Iterator[dict[str, AdaptedLayer]]:
+    """Change all of these layers or none: if one raises, all go back to their state before."""
+    before = [(layer, layer.active, layer.merged) for layer in layers.values()]
+    try:
+        yield layers
+    except BaseException:
+        for layer, active, merged in before:
+            layer.unmerge()
+            layer.activate(active)
+            if merged:
+                layer.merge()
+        raise
+
+
 def base_of(module: nn.Module) -> Any:
     """The module itself, or the one inside a wrapped layer."""
     return module.base if isinstance(module, AdaptedLayer) else module

@@ -114,10 +114,9 @@ def fit(
     In a process group (torchrun; see `lora_lib.training.distributed`) each process reads its share of every batch, and
     DistributedDataParallel sums the gradients: the result is that of one process with the same `batch_size`.
 
-    Raises ValueError, before anything is changed, for a setting that it cannot use, a model in which nothing can be
-    trained, data without a target or with ids that the model does not have, and a `checkpoint` of another run; OSError
-    if `checkpoint` cannot be written; FloatingPointError if the run diverges, that is, if a loss or a gradient is not
-    finite. The weights are then those before that step.
+    Raises ValueError, before anything is changed, for a setting, a model or data that it cannot use, and OSError if
+    `checkpoint` cannot be written. Raises FloatingPointError if the run diverges, that is, if a loss or a gradient is
+    not finite. The weights are then those before that step.
     """
     run = _Run(expect_model(model), train, fit_config(config, settings), validation, on_validation, score)
     config, history, hidden = run.config, run.history, run.rank > 0 or not run.config.progress
@@ -262,10 +261,7 @@ class _Run:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int = 32, bf16: bool | None = None) -> float:
-    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`.
-
-    Raises ValueError when there are no examples, no target in them, or ids that the model does not have.
-    """
+    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`."""
     FitConfig(steps=1, batch_size=batch_size, bf16=bf16)  # checks both
     if not examples:
         raise ValueError("no examples to evaluate on")
