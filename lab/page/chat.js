@@ -1,10 +1,11 @@
 // The page of the chat model: load it, teach it, ask it, take the adapter home.
 import { LabError } from "../errors.js";
-import { chatText } from "../files/gguf.js";
+import { chatText } from "../files/llama_files.js";
+import { GGUF } from "../files/model_files.js";
 import { zip } from "../files/zip.js";
 import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
-import { fetchModel, isServed, memoryWords } from "./chat_file.js";
+import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
 import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
@@ -17,7 +18,7 @@ const EVERY = 10; // steps between two measurements, which cost about one step e
 
 const chat = {
   engine: null,
-  blob: null,
+  files: null, // what the model was loaded from
   adapter: null, // {name, r} of the one that was trained
   safe: null, // {name, files}: the best of the run so far
   training: false,
@@ -25,6 +26,7 @@ const chat = {
   asking: false,
   lesson: null, // of the run: {title, pairs, heldOut, follows}
   samples: [], // {at, heldOut, prose, sample, known}
+  kept: 0, // the step whose adapter is used
   view() {
     const { name } = this.adapter ?? {};
     return (
@@ -38,7 +40,8 @@ const answers = new Answers(chat);
 
 let stopLoading = null;
 
-async function load(blobOf, name) {
+// `filesOf(progress, signal)`: the model's files; `model`: what its adapters are kept under.
+async function load(filesOf, name, model = name) {
   stopLoading = new AbortController();
   loading(true);
   try {
@@ -46,11 +49,11 @@ async function load(blobOf, name) {
     const progress = share => {
       $("progress").value = share;
     };
-    const blob = await blobOf(progress, stopLoading.signal);
+    const files = await filesOf(progress, stopLoading.signal);
     say("status", "Unpacking the weights …");
-    await start(blob, name, progress);
+    await start(files, name, progress);
     answers.clear();
-    chat.model = name ?? `GGUF ${blob.name}`; // whose adapters fit
+    chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
     await measurePace();
     await open(await readKept(chat.model));
@@ -64,16 +67,16 @@ async function load(blobOf, name) {
   loading(false);
 }
 
-async function start(blob, name, progress) {
+async function start(files, name, progress) {
   const engine = new Engine(delivered.source, true);
   try {
-    await engine.load({ "model.gguf": blob }, { name, device: "wasm", news: ({ share }) => progress(share) });
+    await engine.load(files, { name, device: "wasm", news: ({ share }) => progress(share) });
   } catch (error) {
     engine.end();
     throw error;
   }
   chat.engine?.end();
-  Object.assign(chat, { engine, blob, name, adapter: null });
+  Object.assign(chat, { engine, files, name, adapter: null });
   engine.onEnd = error => lost(error);
 }
 
@@ -81,7 +84,7 @@ async function start(blob, name, progress) {
 async function lost(error) {
   say("status", `${error.message} The page starts another.`, true);
   try {
-    await start(chat.blob, chat.name, () => {});
+    await start(chat.files, chat.name, () => {});
     if (chat.safe) await take(await chat.engine.ask("keep", chat.safe));
     say(
       "status",
@@ -97,7 +100,7 @@ async function lost(error) {
 
 function loading(on) {
   $("load").disabled = on || !isServed();
-  $("gguf").disabled = on;
+  $("gguf").disabled = $("load-chosen").disabled = on;
   $("load-stop").hidden = $("progress").hidden = !on;
   enable();
 }
@@ -198,6 +201,7 @@ async function train() {
     const run = await chat.engine.ask("train", { name, settings }, { news: told });
     if (run.steps) {
       chat.safe = { name, files: run.files[name] };
+      chat.kept = run.best;
       keepRun(aboutRun(run.r, settings, name, run.best), run.files[name], chat.model);
       await take(run);
     }
@@ -319,6 +323,20 @@ function showPairs() {
   }
 }
 
+// Say what the reader's own model takes, before it is loaded.
+async function chooseModel() {
+  $("load-chosen").hidden = true;
+  if (!$("gguf").files.length) return;
+  try {
+    const { files, title, words } = await chosenModel($("gguf").files);
+    say("chosen", words);
+    $("load-chosen").hidden = false;
+    $("load-chosen").onclick = () => load(async () => files, null, title);
+  } catch (error) {
+    say("chosen", `Not taken: ${error.message}`, true);
+  }
+}
+
 async function chooseFile() {
   const [file] = $("pairs-file").files;
   try {
@@ -351,9 +369,11 @@ function begin() {
   const how = isServed() ? "98 MB, fetched once and kept by this browser." : file;
   say("status", lacking ? `This browser lacks ${lacking}.` : how);
   if (!lacking) loading(false);
-  $("load").addEventListener("click", () => load(fetchModel, NAME));
+  $("load").addEventListener("click", () => {
+    load(async (...how) => ({ [GGUF]: await fetchModel(...how) }), NAME);
+  });
   $("load-stop").addEventListener("click", () => stopLoading.abort());
-  $("gguf").addEventListener("change", () => load(async () => $("gguf").files[0], null));
+  $("gguf").addEventListener("change", chooseModel);
   $("set").addEventListener("change", chooseSet);
   $("pairs").addEventListener("input", showPairs);
   $("pairs-file").addEventListener("change", chooseFile);

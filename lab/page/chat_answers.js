@@ -1,7 +1,7 @@
 // The chat model's answers side by side, base and adapter: a chat with the reader, and under three headings what a run
 // learned, memorised and forgot.
 import { LabError } from "../errors.js";
-import { chatText } from "../files/gguf.js";
+import { chatText } from "../files/llama_files.js";
 import { KNOWN } from "./chat_sets.js";
 import { $, say } from "./state.js";
 import { made } from "./words.js";

@@ -30,4 +30,4 @@ from lora_book.show.live import (
     tradeoff,
     voices,
 )
-from lora_book.show.tables import table
+from lora_book.show.tables import means_table, table

@@ -25,7 +25,7 @@ from measure_lab import Engine
 from peft import LoraConfig, PeftModel, get_peft_model
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -48,6 +48,14 @@ TEMPLATE = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+ODD = [
+    "", " ", "  a", "hello", "It's 2 + 22 = 24, isn't it?", "1234567890", "a  1", "x   22 y", "\n\n 3\n", "\t7",
+    "½ ² Ⅻ ٣", "naïve café", "日本語 12", "👩‍👩‍👧 ok", "Привет, мир", "don't WE'LL 'sup", "a\u00a0b", "\x00\x04é\x7f",
+    "<|im_start|>user", "a<|im_end|>b", "<|endoftext|>", "<|im_sta", "<repo_name>x", "....!!!", "\r\n\r\n",
+    "    def f(x):\n        return x**2",
+]  # fmt: skip
 
 
 def byte_letters() -> list[str]:
@@ -280,6 +288,70 @@ def test_cut_and_foreign_files_are_refused_in_words(loaded: Engine, llama: Any, 
     assert "its version is 9" in refusal(loaded, unknown)
 
 
+# ---- Hugging Face's files ----------------------------------------------------------------------------------------
+
+
+def hugging_face(model: LlamaForCausalLM, folder: Path) -> dict[str, bytes]:
+    """The model's files as transformers writes them, and a tokenizer as SmolLM2's on the Hub."""
+    inner = Tokenizer(models.BPE({token: i for i, token in enumerate(TOKENS)}, [tuple(m.split()) for m in MERGES]))
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(split)
+    inner.add_special_tokens(SPECIAL)
+    saved = copy.deepcopy(model)
+    saved.config.eos_token_id = 2
+    saved.save_pretrained(folder)
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf8")
+    names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+LOAD_FILES = """async files => {
+  const bytes = text => new Blob([Uint8Array.from(atob(text), letter => letter.charCodeAt(0))]);
+  const blobs = Object.entries(files).map(([name, text]) => [name, bytes(text)]);
+  await engine.load(Object.fromEntries(blobs), { exact: true });
+}"""
+
+
+def bring_files(engine: Engine, files: dict[str, bytes]) -> None:
+    engine.tab.evaluate(LOAD_FILES, {name: base64.b64encode(data).decode() for name, data in files.items()})
+
+
+def test_safetensors_are_the_same_model_as_gguf(engine: Engine, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    asked = {"view": None, "ids": some_ids(1, 60)[0].tolist(), "first": 7}
+    texts = ["hello the 12 hell", *ODD]
+    bring(engine, write_gguf(llama, tmp_path / "tiny.gguf"))
+    expected, tokens = engine.ask("logits", **asked), [engine.ask("encode", text=text) for text in texts]
+    bring_files(engine, hugging_face(llama, tmp_path))
+    assert engine.ask("logits", **asked) == expected
+    assert [engine.ask("encode", text=text) for text in texts] == tokens
+
+
+CHANGED = {
+    "num_key_value_heads": (3, "self_attn.k_proj.weight is 16 × 48, and config.json says 24 × 48"),
+    "tie_word_embeddings": (False, "tie_word_embeddings is false, and the lab computes true"),
+    "hidden_act": ("gelu", 'hidden_act is "gelu", and the lab computes "silu"'),
+    "rope_parameters": ({"rope_type": "llama3", "rope_theta": 1e4}, "rope_type is “llama3”"),
+    "num_hidden_layers": (4, "layers.3.input_layernorm.weight is missing"),
+    "vocab_size": (None, "vocab_size must be a whole number above 0, found null"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_other_configs_are_refused_in_words(loaded: Engine, llama: Any, tmp_path: Path, field: str) -> None:
+    value, words = CHANGED[field]
+    files = hugging_face(llama, tmp_path)
+    files["config.json"] = json.dumps({**json.loads(files["config.json"]), field: value}).encode()
+    with pytest.raises(PlaywrightError, match=re.escape(words)):
+        bring_files(loaded, files)
+
+
+def test_another_template_is_refused_in_words(loaded: Engine, llama: Any, tmp_path: Path) -> None:
+    files = {**hugging_face(llama, tmp_path), "chat_template.jinja": b"{{ messages }}"}
+    with pytest.raises(PlaywrightError, match="another chat template than SmolLM2-Instruct"):
+        bring_files(loaded, files)
+
+
 # ---- The page, with the random Llama -----------------------------------------------------------------------------
 
 IMPORT = "async ([module, text]) => (await import(module)).pairsOf(text)"
@@ -352,6 +424,11 @@ def own(browser: Browser, site: Path, llama: Any, tmp_path_factory: pytest.TempP
     assert tab.is_disabled("#lab-load")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.set_input_files("#lab-gguf", file)
+    tab.wait_for_selector("#lab-load-chosen")
+    assert re.fullmatch(
+        r"tiny\.gguf, 1 MB: 0\.1 million numbers, about 1 MB of memory.*", tab.text_content("#lab-chosen")
+    )
+    tab.click("#lab-load-chosen")
     tab.wait_for_function("Lab.chat.pace > 0", timeout=60_000)
     yield tab
     assert errors == []
@@ -415,7 +492,7 @@ def test_a_chat_goes_on_with_what_each_side_has_said(own: Page) -> None:
       return [await Lab.answers.write(prompt, view && Lab.chat.view(), () => {}), second[which]];
     }"""
     for which, view in (("base", False), ("adapted", True)):
-        expected, found = own.evaluate(script, [as_module("files/gguf.js"), which, view])
+        expected, found = own.evaluate(script, [as_module("files/llama_files.js"), which, view])
         assert found == expected
     assert len(set(own.evaluate("Lab.answers.turns.map(row => row.base)"))) == 2, (
         "both answers would be the same anyway"
@@ -451,10 +528,28 @@ def test_two_workers_learn_the_same(own: Page) -> None:
     assert found[1] != found[0], "one worker has computed all rows"
 
 
+def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_path: Path) -> None:
+    names = list(hugging_face(llama, tmp_path))
+    own.set_input_files("#lab-gguf", [tmp_path / name for name in names[:2]])
+    missing = "tokenizer.json, chat_template.jinja (or tokenizer_config.json) missing"
+    own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=missing)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": TEMPLATE}))
+    own.set_input_files("#lab-gguf", [*(tmp_path / name for name in names[:3]), config])
+    own.wait_for_selector("#lab-load-chosen")
+    assert "model.safetensors, 1 MB: 0.1 million numbers" in own.text_content("#lab-chosen")
+    own.click("#lab-load-chosen")
+    own.wait_for_function(
+        "'model.safetensors' in (Lab.chat.files ?? {}) && !document.querySelector('#lab-train').disabled"
+    )
+    assert own.evaluate("Lab.chat.engine.config.C") == 48
+
+
 def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
     (tmp_path / "foreign.gguf").write_bytes(b"not a model")
     own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
-    own.wait_for_function("document.getElementById('lab-status').textContent.includes('not a GGUF file')")
+    own.wait_for_function("document.getElementById('lab-chosen').textContent.includes('not a GGUF file')")
+    assert own.is_hidden("#lab-load-chosen")
     assert own.is_enabled("#lab-train")
 
 
@@ -585,12 +680,6 @@ def test_the_recording_plays_before_anything_is_loaded(browser: Browser) -> None
 
 # ---- SmolLM2 itself ----------------------------------------------------------------------------------------------
 
-ODD = [
-    "", " ", "  a", "hello", "It's 2 + 22 = 24, isn't it?", "1234567890", "a  1", "x   22 y", "\n\n 3\n", "\t7",
-    "½ ² Ⅻ ٣", "naïve café", "日本語 12", "👩‍👩‍👧 ok", "Привет, мир", "don't WE'LL 'sup", "a\u00a0b", "\x00\x04é\x7f",
-    "<|im_start|>user", "a<|im_end|>b", "<|endoftext|>", "<|im_sta", "<repo_name>x", "....!!!", "\r\n\r\n",
-    "    def f(x):\n        return x**2",
-]  # fmt: skip
 CHATS = [
     [("user", "Hello 12!")],
     [("system", "Be brief."), ("user", "What is 2 + 2?")],
@@ -683,7 +772,7 @@ def test_tokens_and_chats_are_those_of_transformers(chat: Page) -> None:
     for turns in CHATS:
         messages = [{"role": role, "content": content} for role, content in turns]
         expected = ours.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert chat.evaluate(render, [as_module("files/gguf.js"), messages]) == expected
+        assert chat.evaluate(render, [as_module("files/llama_files.js"), messages]) == expected
 
 
 def test_an_adapter_trained_in_the_page_opens_in_peft(
@@ -709,8 +798,8 @@ def test_an_adapter_trained_in_the_page_opens_in_peft(
     ids = ask(chat, "encode", text="<|im_start|>user\nWhat is a friend?<|im_end|>\n<|im_start|>assistant\n")
     # What 16 bits change in the base is not the adapter's: the same file again, in 32 bits.
     script = """async bytes => {
-      const { engine, blob, name } = Lab.chat;
-      await engine.load({ "model.gguf": blob }, { name, exact: true, device: "wasm" });
+      const { engine, files: weights, name } = Lab.chat;
+      await engine.load(weights, { name, exact: true, device: "wasm" });
       const files = Object.fromEntries(Object.entries(bytes).map(([file, text]) =>
         [file, Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer]));
       await engine.ask("keep", { name: "back", files });
