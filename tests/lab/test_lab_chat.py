@@ -482,6 +482,7 @@ def test_a_chat_goes_on_with_what_each_side_has_said(own: Page) -> None:
         own.click("#lab-ask")
         own.wait_for_function("!Lab.chat.asking", timeout=60_000)
     assert re.fullmatch(r"This chat has \d+ of 512 tokens\.", own.text_content("#lab-room"))
+    own.wait_for_function("document.getElementById('lab-write-status').textContent === ''", timeout=60_000)
     script = """async ([module, which, view]) => {
       const { chatText } = await import(module);
       const [first, second] = Lab.answers.turns;
