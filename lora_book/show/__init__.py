@@ -11,8 +11,11 @@ from lora_book.show.figures import (
     LORA,
     MATRIX_CMAP,
     PAPER,
+    Panels,
     draw_history,
+    draw_lines,
     matrix_product_picture,
+    shades,
     show_matrix,
     use_book_style,
 )

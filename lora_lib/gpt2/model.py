@@ -179,9 +179,11 @@ class GPT2Model(nn.Module):
         """Token ids (B, T) to the final hidden states (B, T, C), before the head.
 
         With a `cache`, `ids` are the tokens that follow those already read into it.
-        Raises ValueError when the sequence is longer than the model's context, IndexError for an id
+        Raises ValueError when the sequence is empty or longer than the model's context, IndexError for an id
         outside the vocabulary.
         """
+        if not ids.numel():
+            raise ValueError(f"got no token, of shape {tuple(ids.shape)}: pass a text of one or more (two for a loss)")
         past = cache.length if cache is not None else 0
         end = past + ids.shape[1]
         if end > self.config.n_positions:
