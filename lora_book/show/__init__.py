@@ -19,7 +19,7 @@ from lora_book.show.figures import (
     show_matrix,
     use_book_style,
 )
-from lora_book.show.knobs import WIDGET_VIEW, Marked, knob
+from lora_book.show.knobs import WIDGET_VIEW, Marked, Panels, knob
 from lora_book.show.live import (
     KINDS,
     Run,
@@ -33,4 +33,4 @@ from lora_book.show.live import (
     tradeoff,
     voices,
 )
-from lora_book.show.tables import table
+from lora_book.show.tables import means_table, table
