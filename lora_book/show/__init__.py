@@ -11,7 +11,6 @@ from lora_book.show.figures import (
     LORA,
     MATRIX_CMAP,
     PAPER,
-    Panels,
     draw_history,
     draw_lines,
     matrix_product_picture,

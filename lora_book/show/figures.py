@@ -12,7 +12,6 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -294,27 +293,6 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
         for i, n in enumerate(group):
             found[n] = middle(group) + gap * (i - (len(group) - 1) / 2) if len(group) > 1 else places[n]
     return found
-
-
-@dataclass(frozen=True)
-class Panels:
-    """Figures beside each other, on a phone in one column. Each is named by the words that say what it shows."""
-
-    figures: Mapping[str, Figure]
-    caption: str
-
-    def __repr__(self) -> str:
-        return f"{len(self.figures)} panels: {self.caption}"
-
-    def _repr_html_(self) -> str:
-        drawn = "".join(
-            f'<div style="flex:1 1 17rem;max-width:36rem">{as_image(figure, words)}</div>'
-            for words, figure in self.figures.items()
-        )
-        return (
-            f'<figure><div style="display:flex;flex-wrap:wrap;gap:0 1rem">{drawn}</div>'
-            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
-        )
 
 
 def as_image(figure: Figure, alt: str) -> str:

@@ -212,7 +212,7 @@ class Panels:
     """
 
     def __init__(self, *figures: tuple[Figure, str]) -> None:
-        drawn = "".join(f'<div style="flex: 1 1 18rem">{_img(figure, words)}</div>' for figure, words in figures)
+        drawn = "".join(f'<div style="flex: 1 1 18rem">{as_image(figure, words)}</div>' for figure, words in figures)
         self.html = f'<div class="panels" style="display: flex; flex-wrap: wrap; gap: 0 1rem">{drawn}</div>'
 
     def _repr_html_(self) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lora_book.findings.stats import Row, at_best_rate, mean, means, paired, select
-from lora_book.show.figures import BASE, CYCLE, LORA, Panels, draw_lines
+from lora_book.show.figures import BASE, CYCLE, LORA, draw_lines
+from lora_book.show.knobs import Panels
 from lora_book.show.live import Live, Square, run_map
 from lora_book.show.tables import table
 
@@ -74,17 +75,18 @@ def verdict(ours: Iterable[Row], theirs: Sequence[Row], measure: str = "validati
     return paired(ours, theirs, measure).verdict(0.02 * mean(theirs, measure).mean)
 
 
-def rule_panels(ranks: Sequence[int], rules: Mapping[str, Sequence[Sequence[Row]]], caption: str) -> Panels:
+def rule_panels(ranks: Sequence[int], rules: Mapping[str, Sequence[Sequence[Row]]]) -> Panels:
     """What was learned and forgotten by rank, a line for each rule of the scale: its runs at each of `ranks`."""
-    panels = {}
+    panels = []
     for title, measure in (("held-out loss", "validation_loss"), ("on prose", "prose_loss")):
         found = {name: [mean(rows, measure) for rows in by_rank] for name, by_rank in rules.items()}
         ends = ", ".join(f"{name} {row[-1].mean:.2f}" for name, row in found.items())
-        panels[f"{title} by rank; at rank {ranks[-1]}: {ends}"] = draw_lines(
+        drawn = draw_lines(
             ranks,
             {name: [m.mean for m in row] for name, row in found.items()},
             (LORA, CYCLE[3], BASE),
             spread={name: [m.spread for m in row] for name, row in found.items()},
             style="o-", log="x", size=(3.5, 3), xlabel="rank r", title=title,
         )  # fmt: skip
-    return Panels(panels, caption)
+        panels.append((drawn, f"{title} by rank; at rank {ranks[-1]}: {ends}"))
+    return Panels(*panels)

@@ -1,8 +1,8 @@
-"""Lines with their names at their ends, and figures beside each other."""
+"""Lines with their names at their ends."""
 
 import pytest
 
-from lora_book.show.figures import INK, Panels, apart, draw_lines
+from lora_book.show.figures import INK, apart, draw_lines
 
 
 def test_names_stand_at_the_ends_and_keep_their_distance_and_order():
@@ -31,8 +31,3 @@ def test_heights_move_apart_around_their_middle_and_no_further():
 def test_lines_that_do_not_fit_are_named(lines):
     with pytest.raises(ValueError, match="each with 2 values"):
         draw_lines([1, 2], lines)
-
-
-def test_panels_wrap_on_a_phone_and_have_words():
-    html = Panels({"a line that falls": draw_lines([1, 2], {"a": [2, 1]}, size=(3.5, 3))}, "Caption")._repr_html_()
-    assert "flex-wrap:wrap" in html and 'alt="a line that falls"' in html and 'width="350"' in html

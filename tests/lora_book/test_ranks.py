@@ -49,5 +49,5 @@ def test_a_verdict_has_a_margin_of_two_percent():
 
 def test_the_panels_of_the_rules_say_where_each_ends():
     by_rank = [select(ROWS, rank=rank, learning_rate=0.003) for rank in (1, 4)]
-    html = rule_panels((1, 4), {"s = 1": by_rank}, "Two ranks")._repr_html_()
+    html = rule_panels((1, 4), {"s = 1": by_rank}).html
     assert "held-out loss by rank; at rank 4: s = 1 2.61" in html and "on prose by rank" in html
