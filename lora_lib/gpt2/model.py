@@ -176,6 +176,8 @@ class GPT2Model(nn.Module):
 
         With a `cache`, `ids` are the tokens that follow those already read into it.
         """
+        if not ids.numel():
+            raise ValueError(f"got no token, of shape {tuple(ids.shape)}: pass a text of one or more (two for a loss)")
         past = cache.length if cache is not None else 0
         end = past + ids.shape[1]
         if end > self.config.n_positions:

@@ -354,7 +354,7 @@ def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.opt
 
 _NOT_USED = (
     "the loss does not depend on the parameters that would be trained: call fit outside of disable_adapter and "
-    "torch.no_grad, and check that the model uses them"
+    "torch.no_grad, and check that the model uses them (a LoRA layer with alpha = 0 does not)"
 )
 
 
