@@ -25,7 +25,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # All pages each time: a page that is not built again keeps links to anchors that have moved.
 BUILD := $(BIN)/jupyter-book build . --all --warningiserror --keep-going
 
-.PHONY: help book pdf test lab notebooks address lint test-library test-book test-notebooks test-colab test-elsewhere \
+.PHONY: help book pdf paper test lab notebooks address lint test-library test-book test-notebooks test-colab test-elsewhere \
 	test-settings test-wheel test-serving mutants clean
 
 help:  ## what there is to make
@@ -37,6 +37,9 @@ book: $(INSTALLED)  ## the pages, in _build/html
 
 pdf: book  ## the whole book in one file, _build/lora-book.pdf, and a link to it in the pages; needs Chromium or Chrome
 	$(BIN)/python tools/print_book.py _build/html _build/lora-book.pdf
+
+paper: book  ## "What decides forgetting?" as a paper, _build/forgetting.pdf, and a link to it in its page
+	$(BIN)/python tools/print_book.py _build/html _build/forgetting.pdf --page book/forgetting.html
 
 test: $(INSTALLED)  ## check everything
 	@echo "Four parts: lint, library, book, notebooks. About fifteen minutes on two cores, installation apart."

@@ -29,14 +29,6 @@ export class Loader {
     return { stored: this.wide ? "float32" : "float16", rounded: this.error > 0 };
   }
 
-  async norm(name) {
-    return { weight: await this.vector(`${name}.weight`), bias: await this.vector(`${name}.bias`) };
-  }
-
-  async linear(name) {
-    return { ...(await this.matrix(`${name}.weight`)), bias: await this.vector(`${name}.bias`) };
-  }
-
   // In float32, as it is.
   async vector(name) {
     const { shape } = this.tensors[name];
@@ -48,6 +40,17 @@ export class Loader {
       this.memory.floats(out + 4 * first * length, count * length).set(numbers);
     });
     return out;
+  }
+
+  // A matrix of which single rows are read.
+  table(name) {
+    return this.vector(name);
+  }
+
+  numbers(values) {
+    const begin = this.memory.alloc(values.length);
+    this.memory.floats(begin, values.length).set(values);
+    return begin;
   }
 
   // A weight in panels: {d, k, panels, packed}. The file has W (d, k), or, if `transposed`, Wᵀ (k, d), whose k is

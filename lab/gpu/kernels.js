@@ -1,11 +1,11 @@
-// The GPU's arithmetic: every kernel of GPT-2 with LoRA, forward and backward, and AdamW.
+// The GPU's arithmetic: every kernel of a GPT-2 and a Llama with LoRA, forward and backward, and AdamW.
 //
 // A kernel is a small program, written in WGSL, that a GPU runs in thousands of threads at once. Each kernel here
 // stands under the algebra that it computes, and each backward kernel under its forward kernel.
 //
-// Notation, as in model.js beside it: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its
-// vocabulary, H heads of D numbers each; a layer has d inputs and k outputs; r is the rank. Matrices are stored row
-// after row.
+// Notation, as in model/transformer.js: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its
+// vocabulary; H heads of queries and K of keys and values, of D numbers each; a layer has d inputs and k outputs; r is
+// the rank. Matrices are stored row after row.
 //
 // Each row is padded with zeros to a multiple of four numbers, so that a kernel can read four numbers at a time (a
 // vec4f) for any C and V. d4 is the length of a row of d numbers, counted in fours. The padding of a weight is zero,
@@ -19,6 +19,8 @@ const WRITE4 = { type: "vec4f", writes: true };
 const IDS = { type: "i32" };
 const WEIGHTS = { type: "weights" }; // float32 or float16: see `weightsCode`
 const NOW = { type: "now" };
+
+const SIZES = { B: "u32", T: "u32", L: "u32", H: "u32", K: "u32", D: "u32" }; // of attention
 
 export const LANES = 64; // threads of a workgroup: they share memory and can wait for each other
 
@@ -126,16 +128,19 @@ export const KERNELS = {
   matmulOfOne: rowProduct(false),
   matmulBackwardOfOne: rowProduct(true),
 
-  // ---- Embedding: x = wte[id] + wpe[place] -----------------------------------------------------------------------
+  // ---- Embedding: x = wte[id], and in a GPT-2 x += wpe[place] ----------------------------------------------------
   embed: {
-    buffers: { ids: IDS, wte: WEIGHTS, wpe: WEIGHTS, now: NOW, x: WRITE4 },
+    buffers: { ids: IDS, wte: WEIGHTS, x: WRITE4 },
+    constants: { N: "u32", d4: "u32" },
+    threads: ({ N, d4 }) => N * d4,
+    code: "x[i] = weight_wte(u32(ids[i / u.d4]) * u.d4 + i % u.d4);",
+  },
+
+  addPlaces: {
+    buffers: { wpe: WEIGHTS, now: NOW, x: WRITE4 },
     constants: { N: "u32", T: "u32", d4: "u32" },
     threads: ({ N, d4 }) => N * d4,
-    code: `
-      let n = i / u.d4;
-      let column = i % u.d4;
-      let place = now.past + n % u.T;
-      x[i] = weight_wte(u32(ids[n]) * u.d4 + column) + weight_wpe(place * u.d4 + column);`,
+    code: "x[i] += weight_wpe((now.past + i / u.d4 % u.T) * u.d4 + i % u.d4);",
   },
 
   // ---- The thin products of LoRA ---------------------------------------------------------------------------------
@@ -160,30 +165,30 @@ export const KERNELS = {
       if (part == 0 && j < u.r) { c[n * u.r + j] = u.s * dot(sum, vec4f(1.0)); }`,
   },
 
-  // y += s·c·M, for c (N, r) and y (N, m).
+  // y += c·M, for c (N, r) and y (N, m).
   expand: {
     buffers: { c: READ, M: READ4, y: WRITE4 },
-    constants: { N: "u32", m4: "u32", r: "u32", s: "f32" },
+    constants: { N: "u32", m4: "u32", r: "u32" },
     threads: ({ N, m4 }) => N * m4,
     code: `
       let n = i / u.m4;
       let column = i % u.m4;
       var sum = vec4f(0.0);
       for (var j = 0u; j < u.r; j++) { sum += c[n * u.r + j] * M[j * u.m4 + column]; }
-      y[i] += u.s * sum;`,
+      y[i] += sum;`,
   },
 
-  // G = s·cᵀ·g, for c (N, r), g (N, m) and G (r, m).
+  // G = cᵀ·g, for c (N, r), g (N, m) and G (r, m).
   outer: {
     buffers: { c: READ, g: READ4, G: WRITE4 },
-    constants: { N: "u32", m4: "u32", r: "u32", s: "f32" },
+    constants: { N: "u32", m4: "u32", r: "u32" },
     threads: ({ r, m4 }) => r * m4,
     code: `
       let j = i / u.m4;
       let column = i % u.m4;
       var sum = vec4f(0.0);
       for (var n = 0u; n < u.N; n++) { sum += c[n * u.r + j] * g[n * u.m4 + column]; }
-      G[i] = u.s * sum;`,
+      G[i] = sum;`,
   },
 
   // ---- LayerNorm: y = (x - mean) / deviation · w + b, row by row -------------------------------------------------
@@ -232,22 +237,75 @@ export const KERNELS = {
       }`,
   },
 
-  // ---- Attention -------------------------------------------------------------------------------------------------
-  // qkv (N, 3·C) holds query, key and value of each new token. `cache` holds those of all tokens, L places for each
-  // sequence; in training the two are the same, and L = T. p (B, H, T, L) says how much token t looks at token j.
-
-  // In writing, the cache keeps what was read: cache[past + n] = qkv[n].
-  remember: {
-    buffers: { qkv: READ4, now: NOW, cache: WRITE4 },
-    constants: { N: "u32", m4: "u32" },
-    threads: ({ N, m4 }) => N * m4,
-    code: "cache[now.past * u.m4 + i] = qkv[i];",
+  // ---- RMSNorm: y = x / √(mean(x²) + eps) · w, row by row --------------------------------------------------------
+  // Keeps 1 / √… of each row for the backward pass.
+  rmsNorm: {
+    buffers: { x: READ, w: READ, y: WRITE, kept: WRITE },
+    constants: { N: "u32", C: "u32", stride: "u32", first: "u32", eps: "f32" },
+    rows: ({ N }) => N,
+    code: `
+      let at = (u.first + row) * u.stride;
+      var part = 0.0;
+      for (var c = lane; c < u.C; c += LANES) { part += x[at + c] * x[at + c]; }
+      let inverse = 1.0 / sqrt(sumOfLanes(lane, part) / f32(u.C) + u.eps);
+      for (var c = lane; c < u.C; c += LANES) { y[row * u.stride + c] = x[at + c] * inverse * w[c]; }
+      if (lane == 0) { kept[row] = inverse; }`,
   },
 
-  // p = q_t·k_j / √D for each j up to t.
+  // Backward, with z = x / √… and dz = g·w: dx += (dz - z·mean(dz·z)) / √…
+  rmsNormBackward: {
+    buffers: { x: READ, w: READ, kept: READ, g: READ, dx: WRITE },
+    constants: { N: "u32", C: "u32", stride: "u32" },
+    rows: ({ N }) => N,
+    code: `
+      let at = row * u.stride;
+      let inverse = kept[row];
+      var along = 0.0;
+      for (var c = lane; c < u.C; c += LANES) { along += g[at + c] * w[c] * x[at + c] * inverse; }
+      let meanAlong = sumOfLanes(lane, along) / f32(u.C);
+      for (var c = lane; c < u.C; c += LANES) {
+        dx[at + c] += (g[at + c] * w[c] - x[at + c] * inverse * meanAlong) * inverse;
+      }`,
+  },
+
+  // ---- Rotary positions: numbers c and c + D/2 of a head turn by an angle that grows with the token's place ------
+  // angles (context, D) holds D/2 cosines and D/2 sines for each place. The backward pass turns back: sign -1.
+  rope: {
+    buffers: { angles: READ, now: NOW, x: WRITE },
+    constants: { N: "u32", T: "u32", heads: "u32", D: "u32", stride: "u32", sign: "f32" },
+    threads: ({ N, heads, D }) => (N * heads * D) / 2,
+    code: `
+      let half = u.D / 2;
+      let c = i % half;
+      let h = i / half % u.heads;
+      let n = i / (half * u.heads);
+      let turn = (now.past + n % u.T) * u.D + c;
+      let at = n * u.stride + h * u.D + c;
+      let cosine = angles[turn];
+      let sine = u.sign * angles[turn + half];
+      let a = x[at];
+      let b = x[at + half];
+      x[at] = a * cosine - b * sine;
+      x[at + half] = b * cosine + a * sine;`,
+  },
+
+  // ---- Attention -------------------------------------------------------------------------------------------------
+  // q (B, T, H·D), k and v (B, L, K·D): H/K heads of queries share one of keys and values. In training L = T; in
+  // writing k and v are caches, with places for L tokens. p (B, H, T, L) says how much token t looks at token j. Each of
+  // q, k, v is a part of a tensor: it begins `at…` in a row, and from row to row it is `stride…` numbers.
+
+  // In writing, the caches keep what was read: cache[past + n] = x[n].
+  append: {
+    buffers: { x: READ4, now: NOW, cache: WRITE4 },
+    constants: { N: "u32", m4: "u32" },
+    threads: ({ N, m4 }) => N * m4,
+    code: "cache[now.past * u.m4 + i] = x[i];",
+  },
+
+  // p = scale·q_t·k_j for each j up to t.
   scores: {
-    buffers: { qkv: READ, cache: READ, now: NOW, p: WRITE },
-    constants: { B: "u32", T: "u32", L: "u32", H: "u32", D: "u32", stride: "u32", scale: "f32" },
+    buffers: { q: READ, k: READ, now: NOW, p: WRITE },
+    constants: { ...SIZES, strideQ: "u32", atQ: "u32", strideK: "u32", atK: "u32", scale: "f32" },
     threads: ({ B, H, T, L }) => B * H * T * L,
     code: `
       let j = i % u.L;
@@ -255,17 +313,17 @@ export const KERNELS = {
       let h = i / (u.L * u.T) % u.H;
       let b = i / (u.L * u.T * u.H);
       if (j > now.past + t) { return; }
-      let q = (b * u.T + t) * u.stride + h * u.D;
-      let k = (b * u.L + j) * u.stride + (u.H + h) * u.D;
+      let one = (b * u.T + t) * u.strideQ + u.atQ + h * u.D;
+      let other = (b * u.L + j) * u.strideK + u.atK + h * u.K / u.H * u.D;
       var sum = 0.0;
-      for (var c = 0u; c < u.D; c++) { sum += qkv[q + c] * cache[k + c]; }
+      for (var c = 0u; c < u.D; c++) { sum += q[one + c] * k[other + c]; }
       p[i] = u.scale * sum;`,
   },
 
   // p becomes e^p / Σ e^p over the tokens up to t, and 0 for those after it.
   softmax: {
     buffers: { now: NOW, p: WRITE },
-    constants: { B: "u32", T: "u32", L: "u32", H: "u32" },
+    constants: SIZES,
     rows: ({ B, H, T }) => B * H * T,
     code: `
       let at = row * u.L;
@@ -279,52 +337,36 @@ export const KERNELS = {
       for (var j = lane; j < u.L; j += LANES) { p[at + j] = select(0.0, exp(p[at + j] - top) / sum, j < seen); }`,
   },
 
-  // y_t = Σ_j p_tj·v_j, for each number c of a token. A workgroup computes 8 of them, and 8 lanes share each sum.
+  // y_t = Σ_{j≤t} p_tj·v_j, for each number c of a token. A workgroup computes 8 of them, and 8 lanes share each sum.
   gather: {
-    buffers: { cache: READ, p: READ, now: NOW, y: WRITE },
-    constants: { B: "u32", T: "u32", L: "u32", H: "u32", D: "u32", stride: "u32", strideY: "u32" },
+    buffers: { p: READ, v: READ, now: NOW, y: WRITE },
+    constants: { ...SIZES, strideV: "u32", atV: "u32", strideY: "u32", atY: "u32" },
     rows: ({ B, T, H, D }) => B * T * Math.ceil((H * D) / 8),
     code: `
-      let C = u.H * u.D;
-      let eights = (C + 7) / 8;
+      let width = u.H * u.D;
+      let eights = (width + 7) / 8;
       let n = row / eights;
       let c = 8 * (row % eights) + lane % 8;
       let part = lane / 8;
+      let h = c / u.D;
       let t = n % u.T;
       let b = n / u.T;
       let seen = now.past + t + 1;
-      let probabilities = ((b * u.H + c / u.D) * u.T + t) * u.L;
-      let v = b * u.L * u.stride + 2 * C + c;
+      let share = ((b * u.H + h) * u.T + t) * u.L;
+      let value = b * u.L * u.strideV + u.atV + h * u.K / u.H * u.D + c % u.D;
       var sum = 0.0;
-      if (c < C) {
-        for (var j = part; j < seen; j += 8) { sum += p[probabilities + j] * cache[v + j * u.stride]; }
+      if (c < width) {
+        for (var j = part; j < seen; j += 8) { sum += p[share + j] * v[value + j * u.strideV]; }
       }
       sum = sumOfEight(lane % 8, part, vec4f(sum)).x;
-      if (part == 0 && c < C) { y[n * u.strideY + c] = sum; }`,
+      if (part == 0 && c < width) { y[n * u.strideY + u.atY + c] = sum; }`,
   },
 
-  // Backward, for the gradient g (N, C) at y. First dp_tj = g_t·v_j. Training has no past.
-  gatherBackward: {
-    buffers: { g: READ, qkv: READ, dp: WRITE },
-    constants: { B: "u32", T: "u32", H: "u32", D: "u32", stride: "u32", strideY: "u32" },
-    threads: ({ B, H, T }) => B * H * T * T,
-    code: `
-      let j = i % u.T;
-      let t = i / u.T % u.T;
-      let h = i / (u.T * u.T) % u.H;
-      let b = i / (u.T * u.T * u.H);
-      if (j > t) { return; }
-      let y = (b * u.T + t) * u.strideY + h * u.D;
-      let v = (b * u.T + j) * u.stride + (2 * u.H + h) * u.D;
-      var sum = 0.0;
-      for (var c = 0u; c < u.D; c++) { sum += g[y + c] * qkv[v + c]; }
-      dp[i] = sum;`,
-  },
-
-  // Then through the softmax: dp becomes the gradient at q_t·k_j, p·(dp - Σ p·dp) / √D.
+  // Backward, for the gradient g at y, in training, which has no past. `scores` gives dp_tj = g_t·v_j. Then through the
+  // softmax: dp becomes the gradient at q_t·k_j, scale·p·(dp - Σ p·dp). `gather` gives dq_t = Σ_{j≤t} dp_tj·k_j.
   softmaxBackward: {
     buffers: { p: READ, dp: WRITE },
-    constants: { B: "u32", T: "u32", H: "u32", scale: "f32" },
+    constants: { ...SIZES, scale: "f32" },
     rows: ({ B, H, T }) => B * H * T,
     code: `
       let at = row * u.T;
@@ -335,30 +377,26 @@ export const KERNELS = {
       for (var j = lane; j < seen; j += LANES) { dp[at + j] = u.scale * p[at + j] * (dp[at + j] - mean); }`,
   },
 
-  // Last, to query, key and value: dq_t = Σ_{j≤t} dp_tj·k_j, dk_t = Σ_{j≥t} dp_jt·q_j, dv_t = Σ_{j≥t} p_jt·g_j. Each
-  // thread collects its own three sums. If threads scattered into dk and dv, as kernels.c does, they would collide.
-  scoresBackward: {
-    buffers: { qkv: READ, p: READ, dp: READ, g: READ, dqkv: WRITE },
-    constants: { B: "u32", T: "u32", H: "u32", D: "u32", stride: "u32", strideY: "u32" },
-    threads: ({ B, T, H, D }) => B * T * H * D,
+  // Last y_j = Σ_{t≥j} p_tj·x_t, over all heads of queries that share this one: dk from dp and q, dv from p and g. Each
+  // thread collects its own sum. If threads scattered, as kernels.c does, they would collide.
+  collect: {
+    buffers: { p: READ, x: READ, y: WRITE },
+    constants: { ...SIZES, strideX: "u32", atX: "u32", strideY: "u32", atY: "u32" },
+    threads: ({ B, T, K, D }) => B * T * K * D,
     code: `
-      let C = u.H * u.D;
-      let c = i % C;
-      let n = i / C;
-      let t = n % u.T;
-      let first = n - t; // this sequence's first token
-      let square = (first / u.T * u.H + c / u.D) * u.T * u.T; // where p (T, T) of this head begins
-      var dq = 0.0;
-      var dk = 0.0;
-      var dv = 0.0;
-      for (var j = 0u; j <= t; j++) { dq += dp[square + t * u.T + j] * qkv[(first + j) * u.stride + C + c]; }
-      for (var j = t; j < u.T; j++) {
-        dk += dp[square + j * u.T + t] * qkv[(first + j) * u.stride + c];
-        dv += p[square + j * u.T + t] * g[(first + j) * u.strideY + c];
+      let c = i % u.D;
+      let key = i / u.D % u.K;
+      let n = i / (u.D * u.K);
+      let j = n % u.T;
+      let first = n - j; // this sequence's first token
+      let each = u.H / u.K;
+      var sum = 0.0;
+      for (var h = key * each; h < (key + 1) * each; h++) {
+        let square = (first / u.T * u.H + h) * u.T * u.T; // where p (T, T) of this head begins
+        let query = u.atX + h * u.D + c;
+        for (var t = j; t < u.T; t++) { sum += p[square + t * u.T + j] * x[(first + t) * u.strideX + query]; }
       }
-      dqkv[n * u.stride + c] = dq;
-      dqkv[n * u.stride + C + c] = dk;
-      dqkv[n * u.stride + 2 * C + c] = dv;`,
+      y[n * u.strideY + u.atY + key * u.D + c] = sum;`,
   },
 
   // ---- GELU: y = ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) --------------------------------------------------------
@@ -381,6 +419,26 @@ export const KERNELS = {
       let t = tanh4(0.7978845608 * (a + 0.044715 * a * a * a));
       let du = 0.7978845608 * (1.0 + 3.0 * 0.044715 * a * a);
       g[i] *= 0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * du;`,
+  },
+
+  // ---- SwiGLU: f = a·σ(a)·b, for a the gate --------------------------------------------------------------------
+  swiglu: {
+    buffers: { a: READ4, b: READ4, f: WRITE4 },
+    constants: { m4: "u32" },
+    threads: ({ m4 }) => m4,
+    code: "f[i] = a[i] * sigmoid4(a[i]) * b[i];",
+  },
+
+  // Backward: a and b become the gradients at a and b, for the gradient g at f.
+  swigluBackward: {
+    buffers: { g: READ4, a: WRITE4, b: WRITE4 },
+    constants: { m4: "u32" },
+    threads: ({ m4 }) => m4,
+    code: `
+      let gate = a[i];
+      let s = sigmoid4(gate);
+      a[i] = g[i] * b[i] * s * (1.0 + gate * (1.0 - s));
+      b[i] = g[i] * gate * s;`,
   },
 
   // ---- The residual stream: y += x. Its backward pass is empty: the gradient passes through unchanged. -----------
@@ -483,6 +541,8 @@ fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000
 
 // Beyond ±10, tanh is ±1 in float32, and its exponentials may overflow.
 fn tanh4(x: vec4f) -> vec4f { return tanh(clamp(x, vec4f(-10.0), vec4f(10.0))); }
+
+fn sigmoid4(x: vec4f) -> vec4f { return 1.0 / (1.0 + exp(clamp(-x, vec4f(-80.0), vec4f(80.0)))); }
 `;
 
 // What the 64 threads of a workgroup compute together. At a barrier, each thread waits for all others.

@@ -1,13 +1,58 @@
-// A model's weights as the GPU reads them: float16 or float32, each row padded with zeros to a multiple of four.
+// Weights from a file into the GPU's memory: float16 or float32, each row padded with zeros to a multiple of four.
 import { LabError } from "../errors.js";
 import { halfToFloat, numbersOf } from "../files/safetensors.js";
 
+const AT_ONCE = 2 ** 22; // numbers that are uploaded at once
 const LARGEST = 65520; // from here on, float16 rounds to infinity
 
-// Puts the weights of a file, see `openModel`, into the form of the GPU. Afterwards `rounded` says whether float16 has
-// changed any of them.
-export class Packer {
-  rounded = false;
+// Takes the weights of a model out of `tensors`, see `openModel`. Afterwards `rounded` says whether float16 has changed
+// any of them.
+export class Loader {
+  constructor(gpu, tensors, news) {
+    Object.assign(this, { gpu, tensors, news, rounded: false, done: 0 });
+    this.all = Object.values(tensors).reduce((sum, { bytes }) => sum + bytes, 0);
+  }
+
+  // In float32.
+  vector(name) {
+    return this.tensor(name, false);
+  }
+
+  // A weight, which lies here as in the file: W (d, k), or, if `transposed`, Wᵀ (k, d).
+  async matrix(name, transposed = false) {
+    const [rows, columns] = this.tensors[name].shape;
+    const [d, k] = transposed ? [columns, rows] : [rows, columns];
+    return { name, transposed, d, k, W: await this.table(name) };
+  }
+
+  // A matrix of which single rows are read.
+  table(name) {
+    return this.tensor(name, this.gpu.half);
+  }
+
+  numbers(values) {
+    const tensor = this.gpu.alloc(values.length);
+    this.gpu.write(tensor, values);
+    return tensor;
+  }
+
+  // All rows and columns padded to fours.
+  async tensor(name, half) {
+    const { dtype, shape, read } = this.tensors[name];
+    const columns = shape.at(-1);
+    const rows = shape.length === 1 ? 1 : shape[0];
+    const stride = padded(columns);
+    const count = (rows === 1 ? 1 : padded(rows)) * stride;
+    const tensor = this.gpu.alloc(half ? count / 2 : count);
+    const [lines, atOnce] = rows === 1 ? [shape[0], shape[0]] : [rows, Math.ceil(AT_ONCE / columns)];
+    for (let row = 0; row < lines; row += atOnce) {
+      const bytes = await read(row, Math.min(atOnce, lines - row));
+      this.gpu.write(tensor, this.packed(name, dtype, bytes, columns, half), (half ? 2 : 4) * row * stride);
+      this.done += bytes.byteLength;
+      this.news(Math.min(1, this.done / this.all));
+    }
+    return tensor;
+  }
 
   // Rows of a tensor, raw `bytes` of the file, as an array that can be written into a buffer.
   packed(name, dtype, bytes, columns, half) {
@@ -15,9 +60,9 @@ export class Packer {
     if (!numbers.every(half ? finiteHalf : Number.isFinite)) {
       throw new LabError(`model.safetensors: ${name} contains NaN or infinity.`);
     }
-    if (columns % 4 === 0) return numbers;
+    const stride = padded(columns);
+    if (stride === columns) return numbers;
     const rows = numbers.length / columns;
-    const stride = 4 * Math.ceil(columns / 4);
     const out = new numbers.constructor(rows * stride);
     for (let row = 0; row < rows; row++) {
       out.set(numbers.subarray(row * columns, (row + 1) * columns), row * stride);
@@ -37,6 +82,10 @@ export class Packer {
     this.rounded ||= halves.some((half, i) => halfToFloat(half) !== numbers[i]);
     return halves;
   }
+}
+
+function padded(count) {
+  return 4 * Math.ceil(count / 4);
 }
 
 function finiteHalf(bits) {

@@ -1,7 +1,6 @@
 // Where the model is computed: on the reader's GPU, or on the processor.
 
-import { GPT2 } from "../cpu/gpt2.js";
-import { Llama } from "../cpu/llama.js";
+import { CPUModel } from "../cpu/model.js";
 import { LabError } from "../errors.js";
 import { findGPU } from "../gpu/gpu.js";
 import { GPUModel } from "../gpu/model.js";
@@ -19,8 +18,6 @@ async function load(wanted, made, news) {
     throw new LabError(`The device must be "webgpu" or "wasm", not ${JSON.stringify(wanted)}.`);
   }
   if (wanted === "wasm") return onProcessor(made, news, "");
-  if (made.source.config.family === "llama")
-    return onProcessor(made, news, "A Llama runs on the processor only.");
   try {
     return await onGPU(made, news, wanted === "webgpu");
   } catch (error) {
@@ -29,9 +26,8 @@ async function load(wanted, made, news) {
   }
 }
 
-async function onProcessor({ source, wasm, exact }, news, why) {
-  const Family = { gpt2: GPT2, llama: Llama }[source.config.family];
-  const model = await new Family(source.config, wasm).load(source.tensors, exact, news);
+async function onProcessor({ source, ...how }, news, why) {
+  const model = await CPUModel.load(source, how, news);
   return Object.assign(model, { device: { kind: "wasm", name: "", why } });
 }
 

@@ -27,9 +27,7 @@ ELSEWHERE = ("prompt", "completion", "chosen", "rejected", "system", "functions"
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str]:
@@ -301,9 +299,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The template of a chat
-# ---------------------------------------------------------------------------------------------------------------
+# --- the template of a chat -----------------------------------------------------------------------
 
 
 def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> list[int]:

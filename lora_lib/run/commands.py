@@ -158,9 +158,7 @@ def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
             raise ValueError(f"there is no setting {prefix}{name}.{near} Expected one of {', '.join(known)}")
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# What is read
-# ---------------------------------------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------------------
 
 
 def read_parts(config: RunConfig) -> Splits[Record]:
@@ -187,9 +185,7 @@ def _read(path: str, config: RunConfig) -> list[Record]:
     return read_records(path, config.ask or None, config.answer or None)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The commands
-# ---------------------------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 def train(config: RunConfig) -> History:
