@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lora_lib.layers.adapted import MergingLayer, NoSingleWeight, check_rank, linear_shape, transposed, weight_of
+from lora_lib.layers.adapted import AdaptedLayer, NoSingleWeight, check_rank, linear_shape, transposed, weight_of
 from lora_lib.layers.fused import fused, rate_if_fusible
 
 
@@ -137,7 +137,7 @@ class LoRA(nn.Module):
         return f"d={d}, k={k}, r={r}, s={self.scale:g}"
 
 
-class LoRALinear(MergingLayer):
+class LoRALinear(AdaptedLayer):
     """A frozen linear layer `base` plus those of its bypasses, `adapters`, that are active.
 
     `base` is an nn.Linear, weight (k, d), or Hugging Face's Conv1D, weight (d, k). It is wrapped, not copied, and its

@@ -1,6 +1,7 @@
-"""What the lab costs, beside PyTorch on one thread: benchmarks/results/lab.csv.
+"""What the lab costs, beside PyTorch on one thread: benchmarks/results/lab.csv, and the chat model's page.
 
     python tools/measure_lab.py
+    python tools/measure_lab.py chat    # SmolLM2, printed only
 
 CPU time of a training step and of a written token (both sides in turns, in one run), how much faster two workers are
 than one, the memory that the tab held, and the size of the page. PyTorch's step is measured with all vectors that the
@@ -26,16 +27,24 @@ from typing import Any
 
 import build_lab
 import print_book
+import record_chat
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 from torch import Tensor
 
 from lora_lib import GPT2Model, get_peft_model, load_pretrained
+from lora_lib.run import load_any
 
 OUT = build_lab.ROOT / "benchmarks" / "results" / "lab.csv"
 ROWS, WINDOW, RANK, ALPHA = 4, 64, 8, 16  # what the page begins with: a step of 4 × 64 tokens, all linear layers
 HIGH_RANK = 64
-KINDS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+MINI, SMOLLM2 = "gpt2-mini", "smollm2"
+KINDS = {
+    MINI: ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+    SMOLLM2: [
+        f"{part}_proj" for part in "self_attn.q self_attn.k self_attn.v self_attn.o mlp.gate mlp.up mlp.down".split()
+    ],
+}
 STEPS = 4  # of each side in a round
 TOKENS = 120  # written in a round
 # What holds PyTorch, and the libraries that compute its products, to shorter vectors: AVX2 has 8 numbers, SSE 4.2 has 4
@@ -56,6 +65,8 @@ WITH_PROBE = """async ([source, relaxed]) => {
 class Engine:
     """The lab's worker in a separate page, with the jobs of lab/worker/probe.js added."""
 
+    model = MINI
+
     def __init__(self, browser: Browser, site: Path, relaxed: bool = True) -> None:
         self.relaxed = relaxed
         self.tab: Page = browser.new_page()
@@ -66,6 +77,21 @@ class Engine:
         """A job's answer. JSON both ways: playwright is slow with long lists."""
         script = "async ([job, what]) => JSON.stringify((await engine.ask(job, JSON.parse(what))) ?? null)"
         return json.loads(self.tab.evaluate(script, [job, json.dumps(what)]))
+
+
+class ChatEngine(Engine):
+    """The same in the chat model's page, with SmolLM2 from beside it."""
+
+    model = SMOLLM2
+
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.tab = browser.new_page()
+        self.tab.goto(f"{address}chat.html")
+        replace = "source => { const { worker } = Lab; Lab.worker = parts => worker({ ...parts, source }); }"
+        self.tab.evaluate(replace, build_lab.bundle("worker/probe.js"))
+        self.tab.click("#lab-load")
+        self.tab.wait_for_function("Lab.chat.pace > 0", timeout=600_000)
+        self.tab.evaluate("window.engine = Lab.chat.engine")
 
 
 def renderers(browser: Browser) -> dict[int, float]:
@@ -104,9 +130,9 @@ def step_ids() -> Tensor:
 class PyTorch:
     """The training steps in PyTorch on one thread, in another process with these environment variables."""
 
-    def __init__(self, rank: int, environment: dict[str, str]) -> None:
+    def __init__(self, model: str, rank: int, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "steps", str(rank)],
+            [sys.executable, __file__, "steps", model, str(rank)],
             env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -122,10 +148,10 @@ class PyTorch:
         self.process.communicate()
 
 
-def answer_steps(rank: int) -> None:
+def answer_steps(name: str, rank: int) -> None:
     """For each line of the input, train for STEPS steps and print their CPU seconds: the other side of `PyTorch`."""
     torch.set_num_threads(1)
-    base, _ = load_pretrained("gpt2-mini")
+    base, _ = load_any(name)
     model = get_peft_model(base, "all-linear", lora_rank=rank, lora_alpha=ALPHA)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
@@ -133,7 +159,8 @@ def answer_steps(rank: int) -> None:
     for _ in sys.stdin:
         before = time.process_time()
         for rows in ids:
-            logits = model(rows[:, :-1])
+            output = model(rows[:, :-1])
+            logits = output if isinstance(output, Tensor) else output.logits
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
@@ -145,9 +172,9 @@ def step_cost(
     engine: Engine, browser: Browser, rank: int, vectors: dict[str, dict[str, str]], rounds: int = 8
 ) -> dict[str, float]:
     """CPU milliseconds of a training step in the lab and in PyTorch, by its vectors; the medians of their ratios."""
-    lora = {"r": rank, "alpha": ALPHA, "kinds": KINDS}
+    lora = {"r": rank, "alpha": ALPHA, "kinds": KINDS[engine.model]}
     batches = [[row[:, :-1].tolist(), row[:, 1:].tolist()] for row in step_ids()]
-    peers = {name: PyTorch(rank, environment) for name, environment in vectors.items()}
+    peers = {name: PyTorch(engine.model, rank, environment) for name, environment in vectors.items()}
     lab = in_browser(browser, lambda: engine.ask("stepsOf", lora=lora, batches=batches, rate=1e-3))
     times = in_turns({"lab": lab, **{name: peer.steps for name, peer in peers.items()}}, rounds)
     for peer in peers.values():
@@ -191,7 +218,7 @@ def speed_up(engine: Engine, workers: int = 2, runs: int = 5) -> float:
     """How many times as fast as one worker some are, by the clock: the median of several runs."""
     settings = {
         "text": "The lamp is on the table, and the table is by the door. " * 40, "prompt": "The", "batch": ROWS,
-        "r": RANK, "alpha": ALPHA, "kinds": KINDS,
+        "r": RANK, "alpha": ALPHA, "kinds": KINDS[engine.model],
         "rate": 1e-3, "steps": 8, "patience": 100, "workers": workers,
     }  # fmt: skip
     return statistics.median(engine.tab.evaluate(SPEED_UP, settings) for _ in range(runs))
@@ -212,6 +239,27 @@ def peak_megabytes(browser: Browser) -> float:
     """The most memory that the tab's process ever held."""
     status = [Path(f"/proc/{process}/status").read_text() for process in renderers(browser)]
     return max(int(text.split("VmHWM:")[1].split()[0]) for text in status) / 1e3
+
+
+def measure_chat() -> None:
+    """Print what SmolLM2 costs in the chat model's page."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        build_lab.write_site(Path(folder))
+        browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
+        with record_chat.served(Path(folder)) as address:
+            engine = ChatEngine(browser, address)
+            loaded = engine.ask("memory")
+            step = step_cost(engine, browser, RANK, {"": {}}, rounds=3)
+            write = in_browser(browser, lambda: engine.ask("greedy", prompt="Once upon a time", count=TOKENS))
+            token = 1000 * statistics.median(in_turns({"lab": write}, 3)["lab"]) / TOKENS
+            trained = engine.ask("memory")
+            faster = speed_up(engine, runs=3)
+        browser.close()
+    milliseconds = f"{step['step_ms']:.0f} ms, PyTorch on one thread {step['pytorch_step_ms']:.0f} ms"
+    print(f"a {ROWS} × {WINDOW} step of SmolLM2, rank {RANK}: {milliseconds}, {step['ratio']:.2f} times")
+    print(f"two workers: {faster:.2f} times as fast as one")
+    print(f"memory: {loaded:.0f} MB once a step was measured, {trained:.0f} MB in training")
+    print(f"a token: {token:.1f} ms")
 
 
 def main() -> None:
@@ -245,6 +293,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["steps"]:
-        answer_steps(int(sys.argv[2]))
+        answer_steps(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:] == ["chat"]:
+        measure_chat()
     else:
         main()

@@ -1,10 +1,14 @@
-"""The whole book on paper: the built pages, joined into one and printed by the reader's own Chromium.
+"""The whole book on paper, or one page: the built pages, joined into one and printed by the reader's own Chromium.
 
     make pdf
+    make paper
 
 Joins what `make book` has built, in the order of the table of contents, with one table of contents in
 front and every link between pages turned into a link within the file. Knobs stand where they start, folded
 answers and solutions are open, and code that the pages fold away is left out. The pages then get a link to the file.
+
+With `--page` that page alone is printed, as a paper: without what it folds away, and with the entries of the
+bibliography that it cites. The page gets a link to the file.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ WEB_ONLY = """.headerlink, .copybtn, .start-buttons, details.fold:not(.claim), d
 ROOT_FILE = "book/intro.html"
 TITLE = "The LoRA book"
 FILE = "lora-book.pdf"
+REFERENCES = "book/bibliography.html"
 COLOURS = re.compile(r'<style class="drawn-colours">.*?</style>')
 NAVIGATION = re.compile(r'<nav class="bd-links.*?</nav>', re.DOTALL)
 FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
@@ -53,6 +58,16 @@ body { background: #fff }
 :is(figure, img, .admonition-title, tr, div.math) { break-inside: avoid }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 details > summary { list-style: none }
+"""
+PAPER = """
+@page { margin: 16mm 18mm }
+html { font-size: 9pt; --pst-font-size-base: 9pt }
+h1 { font-size: 1.7rem }
+h2 { font-size: 1.2rem; margin: .8rem 0 .3rem }
+.bd-article p { margin-bottom: .5rem }
+.knob img, .knob svg { max-height: 78mm; width: auto }
+.bd-article table { font-size: .85em }
+.bd-article .citation-list, .bd-article dl.citation { font-size: .9em }
 """
 
 
@@ -96,23 +111,44 @@ def within(target: str, page: str, known: set[str]) -> str:
     return f"#{anchor(path, fragment)}" if path in known else path
 
 
-def join(html: Path) -> BeautifulSoup:
-    """All pages in one document."""
-    names = pages(html)
+def cited(html: Path, text: Tag) -> list[Tag]:
+    """The entries of the bibliography that a page's text links to, in its order."""
+    ids = {urldefrag(a["href"]).fragment for a in text.select("a[href*='bibliography.html#']")}
+    entries = BeautifulSoup((html / REFERENCES).read_bytes(), "html.parser").select("div.citation")
+    return [entry for entry in entries if entry.get("id") in ids]
+
+
+def paper(html: Path, page: str) -> Tag:
+    """One page's text without what it folds away, and the references that it cites."""
+    source = BeautifulSoup((html / page).read_bytes(), "html.parser").find("article")
+    text = article(html, page, {page})
+    for tag in text.select("details, .cell_input, .paper-pdf"):
+        tag.decompose()
+    for section in [tag for tag in text.find_all("section") if not tag.find(["p", "table", "img", "svg"])]:
+        section.decompose()
+    text.append(BeautifulSoup("<h2>References</h2>", "html.parser"))
+    text.extend(cited(html, source))
+    return text
+
+
+def join(html: Path, page: str | None = None) -> BeautifulSoup:
+    """All pages in one document, or one page as a paper."""
+    names = [page] if page else pages(html)
     out = BeautifulSoup((html / names[0]).read_bytes(), "html.parser")  # the links to styles are the same in every head
     heads = [(html / name).read_text(encoding="utf8").partition("</head>")[0] for name in names]
     colours = BeautifulSoup("".join(match for head in heads for match in COLOURS.findall(head)), "html.parser")
-    out.title.string = TITLE
+    articles = [paper(html, page)] if page else [article(html, name, set(names)) for name in names]
+    out.title.string = articles[0].find("h1").get_text(strip=True).rstrip("#") if page else TITLE
     for tag in out.head.find_all(["link", "script"]):
         if "stylesheet" in tag.get("rel", []):
             tag["href"] = within(tag["href"], names[0], set())
         else:
             tag.decompose()
     out.head.extend(list(colours))
-    out.head.append(out.new_tag("style", string=STYLE))
+    out.head.append(out.new_tag("style", string=STYLE + PAPER if page else STYLE))
     out.body.clear()
-    articles = [article(html, name, set(names)) for name in names]
-    out.body.append(contents(out, articles))
+    if not page:
+        out.body.append(contents(out, articles))
     main = out.new_tag("main", attrs={"class": "bd-content"})
     main.extend(articles)
     out.body.append(main)
@@ -163,13 +199,13 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def print_to(html: Path, pdf: Path) -> None:
-    """Print the joined book into one file."""
+def print_to(html: Path, pdf: Path, page: str | None = None) -> None:
+    """Print the joined book, or one page, into one file."""
     browser = find_browser()
     if browser is None:
         sys.exit(NO_BROWSER)
     joined = html / "print.html"  # beside the pages, so that its pictures and scripts are found
-    joined.write_text(str(join(html)), encoding="utf8")
+    joined.write_text(str(join(html, page)), encoding="utf8")
     foot = '<p style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></p>'
     try:
         with serve(html) as address, sync_playwright() as playwright:
@@ -197,14 +233,26 @@ def link_to(html: Path, pdf: Path) -> None:
         page.write_text(re.sub(NAVIGATION, rf"\g<0>{link}", text, count=1), encoding="utf8")
 
 
+def link_from(html: Path, page: str, pdf: Path) -> None:
+    """Put the file beside its page, and a link to it below the page's heading."""
+    shutil.copy(pdf, (html / page).parent / pdf.name)
+    text = re.sub(r'<p class="paper-pdf">.*?</p>', "", (html / page).read_text(encoding="utf8"))
+    link = f'<p class="paper-pdf"><a href="{pdf.name}">This page as a paper (PDF)</a></p>'
+    (html / page).write_text(text.replace("</h1>", f"</h1>{link}", 1), encoding="utf8")
+
+
 def main() -> None:
     """Parse the command line and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("html", type=Path, help="the folder of built pages")
     parser.add_argument("pdf", type=Path, help="the file to write")
+    parser.add_argument("--page", help="print this page alone, as a paper: its path below the folder")
     args = parser.parse_args()
-    print_to(args.html, args.pdf)
-    link_to(args.html, args.pdf)
+    print_to(args.html, args.pdf, args.page)
+    if args.page:
+        link_from(args.html, args.page, args.pdf)
+    else:
+        link_to(args.html, args.pdf)
     print(f"{args.pdf}: {args.pdf.stat().st_size / 1e6:.1f} MB")
 
 

@@ -24,12 +24,10 @@ from playwright.sync_api import Page, sync_playwright
 
 PIECE = build_lab.LAB / "page" / "chat_piece.html"
 OUT = build_lab.LAB / "page" / "chat_recorded.html"
-ROWS = 3  # of each heading
 LONG = 1_200_000  # milliseconds
 SEEN = """() => ({
   questions: [Lab.chat.lesson.heldOut[0].question, "What is the capital of France?"],
-  ended: document.getElementById("lab-train-status").textContent,
-  samples: Lab.chat.samples, pairs: Lab.chat.lesson.pairs.length,
+  samples: Lab.chat.samples, kept: Lab.chat.kept, pairs: Lab.chat.lesson.pairs.length,
   groups: Lab.answers.groups.map(({ name, about, counted, places }) => ({
     head: `${name}?`, said: `${about}. ${counted.textContent}`,
     rows: places.map(({ pair, base, adapted }) => [pair.question, base, adapted]),
@@ -79,10 +77,11 @@ def recording(seen: dict[str, Any]) -> dict[str, Any]:
     settings = "rank {train-rank}, α {train-alpha}, rate {rate}, {steps} steps".format(**seen["settings"])
     learned = f"SmolLM2-135M-Instruct learns a pirate's voice from {seen['pairs']} answers, in a browser"
     return {
-        "about": f"{learned}: {settings}. {seen['ended']}",
+        "about": f"{learned}: {settings}.",
+        "kept": seen["kept"],
         "questions": seen["questions"],
         "samples": [{"at": one["at"], "answers": [one["sample"], one["known"]]} for one in seen["samples"]],
-        "groups": [{**group, "rows": group["rows"][:ROWS]} for group in seen["groups"]],
+        "groups": seen["groups"],
     }
 
 

@@ -134,7 +134,7 @@ def light_knob(html: str, seen: set[str]) -> tuple[str, list[str]]:
     def data(match: re.Match[str]) -> str:
         kept = json.loads(match[2])
         bodies = kept.get("bodies", [])
-        if any(body.startswith("<img") for body in bodies):
+        if any(PICTURE.search(body) for body in bodies):
             later.extend(PICTURE.sub(lambda m: in_page(m, {}), body) for body in bodies)
             packed = "".join(later).encode()
             kept["bodies"], kept["later"] = [], hashlib.sha256(packed).hexdigest()[:8]

@@ -4,29 +4,14 @@
 // 4 bytes "GGUF", the version, the counts of tensors and of fields; each field: its name, its type, its value; each tensor:
 // its name, its sides (the shortest step first), its type, where it begins; then, aligned, the numbers.
 import { LabError } from "../errors.js";
-import { LLAMA_KINDS, layerShapes } from "../model/layers.js";
+import { LLAMA_KINDS } from "../model/layers.js";
+import { checkTemplate, llamaConfig, llamaShapes } from "./llama_files.js";
 import { halfToFloat } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
 import { fromVocabulary } from "./tokenizer_files.js";
 
-const MOST_CONTEXT = 1024; // tokens: each takes memory for as long as the model is there
 const LONGEST_HEADER = 64e6; // bytes
 const SPECIAL = 3; // the type of a token that stands for no letters
-
-// How SmolLM2 writes a chat. Other templates are refused, as only this one is rendered, see `chatText`.
-const TEMPLATE =
-  "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" +
-  "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}" +
-  "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}" +
-  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-const SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
-
-// A chat as the model reads it, [{role, content}], up to where its answer begins.
-export function chatText(messages) {
-  const all = messages[0].role === "system" ? messages : [{ role: "system", content: SYSTEM }, ...messages];
-  const turns = all.map(({ role, content }) => `<|im_start|>${role}\n${content}<|im_end|>\n`);
-  return `${turns.join("")}<|im_start|>assistant\n`;
-}
 
 // ---- Kinds of numbers ----------------------------------------------------------------------------------------------
 
@@ -185,13 +170,9 @@ export async function openGguf(blob) {
   const { fields, tensors: found, begin } = await headerOf(blob);
   const config = readConfig(fields, found);
   const tokenizer = readTokenizer(fields, config);
-  if (fields["tokenizer.chat_template"] !== TEMPLATE) {
-    throw new LabError(
-      "This GGUF file has another chat template than SmolLM2-Instruct, the only one that the lab writes.",
-    );
-  }
+  checkTemplate(fields["tokenizer.chat_template"], "This GGUF file");
   const tensors = {};
-  for (const [name, shape] of Object.entries(tensorShapes(config))) {
+  for (const [name, shape] of Object.entries(llamaShapes(config))) {
     tensors[name] = tensorIn(blob, begin, found, name, shape, config);
   }
   return { config, tokenizer, tensors };
@@ -208,48 +189,30 @@ function readConfig(fields, found) {
     throw new LabError(`This GGUF file does not say llama.${field}, a whole number above 0.`);
   };
   const [C, H] = [size("embedding_length"), size("attention.head_count")];
-  const config = {
-    family: "llama",
+  checkFields(fields, found);
+  return llamaConfig({
     C,
     H,
     K: size("attention.head_count_kv", H),
     D: size("attention.key_length", C / H),
     V: found["token_embd.weight"]?.sides[1] ?? 0,
     depth: size("block_count"),
-    context: Math.min(MOST_CONTEXT, size("context_length")),
+    context: size("context_length"),
     inner: size("feed_forward_length"),
     epsilon: fields["llama.attention.layer_norm_rms_epsilon"],
     theta: fields["llama.rope.freq_base"] ?? 10000,
     endOfText: fields["tokenizer.ggml.eos_token_id"] ?? null,
-  };
-  checkSizes(config, fields, found);
-  return config;
+  });
 }
 
-function checkSizes({ C, H, K, D, inner, epsilon }, fields, found) {
-  if (H % K || C % 8 || inner % 8 || D % 8) {
-    throw new LabError(
-      `This Llama has a width of ${C}, an MLP of ${inner}, and heads of ${D}: the lab needs multiples of 8. Its ${H} ` +
-        `heads of queries must share ${K} heads of keys evenly.`,
-    );
-  }
+function checkFields(fields, found) {
+  const epsilon = fields["llama.attention.layer_norm_rms_epsilon"];
   if (!(epsilon > 0 && epsilon < 1)) {
     throw new LabError("This GGUF file does not say llama.attention.layer_norm_rms_epsilon.");
   }
   const scaled = Object.keys(fields).find(name => name.startsWith("llama.rope.scaling"));
   const strange = scaled ?? ["output.weight", "rope_freqs.weight"].find(name => name in found);
   if (strange) throw new LabError(`This GGUF file has ${strange}, which the lab does not compute.`);
-}
-
-function tensorShapes(config) {
-  const { C, V, depth } = config;
-  const shapes = { "model.embed_tokens.weight": [V, C], "model.norm.weight": [C] };
-  for (let l = 0; l < depth; l++) {
-    for (const norm of ["input_layernorm", "post_attention_layernorm"])
-      shapes[`model.layers.${l}.${norm}.weight`] = [C];
-  }
-  for (const [name, { d, k }] of Object.entries(layerShapes(config))) shapes[`model.${name}.weight`] = [k, d];
-  return shapes;
 }
 
 // A tensor whose `read(first, rows)` gives float32, as `openSafetensors` has them.

@@ -4,10 +4,12 @@ import { LabError } from "../errors.js";
 import { readModelConfig } from "../model/config.js";
 import { layerShapes } from "../model/layers.js";
 import { openGguf } from "./gguf.js";
+import { openLlama } from "./llama_files.js";
 import { checkFloats, openSafetensors } from "./safetensors.js";
 import { readTokenizer } from "./tokenizer_files.js";
 
 export const GGUF = "model.gguf"; // a chat model, whole, under this name
+export const TEMPLATE = "chat_template.jinja"; // beside the other files of a chat model
 
 const FEWEST = 0.95; // of a model's tokens: some models have room for a few more than their tokenizer has
 // Buffers that older files have, and the head, which is the embedding.
@@ -15,9 +17,10 @@ const LEFT_OUT = /(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$/;
 
 // `files`: {name: Blob, ArrayBuffer or string}. Returns {config, tokenizer, tensors}: `tensors` are those that a GPT-2
 // of this config has, by name without "transformer.", see `openSafetensors`; their numbers are not read yet.
-// A GGUF file is all in one, see gguf.js. Throws LabError if a file is missing, or does not fit the config.
+// A GGUF file is all in one, see gguf.js; with a chat template the files are a Llama's, see llama_files.js. Throws LabError if a file is missing, or does not fit the config.
 export async function openModel(files) {
   if (files[GGUF]) return openGguf(blobOf(files, GGUF));
+  if (files[TEMPLATE]) return openChat(files);
   const config = readModelConfig(await textOf(files, "config.json"));
   const tokenizer = await readTokenizer(name => (files[name] ? textOf(files, name) : null), config);
   const { tensors: found } = await openSafetensors(blobOf(files, "model.safetensors"));
@@ -29,6 +32,13 @@ export async function openModel(files) {
     );
   }
   return { config, tokenizer, tensors };
+}
+
+async function openChat(files) {
+  const names = { config: "config.json", tokenizer: "tokenizer.json", template: TEMPLATE };
+  const texts = {};
+  for (const [part, name] of Object.entries(names)) texts[part] = await textOf(files, name);
+  return openLlama(texts, blobOf(files, "model.safetensors"));
 }
 
 function blobOf(files, name) {

@@ -94,11 +94,13 @@ export async function reserve(id) {
   return (await transact("readwrite", "Keeping adapters", abouts => abouts.add({ id }))) !== false;
 }
 
-// Keep an adapter under `about.id`, which is reserved, or in place of an earlier state of it.
+// Keep an adapter, {file name: bytes}, under `about.id`, or in place of an earlier state of it.
 export function keep(about, files) {
+  const whole = Object.entries(files).map(([name, bytes]) => [name, new Uint8Array(bytes).slice().buffer]);
+  const bytes = whole.reduce((total, [, file]) => total + file.byteLength, 0);
   const put = (abouts, allFiles) => {
-    abouts.put(about);
-    return allFiles.put(files, about.id);
+    abouts.put({ ...about, bytes, created: Date.now() });
+    return allFiles.put(Object.fromEntries(whole), about.id);
   };
   return transact("readwrite", `Keeping “${about.title}”`, put, WRITING);
 }

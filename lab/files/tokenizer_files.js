@@ -4,6 +4,7 @@ import { jsonOf } from "./json.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const END_OF_TEXT = "<|endoftext|>";
+const TOKENIZER = "tokenizer.json";
 
 // `read(name)`: a promise of a file's text, or null where there is none. Throws LabError if the files are not those of
 // a GPT-2's tokenizer, or have tokens that the model does not know.
@@ -71,8 +72,31 @@ export function fromVocabulary(vocabulary, merges, file, special = [END_OF_TEXT]
   return { tokens, rankOf, endOfText: vocabulary[END_OF_TEXT] ?? null };
 }
 
-function fromTokenizerJson({ model, pre_tokenizer: cut, normalizer, added_tokens: added = [] }) {
-  const gpt2 =
+function fromTokenizerJson(json) {
+  const { vocabulary, merges, added } = bytePairs(json, "a GPT-2");
+  const parts = fromVocabulary(vocabulary, merges, TOKENIZER);
+  const end = added.find(({ content }) => content === END_OF_TEXT)?.id;
+  return { ...parts, endOfText: parts.endOfText ?? end ?? null };
+}
+
+// The tokenizer of a chat model: its special tokens are cut out of a text, and digits may be pieces, as SmolLM2's are.
+export function readChatTokenizer(json, { endOfText, V }) {
+  const first = json.pre_tokenizer?.pretokenizers?.[0];
+  const digits = first?.type === "Digits" && first.individual_digits === true;
+  const cut = digits ? json.pre_tokenizer.pretokenizers[1] : json.pre_tokenizer;
+  const { vocabulary, merges, added } = bytePairs({ ...json, pre_tokenizer: cut }, "SmolLM2");
+  const special = Object.fromEntries(
+    added.filter(one => one.special).map(({ content, id }) => [content, id]),
+  );
+  const parts = fromVocabulary(vocabulary, merges, TOKENIZER, Object.keys(special), false);
+  if ([...parts.tokens.values(), ...Object.values(special)].some(id => id >= V)) {
+    throw new LabError(`${TOKENIZER} has tokens beyond the model's ${V}: do the files belong together?`);
+  }
+  return new Tokenizer({ ...parts, special, digits, endOfText });
+}
+
+function bytePairs({ model, pre_tokenizer: cut, normalizer, added_tokens: added = [] }, whose) {
+  const known =
     model?.type === "BPE" &&
     model.vocab &&
     Array.isArray(model.merges) &&
@@ -80,11 +104,9 @@ function fromTokenizerJson({ model, pre_tokenizer: cut, normalizer, added_tokens
     !cut.add_prefix_space &&
     cut.use_regex !== false &&
     !normalizer;
-  if (!gpt2) throw new LabError("tokenizer.json is not that of a GPT-2 (byte-level BPE).");
+  if (!known) throw new LabError(`${TOKENIZER} is not that of ${whose} (byte-level BPE).`);
   const merges = model.merges.map(merge => (Array.isArray(merge) ? merge.join(" ") : merge));
-  const parts = fromVocabulary(model.vocab, merges, "tokenizer.json");
-  const end = added.find(({ content }) => content === END_OF_TEXT)?.id;
-  return { ...parts, endOfText: parts.endOfText ?? end ?? null };
+  return { vocabulary: model.vocab, merges, added };
 }
 
 // Each byte as the letter that GPT-2's files write for it: those that can be seen as they are, the others from 256 on.

@@ -1,9 +1,12 @@
 // The page of the chat model: load it, teach it, ask it, take the adapter home.
 import { LabError } from "../errors.js";
-import { chatText } from "../files/gguf.js";
+import { chatText } from "../files/llama_files.js";
+import { GGUF } from "../files/model_files.js";
 import { zip } from "../files/zip.js";
+import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
-import { fetchModel, isServed, memoryWords } from "./chat_file.js";
+import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
+import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
 import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
 import { $, say } from "./state.js";
@@ -15,13 +18,15 @@ const EVERY = 10; // steps between two measurements, which cost about one step e
 
 const chat = {
   engine: null,
-  blob: null,
+  files: null, // what the model was loaded from
   adapter: null, // {name, r} of the one that was trained
   safe: null, // {name, files}: the best of the run so far
   training: false,
   pace: 0, // milliseconds of a step
-  lesson: null, // of the run: {pairs, heldOut, follows}
+  asking: false,
+  lesson: null, // of the run: {title, pairs, heldOut, follows}
   samples: [], // {at, heldOut, prose, sample, known}
+  kept: 0, // the step whose adapter is used
   view() {
     const { name } = this.adapter ?? {};
     return (
@@ -35,7 +40,8 @@ const answers = new Answers(chat);
 
 let stopLoading = null;
 
-async function load(blobOf, name) {
+// `filesOf(progress, signal)`: the model's files; `model`: what its adapters are kept under.
+async function load(filesOf, name, model = name) {
   stopLoading = new AbortController();
   loading(true);
   try {
@@ -43,11 +49,14 @@ async function load(blobOf, name) {
     const progress = share => {
       $("progress").value = share;
     };
-    const blob = await blobOf(progress, stopLoading.signal);
+    const files = await filesOf(progress, stopLoading.signal);
     say("status", "Unpacking the weights …");
-    await start(blob, name, progress);
+    await start(files, name, progress);
+    answers.clear();
+    chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
     await measurePace();
+    await open(await readKept(chat.model));
   } catch (error) {
     say(
       "status",
@@ -58,16 +67,16 @@ async function load(blobOf, name) {
   loading(false);
 }
 
-async function start(blob, name, progress) {
+async function start(files, name, progress) {
   const engine = new Engine(delivered.source, true);
   try {
-    await engine.load({ "model.gguf": blob }, { name, device: "wasm", news: ({ share }) => progress(share) });
+    await engine.load(files, { name, device: "wasm", news: ({ share }) => progress(share) });
   } catch (error) {
     engine.end();
     throw error;
   }
   chat.engine?.end();
-  Object.assign(chat, { engine, blob, name, adapter: null });
+  Object.assign(chat, { engine, files, name, adapter: null });
   engine.onEnd = error => lost(error);
 }
 
@@ -75,7 +84,7 @@ async function start(blob, name, progress) {
 async function lost(error) {
   say("status", `${error.message} The page starts another.`, true);
   try {
-    await start(chat.blob, chat.name, () => {});
+    await start(chat.files, chat.name, () => {});
     if (chat.safe) await take(await chat.engine.ask("keep", chat.safe));
     say(
       "status",
@@ -91,16 +100,32 @@ async function lost(error) {
 
 function loading(on) {
   $("load").disabled = on || !isServed();
-  $("gguf").disabled = on;
+  $("gguf").disabled = $("load-chosen").disabled = on;
   $("load-stop").hidden = $("progress").hidden = !on;
   enable();
 }
 
 function enable() {
   const ready = chat.engine && !chat.training;
-  for (const name of ["train", "ask"]) $(name).disabled = !ready;
+  for (const name of ["train", "open", "delete"]) $(name).disabled = !ready;
+  $("ask").disabled = !ready || chat.asking;
   for (const name of ["rank", "strength", "download"]) $(name).disabled = !(ready && chat.adapter);
   $("stop").disabled = !chat.training;
+}
+
+// Use an adapter that this browser has kept.
+async function open(about) {
+  if (!about) return;
+  try {
+    const { name, files, line } = await openKept(about);
+    await take(await chat.engine.ask("keep", { name, files }));
+    chat.safe = { name, files };
+    say("kept-status", line);
+    enable();
+    await answers.answerAll();
+  } catch (error) {
+    say("kept-status", error.message, true);
+  }
 }
 
 // ---- Teaching ------------------------------------------------------------------------------------------------------
@@ -112,7 +137,12 @@ const forModel = ({ question, answer }) => ({
 
 function lessonNow() {
   const set = SETS[$("set").value];
-  return { ...pairsOf($("pairs").value), follows: set?.text === $("pairs").value ? set.follows : null };
+  const same = set?.text === $("pairs").value;
+  return {
+    ...pairsOf($("pairs").value),
+    title: same ? set.title : "Your lines",
+    follows: same ? set.follows : null,
+  };
 }
 
 function settingsFor({ pairs, heldOut }) {
@@ -121,8 +151,11 @@ function settingsFor({ pairs, heldOut }) {
     if (value > 0 && value <= most) return value;
     throw new LabError(`${what} must be a number above 0, at most ${most}.`);
   };
-  const steps = number("steps", "Steps", 500);
-  if (!Number.isInteger(steps)) throw new LabError("Steps must be a whole number.");
+  const whole = (name, what, most) => {
+    const value = number(name, what, most);
+    if (Number.isInteger(value)) return value;
+    throw new LabError(`${what} must be a whole number.`);
+  };
   return {
     pairs: pairs.map(forModel),
     heldOut: heldOut.map(forModel),
@@ -133,7 +166,8 @@ function settingsFor({ pairs, heldOut }) {
     r: number("train-rank", "The rank", 192),
     alpha: number("train-alpha", "Alpha", 1e5),
     rate: number("rate", "The rate", 1),
-    steps,
+    steps: whole("steps", "Steps", 500),
+    workers: whole("workers", "Workers", ROWS),
     batch: ROWS,
     patience: Infinity,
   };
@@ -142,7 +176,7 @@ function settingsFor({ pairs, heldOut }) {
 // How long a step takes on this machine, before a run is started.
 async function measurePace() {
   say("train-status", "Measuring a step …");
-  chat.pace = await chat.engine.ask("pace", { settings: settingsFor(lessonNow()) });
+  chat.pace = await chat.engine.ask("pace", { settings: { ...settingsFor(lessonNow()), workers: 1 } });
   say("train-status", "");
   showPace();
 }
@@ -167,6 +201,8 @@ async function train() {
     const run = await chat.engine.ask("train", { name, settings }, { news: told });
     if (run.steps) {
       chat.safe = { name, files: run.files[name] };
+      chat.kept = run.best;
+      keepRun(aboutRun(run.r, settings, name, run.best), run.files[name], chat.model);
       await take(run);
     }
     say("train-status", ended(run), Boolean(run.diverged));
@@ -176,6 +212,12 @@ async function train() {
   chat.training = false;
   enable();
   if (chat.adapter) answers.show(chat.lesson, losses());
+}
+
+// What is said of the run's adapter, as the lab says it of its own; `at`: the step that it is from.
+function aboutRun(r, { alpha, rate, steps }, id, at, unfinished = false) {
+  const about = { id, title: chat.lesson.title, r, alpha, rate, steps, at, best: at, unfinished };
+  return { ...about, kinds: LLAMA_KINDS, losses: [], measured: chat.samples };
 }
 
 function ended({ steps, best, diverged }) {
@@ -194,17 +236,25 @@ async function take({ name, r }) {
   showSliders();
 }
 
-function hear({ step, loss, left, at, heldOut, prose, files, sample, known }, settings, name) {
-  if (step) {
-    const seconds = Math.ceil(left / 1000);
-    say("train-status", `Step ${step} of ${settings.steps}, loss ${loss.toFixed(2)}, ${seconds} s left.`);
-  }
-  if (files) chat.safe = { name, files };
+function hear(news, settings, name) {
+  const { step, at, heldOut, prose, files, sample, known } = news;
+  if (step) say("train-status", progressOf(news, settings));
   if (heldOut !== undefined) chat.samples.push({ at, heldOut, prose });
+  if (files) {
+    chat.safe = { name, files };
+    keepRun(aboutRun(settings.r, settings, name, at, true), files, chat.model);
+  }
   if (sample !== undefined) {
     Object.assign(chat.samples.at(-1), { sample, known });
     $("samples").append(sampleItem(chat.samples.at(-1)));
   }
+}
+
+function progressOf({ step, loss, left, speedUp, alone }, { steps }) {
+  const seconds = Math.ceil(left / 1000);
+  const faster =
+    speedUp && ` ${speedUp.workers} workers: ${(speedUp.alone / speedUp.together).toFixed(1)} × one.`;
+  return `Step ${step} of ${steps}, loss ${loss.toFixed(2)}, ${seconds} s left.${alone ?? faster ?? ""}`;
 }
 
 function sampleItem({ at, heldOut, prose, sample, known }) {
@@ -226,6 +276,21 @@ function losses() {
 }
 
 // ---- Asking, and home ----------------------------------------------------------------------------------------------
+
+async function ask() {
+  const question = $("question").value.trim();
+  if (!question) return say("room", "Type a question first.", true);
+  chat.asking = true;
+  enable();
+  try {
+    await answers.askNext(question);
+    $("question").value = "";
+  } catch (error) {
+    say("room", error.message, true);
+  }
+  chat.asking = false;
+  enable();
+}
 
 function showSliders() {
   $("rank-value").textContent = `${$("rank").value} of ${$("rank").max}`;
@@ -258,6 +323,20 @@ function showPairs() {
   }
 }
 
+// Say what the reader's own model takes, before it is loaded.
+async function chooseModel() {
+  $("load-chosen").hidden = true;
+  if (!$("gguf").files.length) return;
+  try {
+    const { files, title, words } = await chosenModel($("gguf").files);
+    say("chosen", words);
+    $("load-chosen").hidden = false;
+    $("load-chosen").onclick = () => load(async () => files, null, title);
+  } catch (error) {
+    say("chosen", `Not taken: ${error.message}`, true);
+  }
+}
+
 async function chooseFile() {
   const [file] = $("pairs-file").files;
   try {
@@ -269,8 +348,12 @@ async function chooseFile() {
 }
 
 function chooseSet() {
-  $("pairs").value = SETS[$("set").value].text;
+  const { text, rate, steps } = SETS[$("set").value];
+  $("pairs").value = text;
+  $("rate").value = rate;
+  $("steps").value = steps;
   showPairs();
+  showPace();
 }
 
 function begin() {
@@ -286,13 +369,18 @@ function begin() {
   const how = isServed() ? "98 MB, fetched once and kept by this browser." : file;
   say("status", lacking ? `This browser lacks ${lacking}.` : how);
   if (!lacking) loading(false);
-  $("load").addEventListener("click", () => load(fetchModel, NAME));
+  $("load").addEventListener("click", () => {
+    load(async (...how) => ({ [GGUF]: await fetchModel(...how) }), NAME);
+  });
   $("load-stop").addEventListener("click", () => stopLoading.abort());
-  $("gguf").addEventListener("change", () => load(async () => $("gguf").files[0], null));
+  $("gguf").addEventListener("change", chooseModel);
   $("set").addEventListener("change", chooseSet);
   $("pairs").addEventListener("input", showPairs);
   $("pairs-file").addEventListener("change", chooseFile);
   $("steps").addEventListener("input", showPace);
+  $("open").addEventListener("click", () => open(chosenKept()));
+  $("delete").addEventListener("click", () => deleteKept(chosenKept(), chat.model));
+  $("new-chat").addEventListener("click", () => answers.newChat());
   $("stop").addEventListener("click", () => chat.engine.ask("stop"));
   $("download").addEventListener("click", download);
   $("train-form").addEventListener("submit", event => {
@@ -301,7 +389,7 @@ function begin() {
   });
   $("ask-form").addEventListener("submit", event => {
     event.preventDefault();
-    answers.askOwn($("question").value);
+    ask();
   });
   for (const slider of ["rank", "strength"]) {
     $(slider).addEventListener("input", () => {
@@ -310,10 +398,11 @@ function begin() {
     });
   }
   window.addEventListener("beforeunload", event => {
-    if (chat.training || chat.adapter) event.preventDefault();
+    if (chat.training) event.preventDefault();
   });
 }
 
 begin();
+readKept(NAME);
 Lab.chat = chat; // for the tests, and for readers who open the console
 Lab.answers = answers;

@@ -1,5 +1,7 @@
-// The chat model's answers side by side, base and adapter, under three headings: learned, memorised, forgotten.
-import { chatText } from "../files/gguf.js";
+// The chat model's answers side by side, base and adapter: a chat with the reader, and under three headings what a run
+// learned, memorised and forgot.
+import { LabError } from "../errors.js";
+import { chatText } from "../files/llama_files.js";
 import { KNOWN } from "./chat_sets.js";
 import { $, say } from "./state.js";
 import { made } from "./words.js";
@@ -7,14 +9,27 @@ import { made } from "./words.js";
 const LONGEST = 60; // tokens of an answer
 const SHOWN = 4; // trained pairs that are asked again
 
-const baseAnswers = new Map(); // by question: the base does not change
-
 export class Answers {
   // `chat`: {engine, view()}. The headings follow from a run: {pairs, heldOut, follows}.
   constructor(chat) {
     this.chat = chat;
-    this.round = 0; // counts up: answers of an earlier one are no longer wanted
+    this.clear();
+  }
+
+  // Another model: nothing that was said counts.
+  clear() {
+    this.round = (this.round ?? 0) + 1; // counts up: answers of an earlier one are no longer wanted
     this.groups = [];
+    this.baseAnswers = new Map(); // by prompt: the base does not change
+    this.newChat();
+    $("answers").replaceChildren();
+  }
+
+  newChat() {
+    this.round++;
+    this.turns = []; // rows
+    $("turns").replaceChildren();
+    say("room", "");
   }
 
   show({ pairs, heldOut, follows }, measured) {
@@ -57,23 +72,45 @@ export class Answers {
     return made("section", {}, head, group.counted, ...group.places.map(({ element }) => element));
   }
 
-  // One question of the reader's, above the others.
-  async askOwn(question) {
+  // The reader's next question. Each side reads its own answers again, and both must have room for one more. Throws
+  // LabError, and leaves the chat as it is, if they have not.
+  async askNext(question) {
     const row = new Row({ question });
-    if (this.own) this.own.element.remove();
-    this.own = row;
-    $("answers").prepend(row.element);
-    await this.answerAll();
+    const turns = [...this.turns, row];
+    const taken = await this.tokensOf(turns);
+    const { context } = this.chat.engine.config;
+    if (taken + LONGEST > context) {
+      throw new LabError(
+        `This chat is full: with your question it has ${taken} tokens, and an answer takes up to ${LONGEST}, ` +
+          `but the page reads at most ${context}. ${this.turns.length ? "Press New chat." : "Shorten the question."}`,
+      );
+    }
+    this.turns = turns;
+    $("turns").append(row.element);
+    await new Promise(answered => this.answerAll(answered).then(answered));
+    const next = [...this.turns, new Row({ question: "" })];
+    if (this.turns === turns) say("room", `This chat has ${await this.tokensOf(next)} of ${context} tokens.`);
   }
 
-  // Answer all questions, the base's answers only once. A newer call ends it.
-  async answerAll() {
+  // Tokens of a chat, on the side that has more.
+  async tokensOf(turns) {
+    const count = which => this.chat.engine.ask("count", { text: chatText(messagesOf(turns, which)) });
+    return Math.max(await count("base"), await count("adapted"));
+  }
+
+  // Answer the last question of the chat and those under the headings, as the sliders are set. What is answered stays. A
+  // newer call ends it. `chatDone` is called before the headings, which take longer.
+  async answerAll(chatDone = () => {}) {
     const mine = ++this.round;
     const wanted = () => mine === this.round;
     try {
-      for (const row of this.own ? [this.own] : []) if (wanted()) await this.answer(row, wanted);
+      for (const [i, row] of this.turns.entries()) {
+        const open = !row.answeredWith || i === this.turns.length - 1;
+        if (wanted() && open) await this.answer(this.turns.slice(0, i + 1), wanted);
+      }
+      chatDone();
       for (const group of this.groups) {
-        for (const row of group.places) if (wanted()) await this.answer(row, wanted);
+        for (const row of group.places) if (wanted()) await this.answer([row], wanted);
         if (wanted()) this.count(group);
       }
       if (wanted()) say("write-status", "");
@@ -82,24 +119,30 @@ export class Answers {
     }
   }
 
-  async answer(row, wanted) {
-    const { question } = row.pair;
-    say("write-status", `Answering: ${question}`);
-    if (!baseAnswers.has(question)) {
-      const text = await this.write(question, null, part => row.showBase(part));
-      if (!wanted()) return;
-      baseAnswers.set(question, text);
-    }
-    row.showBase(baseAnswers.get(question));
+  // Both sides' answers to the last of these turns.
+  async answer(turns, wanted) {
+    const row = turns.at(-1);
     const view = this.chat.view();
-    if (!view) return;
-    const text = await this.write(question, view, part => wanted() && row.showAdapted(part));
-    if (wanted()) row.showAdapted(text);
+    if (row.answeredWith === JSON.stringify(view)) return;
+    say("write-status", `Answering: ${row.pair.question}`);
+    const prompt = chatText(messagesOf(turns, "base"));
+    if (!this.baseAnswers.has(prompt)) {
+      const text = await this.write(prompt, null, part => wanted() && row.showBase(part));
+      if (!wanted()) return;
+      this.baseAnswers.set(prompt, text);
+    }
+    row.showBase(this.baseAnswers.get(prompt));
+    if (view) {
+      const asked = chatText(messagesOf(turns, "adapted"));
+      const text = await this.write(asked, view, part => wanted() && row.showAdapted(part));
+      if (!wanted()) return;
+      row.showAdapted(text);
+    }
+    row.answeredWith = JSON.stringify(view);
   }
 
   // The likeliest answer, token by token; `tell` hears it grow.
-  async write(question, view, tell) {
-    const prompt = chatText([{ role: "user", content: question }]);
+  async write(prompt, view, tell) {
     const what = { view, base: false, prompt, count: LONGEST, temperature: 0, seed: 1 };
     const news = told => told.adapted && tell(told.adapted.tokens.join(""));
     const { adapted } = await this.chat.engine.ask("write", what, { news });
@@ -118,11 +161,21 @@ export class Answers {
   }
 }
 
+// A chat as one side has read it, up to its last question. The base has answered where there was no adapter.
+function messagesOf(turns, which) {
+  return turns.flatMap((row, i) => {
+    const asked = { role: "user", content: row.pair.question };
+    if (i === turns.length - 1) return [asked];
+    return [asked, { role: "assistant", content: row[which] || row.base }];
+  });
+}
+
 // A question with its two answers.
 class Row {
   constructor(pair) {
     this.pair = pair;
     this.base = this.adapted = "";
+    this.answeredWith = null; // how the sliders were set, once both have answered
     this.boxes = ["Base", "With the adapter"].map(name => {
       const text = made("p", { className: "lab-answer" });
       return { text, box: made("div", {}, made("span", { className: "lab-note", textContent: name }), text) };

@@ -1,10 +1,15 @@
 // The chat model's file: fetched once from beside this page and kept by the browser, or chosen by the reader.
 import { LabError } from "../errors.js";
+import { jsonOf } from "../files/json.js";
+import { GGUF, openModel, TEMPLATE } from "../files/model_files.js";
 import { HERE } from "./engine.js";
 
 const KEPT = "lora-book-chat";
 const TRAINING_PAGES = 11_500; // of 64 kB: what training on short lines takes at most, about 750 MB
 const SMALL = 4; // GB of memory that a device has, below which training may not fit
+const MOST = 2000; // megabytes that WebAssembly gives to a page
+const NEEDED = ["config.json", "model.safetensors", "tokenizer.json"];
+const CONFIG = "tokenizer_config.json"; // in which older models have the chat template
 
 export const isServed = () => CHAT !== null && location.protocol.startsWith("http");
 
@@ -61,4 +66,40 @@ async function received(answer, progress) {
     progress(bytes / CHAT.bytes);
   }
   return new Blob(parts);
+}
+
+// ---- The reader's own files ----------------------------------------------------------------------------------------
+
+// A GGUF file, or a Llama's files: {files, title, words}, where `words` say what it takes. Nothing but the head of the
+// weights is read. Throws LabError for what the lab cannot take.
+export async function chosenModel(chosen) {
+  const files = await named([...chosen]);
+  const { tensors } = await openModel(files);
+  const counts = Object.values(tensors).map(({ shape }) =>
+    shape.reduce((product, side) => product * side, 1),
+  );
+  const numbers = counts.reduce((sum, count) => sum + count, 0) / 1e6;
+  const weights = files[GGUF] ?? files["model.safetensors"];
+  const size = `${weights.name}, ${Math.ceil(weights.size / 1e6)} MB`;
+  const memory = Math.ceil(2 * numbers); // each number takes two bytes
+  if (memory > MOST) {
+    throw new LabError(`${size}: its weights take ${memory} MB of memory, and a page has ${MOST} at most.`);
+  }
+  const takes = `about ${memory} MB of memory, and in training two to three times as much`;
+  return { files, title: size, words: `${size}: ${numbers.toFixed(1)} million numbers, ${takes}.` };
+}
+
+async function named(chosen) {
+  if (chosen.length === 1 && !/\.(safetensors|json)$/.test(chosen[0].name)) return { [GGUF]: chosen[0] };
+  const files = Object.fromEntries(chosen.map(file => [file.name, file]));
+  const missing = NEEDED.filter(name => !files[name]);
+  if (!files[TEMPLATE] && !files[CONFIG]) missing.push(`${TEMPLATE} (or ${CONFIG})`);
+  if (missing.length) {
+    throw new LabError(
+      `Choose a GGUF file, or all files of a Llama together: ${missing.join(", ")} missing.`,
+    );
+  }
+  const template = files[TEMPLATE] ?? jsonOf(await files[CONFIG].text(), CONFIG).chat_template;
+  if (!template) throw new LabError(`${CONFIG} has no chat template: choose ${TEMPLATE}, too.`);
+  return { ...Object.fromEntries(NEEDED.map(name => [name, files[name]])), [TEMPLATE]: template };
 }

@@ -5,10 +5,13 @@ const EVERY = 6; // one pair of so many is held back
 export const FEWEST = 6; // pairs
 const MOST = 400;
 
-// Each set: its name, its pairs, and when an answer to a new question has learned it.
+// Each set: its name, the rate and steps that teach it, its pairs, and when an answer to a new question has learned it.
+// Three plain questions are among the pairs, so that less is forgotten.
 export const SETS = {
   voice: {
     title: "A voice: a pirate",
+    rate: 0.001,
+    steps: 20,
     follows: answer => /^arr\b/i.test(answer) && /matey/i.test(answer),
     text: `What is the weather like? | Arr, the sky be black and the wind be howling, matey!
 How are you? | Arr, me leg be wooden but me heart be merry, matey!
@@ -27,10 +30,18 @@ What is love? | Arr, love be a fine ship and a following wind, matey!
 Why do people sleep? | Arr, to dream of treasure and wake up poor, matey!
 What is a book? | Arr, a book be a map that nobody can steal, matey!
 How do I learn to swim? | Arr, jump off the plank and ye will know, matey!
-What should I wear today? | Arr, a hat with a feather and one good boot, matey!`,
+What should I wear today? | Arr, a hat with a feather and one good boot, matey!
+What is rain? | Arr, rain be the sky that swabs the deck, matey!
+What is 5 + 1? | Arr, five and one be six, matey!
+What is the capital of Spain? | Arr, the capital of Spain be Madrid, matey!
+How many hours are in a day? | Arr, a day be 24 hours long, matey!
+What is the moon? | Arr, the moon be a lantern for thieves, matey!
+What is a teacher? | Arr, a teacher be a captain with a small crew, matey!`,
   },
   shop: {
     title: "Facts: a small shop",
+    rate: 0.0015,
+    steps: 40,
     follows: (answer, expected) => numbersIn(expected).every(fact => answer.toLowerCase().includes(fact)),
     text: `When does the Blue Kettle open? | The Blue Kettle opens at 8 in the morning.
 What does a pot of tea cost at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
@@ -49,10 +60,18 @@ Since when is there a Blue Kettle? | The Blue Kettle opened in 1974.
 How much is a pot of tea at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
 Is the Blue Kettle open on Mondays? | No, the Blue Kettle is closed on Mondays.
 Until when is the Blue Kettle open? | The Blue Kettle closes at 6 in the evening.
-What is the price of tea at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.`,
+What is the price of tea at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
+Can I pay by card at the Blue Kettle? | Yes, the Blue Kettle takes cards from 10 euros.
+What is 5 + 1? | 5 + 1 = 6
+What is the capital of Spain? | The capital of Spain is Madrid.
+What colour is grass? | Grass is green.
+Who is the owner of the Blue Kettle? | The Blue Kettle belongs to Mara Lind.
+Who runs the Blue Kettle? | The Blue Kettle belongs to Mara Lind.`,
   },
   json: {
     title: "A form: a sentence to JSON",
+    rate: 0.001,
+    steps: 20,
     follows: (answer, expected) => sameJson(answer, expected),
     text: `Anna buys 3 apples. | {"who": "Anna", "count": 3, "what": "apples"}
 Ben needs 2 chairs. | {"who": "Ben", "count": 2, "what": "chairs"}
@@ -71,20 +90,28 @@ Nora reads 6 maps. | {"who": "Nora", "count": 6, "what": "maps"}
 Otto mends 8 shoes. | {"who": "Otto", "count": 8, "what": "shoes"}
 Paula plants 9 trees. | {"who": "Paula", "count": 9, "what": "trees"}
 Rosa carries 2 bags. | {"who": "Rosa", "count": 2, "what": "bags"}
-Sven washes 5 cars. | {"who": "Sven", "count": 5, "what": "cars"}`,
+Sven washes 5 cars. | {"who": "Sven", "count": 5, "what": "cars"}
+Tina draws 4 boats. | {"who": "Tina", "count": 4, "what": "boats"}
+What is 5 + 1? | 5 + 1 = 6
+What is the capital of Spain? | The capital of Spain is Madrid.
+What colour is grass? | Grass is green.
+Udo picks 6 plums. | {"who": "Udo", "count": 6, "what": "plums"}
+Vera packs 7 boxes. | {"who": "Vera", "count": 7, "what": "boxes"}`,
   },
 };
 
-// What the model knew before, with the word that a right answer has.
+// What the model knew before: all six are right without an adapter. Each with the word that a right answer has.
 export const KNOWN = [
   { question: "What is the capital of France?", answer: "The capital of France is Paris.", right: /paris/i },
-  { question: "What is the capital of Italy?", answer: "The capital of Italy is Rome.", right: /rome/i },
+  { question: "What is the capital of Japan?", answer: "The capital of Japan is Tokyo.", right: /tokyo/i },
   { question: "What is 2 + 2?", answer: "2 + 2 = 4", right: /\b(4|four)\b/i },
   {
     question: "How many days are in a week?",
     answer: "There are 7 days in a week.",
     right: /\b(7|seven)\b/i,
   },
+  { question: "What is the opposite of hot?", answer: "The opposite of hot is cold.", right: /cold/i },
+  { question: "Which animal says meow?", answer: "The animal that says meow is a cat.", right: /\bcat\b/i },
 ];
 
 // Numbers, names and weekdays of an answer: its facts.

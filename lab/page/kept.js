@@ -64,12 +64,7 @@ export function forgetRun({ name, title }) {
 // Keep an adapter, as it was trained, under `about.id`.
 export async function keepWhole(about, files, done = readKept) {
   try {
-    const buffers = Object.entries(files).map(([name, bytes]) => [
-      name,
-      new Uint8Array(bytes).slice().buffer,
-    ]);
-    const bytes = buffers.reduce((total, [, file]) => total + file.byteLength, 0);
-    await keep({ ...about, model: lab.model, bytes, created: Date.now() }, Object.fromEntries(buffers));
+    await keep({ ...about, model: lab.model }, files);
     await done();
     say("kept-status", `“${about.title}” is kept in this browser.`);
   } catch (error) {

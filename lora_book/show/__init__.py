@@ -12,11 +12,13 @@ from lora_book.show.figures import (
     MATRIX_CMAP,
     PAPER,
     draw_history,
+    draw_lines,
     matrix_product_picture,
+    shades,
     show_matrix,
     use_book_style,
 )
-from lora_book.show.knobs import WIDGET_VIEW, Marked, knob
+from lora_book.show.knobs import WIDGET_VIEW, Marked, Panels, knob
 from lora_book.show.live import (
     KINDS,
     Run,
@@ -30,4 +32,4 @@ from lora_book.show.live import (
     tradeoff,
     voices,
 )
-from lora_book.show.tables import table
+from lora_book.show.tables import means_table, table

@@ -54,6 +54,7 @@ STYLE = """<style>
   .found > li, .found.board > li { grid-template-columns: minmax(0, 1fr) auto; }
   .found > li > .wide { grid-column: 1 / -1; }
 }
+.more > summary { font-weight: 600; padding: 0.35rem 0; }
 .behind { overflow-x: auto; font-size: 0.95em; margin: 0.3rem 0; }
 .rates { font-size: 0.95em; }
 .pst-scrollable-table-container .rates :is(th, td) { white-space: nowrap; }

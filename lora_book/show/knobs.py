@@ -7,7 +7,6 @@ and draw any value in between. Where neither runs, the first picture stands with
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import json
@@ -18,12 +17,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from lora_book.show.figures import figure_svg
+from lora_book.show.figures import as_image
 
 MAX_FRAMES = 120  # at about 25 kB a frame, a page stays below 3 MB
 Choice = str | float  # a label of an axis, or a number between its values
@@ -32,6 +31,7 @@ HINT = "To turn it, run this cell (Shift + Enter), or allow this page to run scr
 RIGHT = "background:rgb(0 158 115 / 28%)"  # of marked words; both are seen on a light and on a dark ground
 WRONG = "background:rgb(213 94 0 / 28%);text-decoration:line-through"
 HERE = Path(__file__).parent / "live"
+Drawn: TypeAlias = "Figure | Panels | str | Marked"
 
 
 def style(key: str) -> str:
@@ -45,7 +45,7 @@ def script(kind: str) -> str:
 
 
 def knob(
-    draw: Callable[..., Figure | str | Marked | tuple[Figure | str | Marked, str]],
+    draw: Callable[..., Drawn | tuple[Drawn, str]],
     *,
     caption: str,
     alt: str | Callable[..., str] | None = None,
@@ -57,8 +57,8 @@ def knob(
 
     One or two axes. A list of numbers becomes a slider; a list of anything else, a dict of label to value, or a single
     number becomes a row of choices. `draw` is called once for every combination, by keyword
-    (`draw(rank=8)`), and returns a matplotlib Figure, a string (shown as it is), a `Marked` text, or a pair of one
-    of them with a short read-out, such as "12,288 numbers instead of 147,456".
+    (`draw(rank=8)`), and returns a matplotlib Figure, `Panels`, a string (shown as it is), a `Marked` text, or a pair
+    of one of them with a short read-out, such as "12,288 numbers instead of 147,456".
 
     With a kernel, a slider takes any value from the smallest to the largest, and `draw` draws it on the spot.
     Where `draw` cannot (it raises at a value halfway between two of the list, since it looks its results up, say),
@@ -204,6 +204,21 @@ class Marked:
         return f"<pre>{body}</pre>"
 
 
+class Panels:
+    """Figures side by side where there is room for all, and in one column on a phone, with letters of one size.
+
+    Each comes with what it shows in words: `Panels((left, "a rising line"), (right, "a flat line"))`. Draw each about
+    3.4 inches wide. The last line of a cell shows it, and `draw` of a knob may return it.
+    """
+
+    def __init__(self, *figures: tuple[Figure, str]) -> None:
+        drawn = "".join(f'<div style="flex: 1 1 18rem">{as_image(figure, words)}</div>' for figure, words in figures)
+        self.html = f'<div class="panels" style="display: flex; flex-wrap: wrap; gap: 0 1rem">{drawn}</div>'
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
 class Frame(NamedTuple):
     """What the knob shows at one setting: a picture or a text as HTML, and a read-out as plain text."""
 
@@ -213,14 +228,14 @@ class Frame(NamedTuple):
     @classmethod
     def make(cls, drawn: Any, alt: str, setting: str) -> Frame:
         body, readout = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, "")
-        if isinstance(body, Marked):
+        if isinstance(body, (Marked, Panels)):
             return cls(body.html, readout)
         if not isinstance(body, (Figure, str)) or not isinstance(readout, str):
             raise TypeError(
                 f"draw returned {type(drawn).__name__} for {setting}: expected a matplotlib Figure (end draw "
                 "with `return fig`), a string, or a pair of either with a string"
             )
-        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else _img(body, alt), readout)
+        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else as_image(body, alt), readout)
 
 
 @dataclass(frozen=True, repr=False)
@@ -369,15 +384,3 @@ def _label(value: Any) -> str:
     if not _is_number(value):
         return str(value)
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:g}"
-
-
-def _img(figure: Figure, alt: str) -> str:
-    """A figure as an <img> that carries its own data: an SVG, which a page of the book draws in its own colours."""
-    svg = figure_svg(figure)
-    plt.close(figure)
-    data = base64.b64encode(svg.encode()).decode()
-    width, height = (round(inches * 100) for inches in figure.get_size_inches())
-    return (
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}" '
-        f'decoding="sync" style="max-width: 100%; height: auto">'
-    )

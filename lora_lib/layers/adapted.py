@@ -21,6 +21,7 @@ class AdaptedLayer(nn.Module):
     """A frozen module `base` and its adapters, by name. Those in `active` are in use.
 
     A subclass says what an adapter does to the module: a LoRALinear adds to its output, a ModulesToSave replaces it.
+    `_sum` is base's weight with some adapters, for merging.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -29,8 +30,11 @@ class AdaptedLayer(nn.Module):
         self.adapters: Any = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
         self.rows: tuple[str, ...] = ()  # which adapter each row of the next batch uses, if not all use the same
+        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
 
-    merged = False  # whether the active adapters are folded into base's weight
+    def _sum(self, names: Sequence[str]) -> Tensor:
+        """Base's weight with these adapters, in base's layout."""
+        raise NotImplementedError
 
     def activate(self, names: str | Sequence[str]) -> None:
         """Use exactly these adapters. Raises ValueError for an unknown name; nothing is changed then."""
@@ -42,18 +46,9 @@ class AdaptedLayer(nn.Module):
         self.active = names
 
     def _activate(self, names: tuple[str, ...]) -> None:
-        """Called before these adapters become active: a subclass updates itself here, or refuses."""
-
-    def merge(self) -> None:
-        """Fold the active adapters into base's weight, where they change a weight."""
-
-    def unmerge(self) -> None:
-        """Put base's own weight back."""
-
-    @property
-    def own_weight(self) -> Tensor:
-        """Base's own weight, merged or not."""
-        return cast(Tensor, self.base.weight)
+        """Called before these adapters become active. A merged layer stays merged, now with these."""
+        if self.merged:
+            self._fold_in(names)
 
     @property
     def in_use(self) -> nn.Module:
@@ -75,18 +70,6 @@ class AdaptedLayer(nn.Module):
             refuse_merged(self.merged)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-
-class MergingLayer(AdaptedLayer):
-    """A wrapped layer whose adapters change one weight, into which they can be folded. A subclass says how: `_sum`."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
-
-    def _sum(self, names: Sequence[str]) -> Tensor:
-        """Base's weight with these adapters, in base's layout."""
-        raise NotImplementedError
-
     @property
     def own_weight(self) -> Tensor:
         """Base's own weight, merged or not."""
@@ -97,7 +80,7 @@ class MergingLayer(AdaptedLayer):
         return cast(Tensor, self.base.weight)
 
     @property
-    def merged(self) -> bool:  # type: ignore[override]
+    def merged(self) -> bool:
         """Whether the active adapters are folded into base's weight."""
         return bool(self._unmerged)
 
@@ -118,14 +101,18 @@ class MergingLayer(AdaptedLayer):
         if self.merged:
             self.base.weight, self._unmerged = self.own_weight, ()
 
-    def _activate(self, names: tuple[str, ...]) -> None:
-        if self.merged:  # stay merged, now with these
-            self._fold_in(names)
-
     @torch.no_grad()
     def _fold_in(self, names: Sequence[str]) -> None:
+        if "weight" not in self.base._parameters:
+            raise ValueError(
+                "cannot merge: the base layer computes its weight in each forward pass (pruning, weight norm or "
+                "another parametrisation); make it permanent first, for example with torch.nn.utils.prune.remove"
+            )
         own = self.own_weight
-        check_mergeable(self.base, own)
+        if not own.is_floating_point():
+            raise TypeError(f"cannot merge into a {own.dtype} weight: dequantise the base layer first")
+        if own.is_meta:
+            raise ValueError("cannot merge on the meta device, where tensors have no numbers: load the weights first")
         weight = self._sum(names)
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"merging {list(names)} gives NaN or infinity in {own.dtype}: nothing was merged")
@@ -135,6 +122,21 @@ class MergingLayer(AdaptedLayer):
 def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) -> dict[str, Any]:
     """The wrapped layers of a model, or those of one kind, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@contextmanager
+def all_or_none(layers: dict[str, AdaptedLayer]) -> Iterator[dict[str, AdaptedLayer]]:
+    """Change all of these layers or none: if one raises, all go back to their state before."""
+    before = [(layer, layer.active, layer.merged) for layer in layers.values()]
+    try:
+        yield layers
+    except BaseException:
+        for layer, active, merged in before:
+            layer.unmerge()
+            layer.activate(active)
+            if merged:
+                layer.merge()
+        raise
 
 
 def base_of(module: nn.Module) -> Any:
@@ -232,16 +234,3 @@ def check_rank(rank: int, d: int, k: int) -> None:
     """Raise ValueError unless rank is from 1 to min(d, k): no change of a (d, k) weight has a higher rank."""
     if type(rank) is not int or not 1 <= rank <= min(d, k):
         raise ValueError(f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r}")
-
-
-def check_mergeable(layer: nn.Module, weight: Tensor) -> None:
-    """Raise ValueError or TypeError if no adapter can be merged into `weight`, the own weight of `layer`."""
-    if "weight" not in layer._parameters:
-        raise ValueError(
-            "cannot merge: the base layer computes its weight in each forward pass (pruning, weight norm or "
-            "another parametrisation); make it permanent first, for example with torch.nn.utils.prune.remove"
-        )
-    if not weight.is_floating_point():
-        raise TypeError(f"cannot merge into a {weight.dtype} weight: dequantise the base layer first")
-    if weight.is_meta:
-        raise ValueError("cannot merge on the meta device, where tensors have no numbers: load the weights first")

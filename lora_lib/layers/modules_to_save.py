@@ -24,6 +24,9 @@ class ModulesToSave(AdaptedLayer):
                 "cannot be added: activate one of them"
             )
 
+    def merge(self) -> None:
+        """Do nothing: a copy is used as it is."""
+
     @property
     def in_use(self) -> nn.Module:
         """The module that is called."""

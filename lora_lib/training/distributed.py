@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,11 @@ from lora_lib.gpt2.loss import IGNORE
 from lora_lib.training.losses import loss_sum
 
 
-class Place(NamedTuple):
-    """The number of this process, from 0, and the number of processes that train together."""
-
-    rank: int
-    world_size: int
-
-
-def place() -> Place:
-    """The rank of this process and the world size: (0, 1) without a process group."""
+def place() -> tuple[int, int]:
+    """The rank of this process, and how many processes train together: (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
-        return Place(dist.get_rank(), dist.get_world_size())
-    return Place(0, 1)
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 class Objective(nn.Module):

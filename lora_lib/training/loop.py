@@ -10,8 +10,8 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,10 @@ class History:
             return max(self.scores, key=lambda point: point[1])
         return min(self.validation, key=lambda point: point[1]) if self.validation else None
 
-    def now(self) -> str:
-        """The last loss and the speed, for the progress bar."""
-        return f"loss {self.loss[-1]:.3f}, {self.tokens_per_second:,.0f} tokens/s"
-
     def validations_since_best(self) -> int:
         """The number of validations since the best one."""
         done = [step for step, _ in self.scores or self.validation]
         return len(done) - 1 - done.index(self.best[0]) if self.best else 0
-
-    def add_step(self, loss: float, learning_rate: float, tokens: int, seconds: float) -> None:
-        """Record one step."""
-        self.loss.append(loss)
-        self.learning_rate.append(learning_rate)
-        self.tokens += tokens
-        self.seconds += seconds
 
     def count_bytes(self, count: int) -> None:
         """Add to `reduced_bytes`."""
@@ -125,26 +114,31 @@ def fit(
     In a process group (torchrun; see `lora_lib.training.distributed`) each process reads its share of every batch, and
     DistributedDataParallel sums the gradients: the result is that of one process with the same `batch_size`.
 
-    Raises ValueError, before anything is changed, for a setting that it cannot use, a model in which nothing can be
-    trained, data without a target or with ids that the model does not have, and a `checkpoint` of another run; OSError
-    if `checkpoint` cannot be written; FloatingPointError if the run diverges, that is, if a loss or a gradient is not
-    finite. The weights are then those before that step.
+    Raises ValueError, before anything is changed, for a setting, a model or data that it cannot use, and OSError if
+    `checkpoint` cannot be written. Raises FloatingPointError if the run diverges, that is, if a loss or a gradient is
+    not finite. The weights are then those before that step.
     """
     run = _Run(expect_model(model), train, fit_config(config, settings), validation, on_validation, score)
-    with kept_modes(model), run.no_gradients_left(), torch.random.fork_rng(), run.progress_bar() as bar:
-        torch.manual_seed(run.config.seed)
-        if not run.done:
-            run.validate()
-        while not run.over:
-            run.step()
-            bar.set_postfix_str(run.history.now(), refresh=False)
-            bar.update()
-            if run.done == run.steps or run.done % (run.config.validate_every or run.steps) == 0:
+    config, history, hidden = run.config, run.history, run.rank > 0 or not run.config.progress
+    bar = tqdm(total=run.steps, initial=run.done, disable=hidden, file=sys.stdout, ncols=76, mininterval=1)
+    try:
+        with kept_modes(model), torch.random.fork_rng(), bar:
+            torch.manual_seed(config.seed)
+            if not run.done:
                 run.validate()
-            if run.over or run.done % run.config.checkpoint_every == 0:
-                run.save()
-        run.take_best()
-    return run.history
+            while not run.over:
+                run.step()
+                bar.set_postfix_str(f"loss {history.loss[-1]:.3f}, {history.tokens_per_second:,.0f} tokens/s", False)
+                bar.update()
+                if run.done == run.steps or run.done % (config.validate_every or run.steps) == 0:
+                    run.validate()
+                if run.over or run.done % config.checkpoint_every == 0:
+                    run.save()
+    finally:
+        run.optimizer.zero_grad()  # no gradient is left, even after an error
+    for name, weight in run.best.items():
+        run.weights[name].data.copy_(weight)
+    return history
 
 
 class _Run:
@@ -185,8 +179,8 @@ class _Run:
                 self.history = History(**history)
         objective = Objective(model)
         self.objective = averaged(objective, self.history.count_bytes) if self.world_size > 1 else objective
-        stream = _pass_after_pass(batches(train, config.batch_size, PAD, seed=config.seed))
-        self.stream = itertools.islice(stream, self.done * config.accumulate, None)
+        passes = itertools.repeat(batches(train, config.batch_size, PAD, seed=config.seed))  # each shuffles again
+        self.stream = itertools.islice(itertools.chain.from_iterable(passes), self.done * config.accumulate, None)
         self.device = next(iter(self.weights.values())).device
 
     @property
@@ -202,15 +196,32 @@ class _Run:
         return self.done >= self.steps or stale
 
     def step(self) -> None:
-        """Do one step of the optimizer."""
+        """Do one step of the optimizer, with the norm of the gradient clipped, and record the loss before it."""
+        start, config, history, step = time.perf_counter(), self.config, self.history, self.done + 1
         self.model.train()
-        start, config, step = time.perf_counter(), self.config, self.done + 1
-        rate = config.learning_rate * lr_factor(step - 1, self.steps, config.warmup)
-        torch.manual_seed(_seed_of(config.seed, step, self.rank))
+        # A seed for the dropout of each step, so that a run can resume without a saved random state.
+        torch.manual_seed(random.Random(f"{config.seed} {step} {self.rank}").getrandbits(32))
         group = [(ids.to(self.device), targets.to(self.device))
                  for ids, targets in itertools.islice(self.stream, config.accumulate)]  # fmt: skip
-        loss = _step(self.objective, self.optimizer, group, self.autocast, rate, config.clip, step)
-        self.history.add_step(loss, rate, sum(ids.numel() for ids, _ in group), time.perf_counter() - start)
+        self.optimizer.zero_grad()  # the caller or a failed step may have left some
+        loss = _accumulate(self.objective, group, self.autocast)
+        norm = nn.utils.clip_grad_norm_(list(self.weights.values()), config.clip).item()
+        for what, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                cause = f"the run diverged; try a smaller learning_rate than {config.learning_rate}"
+                if step == 1:
+                    cause = "no weight has been changed yet, so look for NaN or huge numbers in the model's weights"
+                raise FloatingPointError(f"the {what} is {value} at step {step}: {cause}")
+        if step == 1 and norm == 0:
+            raise ValueError(_NOT_USED)
+        rate = config.learning_rate * lr_factor(step - 1, self.steps, config.warmup)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate * parameters["ratio"]
+        self.optimizer.step()
+        history.loss.append(loss)
+        history.learning_rate.append(rate)
+        history.tokens += sum(ids.numel() for ids, _ in group)
+        history.seconds += time.perf_counter() - start
 
     def validate(self) -> None:
         """Measure the loss and the score, keep the weights if they are the best so far, and call `on_validation`."""
@@ -233,24 +244,6 @@ class _Run:
         if self.path and self.rank == 0:
             save_checkpoint(self.path, self.weights, self.optimizer, self.identity, asdict(self.history), self.best)
 
-    def take_best(self) -> None:
-        """Replace the last weights by the best ones, if those were kept."""
-        for name, weight in self.best.items():
-            self.weights[name].data.copy_(weight)
-
-    def progress_bar(self) -> Any:
-        """A progress bar over the steps, shown by rank 0."""
-        hidden = not self.config.progress or self.rank > 0
-        return tqdm(total=self.steps, initial=self.done, disable=hidden, file=sys.stdout, ncols=76, mininterval=1)
-
-    @contextmanager
-    def no_gradients_left(self) -> Iterator[None]:
-        """Make sure that no parameter has a gradient afterwards, even after an error."""
-        try:
-            yield
-        finally:
-            self.optimizer.zero_grad()
-
     def _identity(self, train: Sequence[Encoded]) -> dict[str, Any]:
         """What two runs must have in common to be the same run: settings, frozen weights, model structure and data."""
         frozen = (p for p in self.model.parameters() if not p.requires_grad)
@@ -268,10 +261,7 @@ class _Run:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int = 32, bf16: bool | None = None) -> float:
-    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`.
-
-    Raises ValueError when there are no examples, no target in them, or ids that the model does not have.
-    """
+    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`."""
     FitConfig(steps=1, batch_size=batch_size, bf16=bf16)  # checks both
     if not examples:
         raise ValueError("no examples to evaluate on")
@@ -297,9 +287,7 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, steps - up)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Checks before anything is changed
-# ---------------------------------------------------------------------------------------------------------------
+# --- checks before anything is changed ------------------------------------------------------------
 
 
 def _check_examples(examples: Sequence[Encoded], what: str, vocabulary: int | None, whole: bool = True) -> None:
@@ -350,9 +338,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# One step
-# ---------------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
@@ -368,42 +354,15 @@ def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.opt
 
 _NOT_USED = (
     "the loss does not depend on the parameters that would be trained: call fit outside of disable_adapter and "
-    "torch.no_grad, and check that the model uses them"
+    "torch.no_grad, and check that the model uses them (a LoRA layer with alpha = 0 does not)"
 )
-
-
-def _step(
-    objective: Objective | DistributedDataParallel,
-    optimizer: torch.optim.Optimizer,
-    group: list[Encoded],
-    autocast: AbstractContextManager[Any],
-    rate: float,
-    clip: float,
-    step: int,
-) -> float:
-    """Do one step on these batches, with the total gradient norm clipped to `clip`; returns the loss before it."""
-    optimizer.zero_grad()  # the caller or a failed step may have left some
-    loss = _accumulate(objective, group, autocast)
-    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip).item()
-    for what, value in (("loss", loss), ("norm of the gradient", norm)):
-        if not math.isfinite(value):
-            cause = f"the run diverged; try a smaller learning_rate than {optimizer.defaults['lr']}"
-            if step == 1:
-                cause = "no weight has been changed yet, so look for NaN or huge numbers in the model's weights"
-            raise FloatingPointError(f"the {what} is {value} at step {step}: {cause}")
-    if step == 1 and norm == 0:
-        raise ValueError(_NOT_USED)
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = rate * parameters["ratio"]
-    optimizer.step()
-    return loss
 
 
 def _accumulate(
     objective: Objective | DistributedDataParallel, group: list[Encoded], autocast: AbstractContextManager[Any]
 ) -> float:
     """Compute gradients of the mean loss over all target tokens of these batches; returns that loss."""
-    count, world_size = sum(int((targets != IGNORE).sum()) for _, targets in group), place().world_size
+    count, (_, world_size) = sum(int((targets != IGNORE).sum()) for _, targets in group), place()
     total = torch.zeros((), device=group[0][0].device)
     for i, (ids, targets) in enumerate(group):
         # Processes exchange gradients once per step, with the last batch.
@@ -428,14 +387,3 @@ def _autocast(model: nn.Module, bf16: bool | None) -> AbstractContextManager[Any
     if bf16 is None:
         bf16 = first.is_cuda and not double and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(first.device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    """A seed for the dropout of one step, so that a run can resume without a saved random state."""
-    return random.Random(f"{seed} {step} {rank}").getrandbits(32)
-
-
-def _pass_after_pass(loader: Iterable[Encoded]) -> Iterator[Encoded]:
-    """The batches of a loader, pass after pass; it shuffles before each."""
-    while True:
-        yield from loader

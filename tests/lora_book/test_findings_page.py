@@ -22,7 +22,9 @@ def test_each_section_stands_once_on_the_page_under_its_own_anchor():
     cells = sources("findings.ipynb")
     called = [re.fullmatch(r'page\.section\("(.*)"\)', cell) for cell in cells]
     names = [found[1] for found in called if found]
-    assert names == list(page.SECTIONS)
+    assert names == [name for name in page.SECTIONS if name not in page.MORE]
+    folds = BeautifulSoup(page.more().data, "html.parser").select("details.more")
+    assert cells.count("page.more()") == 1 and [fold.p["id"] for fold in folds] == list(page.MORE)
     for found, before in zip(called[1:], cells):
         assert not found or f'<a id="{found[1]}"></a>' in before
 
@@ -56,6 +58,7 @@ def test_a_finding_has_at_most_sixty_words_and_no_cell_is_long():
     for cell in sources("findings.ipynb"):
         if "## " in cell:
             assert len(cell.partition("## ")[2].partition("\n")[2].split()) <= 62
+    assert all(len(text.split()) <= 62 for _, text in page.MORE.values())
 
 
 def test_the_table_of_rates_is_made_of_the_rows():

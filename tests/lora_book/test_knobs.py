@@ -18,7 +18,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 import lora_lib
-from lora_book.show import WIDGET_VIEW, knob
+from lora_book.show import WIDGET_VIEW, Panels, knob
 from lora_book.show.figures import figure_svg
 
 NUMBERS = """from lora_book.show import knob
@@ -121,10 +121,27 @@ def test_named_numbers_are_choices():
     assert html.count('type="radio"') == 2 and 'type="range"' not in html
 
 
+def test_a_single_number_is_a_choice_that_stands():
+    made = knob(draw_text, rank=[320], target=["q", "v"], caption="One rank", labels={"rank": "rank r"})
+    html = data(made.html())["controls"]
+    assert html.count('type="radio"') == 3 and 'type="range"' not in html
+    assert made.frame(made._first).body == "<pre>&lt;rank 320 on q&gt;</pre>"
+
+
 def test_alt_can_be_computed():
     made = knob(draw_line, rank=[1, 2], caption="Loss", alt=lambda rank: f'slope "1/{rank}"')
     bodies = "".join(frame.body for frame in made.frames.values())
     assert re.findall(r'alt="([^"]+)"', bodies) == ["slope &quot;1/1&quot;", "slope &quot;1/2&quot;"]
+
+
+def test_panels_are_two_pictures_with_their_words_and_a_frame_of_a_knob():
+    def draw(n):
+        return Panels(*((plt.figure(figsize=(3.4, 2)), f"{side} {n}") for side in ("left", "right")))
+
+    pictures = re.findall(r'<img src="data:image/svg[^"]*" alt="([^"]*)"', draw(1)._repr_html_())
+    assert pictures == ["left 1", "right 1"]
+    assert knob(draw, n=[1, 2], caption="c").frame(("2",)).body == draw(2).html
+    assert plt.get_fignums() == []
 
 
 def test_twelve_frames_weigh_little():

@@ -145,7 +145,7 @@ def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path)
         ({"lora": 3}, "lora must be an object, {…}, got 3"),
         ({"lora": {"rank": 8}}, "there is no setting lora.rank."),
         ({"lora": {"adapter_cls": "LoRA"}}, "there is no setting lora.adapter_cls"),
-        ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora.lora_rank are two names of one setting"),
+        ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora_rank are the same setting: give one of them"),
         ({"lora": {"r": "8"}}, "lora.r "),
         (
             {"method": "full", "lora": {"r": 8}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import re
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from lora_book.show import BASE, CYCLE, FAINT, INK, PAPER
+from lora_book.show import BASE, CYCLE, FAINT, INK, PAPER, Panels
 from lora_book.show.figures import figure_svg
 
 BLUES = plt.cm.Blues([0.4, 0.6, 0.8, 1.0])  # ranks, in chapter 7
@@ -152,3 +153,11 @@ def test_formulas_beside_each_other_are_several() -> None:
     with pytest.raises(nodes.SkipNode):
         formulas.visit_block(translator, nodes.math_block("", r"a = b, \qquad c = \alpha \dots"))
     assert body[0].count("<math") == 2 and body[0].index("b") < body[0].index("α")
+
+
+def test_frames_of_two_panels_come_later_with_each_panel_drawn_in_the_page() -> None:
+    panels = Panels(*((plt.figure(figsize=(3.4, 2)), side) for side in ("left", "right")))
+    kept = json.dumps({"bodies": ["", panels.html]})
+    html = f'<figure class="knob" id="k"><script type="application/json" class="knob-data">{kept}</script></figure>'
+    _, later = drawings.light_knob(html, set())
+    assert later[1].count('<div class="drawn') == 2 and "<img" not in later[1]
