@@ -123,7 +123,6 @@ test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyT
 	$(BIN)/python experiments/serving.py prepare _build/serving _build/serving-run
 	.venv-serving/bin/python experiments/serving.py vllm _build/serving
 	.venv-serving/bin/python experiments/serving.py llamacpp _build/serving
-	.venv-serving/bin/python experiments/serving.py merged _build/serving
 	$(BIN)/python experiments/serving.py score _build/serving
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
