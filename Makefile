@@ -126,7 +126,6 @@ test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyT
 	$(BIN)/python experiments/practice/serving.py prepare _build/serving _build/serving-run
 	.venv-serving/bin/python experiments/practice/serving.py vllm _build/serving
 	.venv-serving/bin/python experiments/practice/serving.py llamacpp _build/serving
-	.venv-serving/bin/python experiments/practice/serving.py merged _build/serving
 	$(BIN)/python experiments/practice/serving.py score _build/serving
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs

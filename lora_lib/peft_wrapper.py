@@ -90,7 +90,11 @@ class PeftModel(nn.Module):
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Call the inner model's `generate`. `adapter_names` works as in `forward`."""
         inner: Any = self.base_model
-        with nullcontext() if adapter_names is None else self._row_by_row(adapter_names):
+        if adapter_names is None:
+            return inner.generate(*args, **kwargs)
+        usual = kwargs.get("generation_config") or getattr(inner, "generation_config", None)
+        copies = [kwargs.get(name) or getattr(usual, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
+        with self._row_by_row(adapter_names, max(copies)):
             return inner.generate(*args, **kwargs)
 
     generation_config: Any = property(  # as in PEFT, a new one goes to the model inside
@@ -118,7 +122,7 @@ class PeftModel(nn.Module):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
-    def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
+    def _row_by_row(self, adapter_names: Sequence[str], copies: int = 1) -> Iterator[None]:
         if isinstance(adapter_names, str) or not adapter_names:
             raise ValueError(f"adapter_names must be a list with one name for each row, got {adapter_names!r}")
         for name in set(adapter_names) - {BASE}:
@@ -130,7 +134,7 @@ class PeftModel(nn.Module):
             raise ValueError("adapter_names cannot choose among merged adapters: call unmerge_adapter first")
         try:
             for layer in layers:
-                layer.rows = tuple(adapter_names)
+                layer.rows, layer.copies = tuple(adapter_names), copies
             yield
         finally:
             for layer in layers:

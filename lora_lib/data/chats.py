@@ -176,6 +176,9 @@ def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
 def _check_chat(chat: Chat, answers: str) -> None:
     if answers not in ("all", "last"):
         raise ValueError(f"answers must be 'all' or 'last', got {answers!r}")
+    for message in chat:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise ValueError(f"a message of a chat is {{'role': 'user', 'content': '…'}} or the like, got {message!r}")
     if not chat or chat[-1]["role"] != "assistant":
         raise ValueError(f"a chat to learn from ends with the assistant's answer, got {list(chat)[-1:]}")
     for message in chat:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lora_lib.adapters.config import LoRAConfig, config_of, refusal
+from lora_lib.adapters.files import CONFIG_FILE
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_object, read_records
@@ -99,7 +100,8 @@ class RunConfig:
                 raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
             check_checkpoint_path(Path(checkpoint))
         check_writable(output)
-        if not self.overwrite and (self._trained_with() or self._identity()) != self._identity():
+        holds = any((output / name).is_file() for name in (CONFIG_FILE, "config.json"))  # an adapter, or a whole model
+        if not self.overwrite and (holds or self._trained_with()) and self._trained_with() != self._identity():
             raise ValueError(
                 f'"output" {output} holds another run\'s result: name another folder, or set "overwrite": true'
             )
@@ -201,7 +203,7 @@ def train(config: RunConfig) -> History:
         if config.method == "lora":
             trained = get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
         by = _scorer(tokenizer, parts.validation, config) if config.select == "score" else None
-        history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
+        history = fit(trained, examples, config.fit_config, validation=held_out or None, score=by)
         if first:
             save(trained, tokenizer, config.output)
             config.write_identity()

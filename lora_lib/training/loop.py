@@ -92,7 +92,7 @@ def fit(
     train: Sequence[Encoded],
     config: FitConfig | None = None,
     *,
-    validation: Sequence[Encoded] = (),
+    validation: Sequence[Encoded] | None = None,
     on_validation: Callable[[int, nn.Module], None] | None = None,
     score: Callable[[nn.Module], float] | None = None,
     **settings: Any,
@@ -152,18 +152,18 @@ class _Run:
         model: nn.Module,
         train: Sequence[Encoded],
         config: FitConfig,
-        validation: Sequence[Encoded],
+        validation: Sequence[Encoded] | None,
         on_validation: Callable[[int, nn.Module], None] | None,
         score: Callable[[nn.Module], float] | None,
     ) -> None:
-        self.model, self.config, self.validation = model, config, validation
+        self.model, self.config, self.validation = model, config, validation or ()
         self.on_validation, self.score = on_validation, score
         self.weights = _trained(model)
         vocabulary = _vocabulary_size(model)
         _check_examples(train, "training", vocabulary)
-        if validation:
+        if validation is not None:
             _check_examples(validation, "validation", vocabulary, whole=False)
-        check_padding(model, [*train, *validation], config.batch_size)
+        check_padding(model, [*train, *self.validation], config.batch_size)
         if (config.patience or config.keep_best) and not (validation or score):
             raise ValueError("patience and keep_best need a validation: pass validation=examples or score=function")
         self.steps, self.autocast = config.count_steps(len(train)), _autocast(model, config.bf16)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model, load_model, load_pretrained
 from lora_lib.__main__ import main
 from lora_lib.gpt2 import save_pretrained_folder
-from lora_lib.run.commands import FIT, LORA, RunConfig, read_parts
+from lora_lib.run.commands import FIT, LORA, RUN_FILE, RunConfig, read_parts
 from lora_lib.training import loss_sum
 
 PAIRS = [{"prompt": f"{i} =>", "completion": " one more is" + f" {i + 1}" * (1 + i % 3)} for i in range(11)]
@@ -363,6 +363,11 @@ def test_a_file_is_trained_on_asked_and_scored(config, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([command, str(tmp_path / "run.json")])
         assert told in capsys.readouterr().err
+    (tmp_path / "out" / RUN_FILE).unlink()  # as an earlier release left it
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "run.json")])
+    assert "holds another run's result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
