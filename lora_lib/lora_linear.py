@@ -130,7 +130,8 @@ class LoRA(nn.Module):
 
     def tensors_to_save(self) -> dict[str, Tensor]:
         """The tensors that go into a file, by their names here."""
-        return {name: getattr(self, name).detach() for name in self.file_names}
+        kept = self.state_dict()  # FSDP gathers in it; a weight norm keeps A in two parts
+        return {name: kept[name] if name in kept else getattr(self, name).detach() for name in self.file_names}
 
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
