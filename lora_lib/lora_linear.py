@@ -130,7 +130,7 @@ class LoRA(nn.Module):
 
     def tensors_to_save(self) -> dict[str, Tensor]:
         """The tensors that go into a file, by their names here."""
-        return dict(self.state_dict())
+        return {name: getattr(self, name).detach() for name in self.file_names}
 
     def extra_repr(self) -> str:
         (d, r), k = self.A.shape, self.B.shape[1]
@@ -172,12 +172,14 @@ class LoRALinear(AdaptedLayer):
             W, products = transposed(self.base, self.base.weight), [(*b.factors(), b.scale) for b in bypasses]
             return fused(x, W, self.base.bias, products, rate)
         y = self.base(x)
+        if not isinstance(y, Tensor):  # Llama 4's router
+            raise TypeError(f"this {type(self.base).__name__} returns a {type(y).__name__}: name it in exclude_modules")
         return sum((bypass.added(x, y, self.base).to(y.dtype) for bypass in bypasses), y)
 
     def _row_by_row(self, x: Tensor, y: Tensor) -> Tensor:
-        self.check_rows(len(x))
-        for name in self.adapters.keys() & set(self.rows):
-            at = torch.tensor([i for i, row in enumerate(self.rows) if row == name], device=x.device)
+        rows = self.rows_of(len(x))
+        for name in self.adapters.keys() & set(rows):
+            at = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
             y = y.index_add(0, at, self.adapters[name].added(x[at], y[at], self.base).to(y.dtype))
         return y
 

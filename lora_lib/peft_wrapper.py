@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from lora_lib.adapters.combine import combined
 from lora_lib.adapters.config import LoRAConfig, check_arguments, checked_config, config_of
-from lora_lib.adapters.load import in_subfolder, load_parts
+from lora_lib.adapters.load import load_parts
 from lora_lib.adapters.names import Names
 from lora_lib.adapters.plan import Parts, make_plan, new_parts
 from lora_lib.adapters.save import save_adapter
 from lora_lib.gpt2.model import expect_model
-from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, put_module, refuse_merged
+from lora_lib.layers.adapted import BASE, AdaptedLayer, adapted_layers, all_or_none, put_module, refuse_merged
 from lora_lib.layers.modules_to_save import ModulesToSave
 from lora_lib.lora_linear import LoRA, LoRALinear
 
@@ -42,11 +42,10 @@ def get_peft_model(
 ) -> PeftModel:
     """Wrap the chosen linear layers of `model` with LoRA, in place, and freeze everything else.
 
-    The settings are the fields of `LoRAConfig`: give a `LoRAConfig` as the second argument, or single fields by
-    keyword. `r` may also be called `lora_rank`. `target_modules` is a list of layer names (`"c_attn"`, or dotted,
-    `"h.0.attn.c_attn"`), one string that is a regular expression for whole dotted names, or `"all-linear"`, the
-    default: every linear layer except the head, which the model's `get_output_embeddings` returns. The model's output
-    is unchanged at first, because B starts at zero.
+    The settings are a `LoRAConfig` as the second argument, or its fields by keyword. `r` may also be called
+    `lora_rank`. `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), a regular
+    expression for whole dotted names, or `"all-linear"`, the default: every linear layer except the head, which the
+    model's `get_output_embeddings` returns. The model's output is unchanged at first, because B starts at zero.
 
     Raises ValueError if a target matches nothing, or something that is not a linear layer, and TypeError for a
     setting that `LoRAConfig` does not have, or one given beside a `LoRAConfig`.
@@ -68,11 +67,7 @@ class PeftModel(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: LoRAConfig,
-        adapter_name: str = DEFAULT,
-        parts: Parts | None = None,
+        self, model: nn.Module, config: LoRAConfig, adapter_name: str = DEFAULT, parts: Parts | None = None
     ) -> None:
         super().__init__()
         self._disabled = self._trains = False
@@ -89,9 +84,7 @@ class PeftModel(nn.Module):
         `adapter_names` is for inference: raises ValueError in training mode, while merged, for an unknown name, for
         another number of names than rows, and if the model computes with a layer's weight itself.
         """
-        if adapter_names is None:
-            return self.base_model(*args, **kwargs)
-        with self._row_by_row(adapter_names):
+        with nullcontext() if adapter_names is None else self._row_by_row(adapter_names):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
@@ -99,7 +92,9 @@ class PeftModel(nn.Module):
         inner: Any = self.base_model
         if adapter_names is None:
             return inner.generate(*args, **kwargs)
-        with self._row_by_row(adapter_names):
+        usual = kwargs.get("generation_config") or getattr(inner, "generation_config", None)
+        copies = [kwargs.get(name) or getattr(usual, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
+        with self._row_by_row(adapter_names, max(copies)):
             return inner.generate(*args, **kwargs)
 
     generation_config: Any = property(  # as in PEFT, a new one goes to the model inside
@@ -127,7 +122,7 @@ class PeftModel(nn.Module):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     @contextmanager
-    def _row_by_row(self, adapter_names: Sequence[str]) -> Iterator[None]:
+    def _row_by_row(self, adapter_names: Sequence[str], copies: int = 1) -> Iterator[None]:
         if isinstance(adapter_names, str) or not adapter_names:
             raise ValueError(f"adapter_names must be a list with one name for each row, got {adapter_names!r}")
         for name in set(adapter_names) - {BASE}:
@@ -139,7 +134,7 @@ class PeftModel(nn.Module):
             raise ValueError("adapter_names cannot choose among merged adapters: call unmerge_adapter first")
         try:
             for layer in layers:
-                layer.rows = tuple(adapter_names)
+                layer.rows, layer.copies = tuple(adapter_names), copies
             yield
         finally:
             for layer in layers:
@@ -216,21 +211,6 @@ class PeftModel(nn.Module):
         names = self.active_adapters
         return names[0] if len(names) == 1 else names
 
-    @contextmanager
-    def _all_or_none(self) -> Iterator[list[AdaptedLayer]]:
-        """Change all layers or none: if one raises, all go back to their state before."""
-        layers = list(self._adapted().values())
-        before = [(layer, layer.active, layer.merged) for layer in layers]
-        try:
-            yield layers
-        except BaseException:
-            for layer, active, merged in before:
-                layer.unmerge()
-                layer.activate(active)
-                if merged:
-                    layer.merge()
-            raise
-
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
         """Add a new adapter, with A random and B zero. `set_adapter` makes it active."""
         self._attach(adapter_name, checked_config(config))
@@ -268,20 +248,20 @@ class PeftModel(nn.Module):
         names = list(dict.fromkeys([adapter_name] if isinstance(adapter_name, (str, type(None))) else adapter_name))
         for name in names:
             self._check_known(name)
-        with self._all_or_none() as layers:
-            for layer in layers:
+        with all_or_none(self._adapted()) as layers:
+            for layer in layers.values():
                 layer.activate([name for name in names if name in layer.adapters])
-        for layer in layers:
+        for layer in layers.values():
             for name, part in layer.adapters.items():
                 part.requires_grad_(self._trains and name in layer.active)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter. If it was active, the model continues with the other active ones, or as the base alone."""
         self._check_known(adapter_name)
-        with self._all_or_none() as layers:
-            for layer in layers:
+        with all_or_none(self._adapted()) as layers:
+            for layer in layers.values():
                 layer.activate([name for name in layer.active if name != adapter_name])
-        for layer in layers:
+        for layer in layers.values():
             if adapter_name in layer.adapters:
                 del layer.adapters[adapter_name]
         del self.peft_config[adapter_name], self._modules_of[adapter_name]
@@ -293,9 +273,8 @@ class PeftModel(nn.Module):
     ) -> None:  # fmt: skip
         """Add an adapter that changes each weight by Σ weightᵢ·(s·A·B)ᵢ, the weighted sum of what `adapters` change.
 
-        The sum is exact: A₁ and A₂ are put side by side, the weighted B₁ above B₂, and the ranks add up. If the rank
-        would exceed min(d, k), one factor becomes the sum itself and the other the identity. `set_adapter` makes the
-        new adapter active. PEFT's other combination types are not exact sums, and raise ValueError.
+        The sum is exact: A₁ and A₂ are put side by side, the weighted B₁ above B₂, and the ranks add up, to min(d, k)
+        at most. `set_adapter` makes it active. PEFT's other combination types are not exact, and raise ValueError.
         """
         check_arguments(others)
         if combination_type != "cat":
@@ -313,16 +292,15 @@ class PeftModel(nn.Module):
 
         Inside it, `adapter_names` gives every row the base, and switching, training and merging raise ValueError.
         """
-        before, self._disabled = (self._disabled, list(self._adapted().values())), True
-        was_disabled, layers = before
-        active = [layer.active for layer in layers]
-        for layer in layers:
+        was_disabled, active = self._disabled, {layer: layer.active for layer in self._adapted().values()}
+        self._disabled = True
+        for layer in active:
             layer.activate([])
         try:
             yield
         finally:
             self._disabled = was_disabled
-            for layer, names in zip(layers, active, strict=True):
+            for layer, names in active.items():
                 layer.activate([name for name in names if name in layer.adapters])  # it may have been deleted meanwhile
 
     def _check_enabled(self, method: str) -> None:
@@ -342,8 +320,8 @@ class PeftModel(nn.Module):
         """
         check_arguments(others)
         self._check_enabled("merge_adapter")
-        with self._all_or_none():
-            for name, layer in self._adapted().items():
+        with all_or_none(self._adapted()) as layers:
+            for name, layer in layers.items():
                 try:
                     layer.merge()
                 except ValueError as error:
@@ -391,9 +369,8 @@ class PeftModel(nn.Module):
     def save_pretrained(self, folder: str | Path, adapter_name: str | None = None, **others: Any) -> None:
         """Write an adapter (by default the active one) to a folder that PEFT opens too.
 
-        Layers of our GPT-2 are saved under Hugging Face's names, so the adapter fits both models. Samples of the base's
-        weights are saved with it, so that a wrong base is noticed when it is opened. Raises as `write_adapter` does,
-        and warns if a layer that had the adapter has since been replaced in the model.
+        Layers of our GPT-2 are saved under Hugging Face's names. Samples of the base's weights are saved too, so that a
+        wrong base is noticed. Raises as `write_adapter` does, and warns if a layer that had the adapter was replaced.
         """
         check_arguments(others)
         if adapter_name is None:
@@ -408,42 +385,24 @@ class PeftModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: nn.Module,
-        folder: str | Path,
-        adapter_name: str = DEFAULT,
-        is_trainable: bool = False,
-        *,
-        check_base: bool = True,
-        adapter_cls: type[LoRA] | None = None,
-        **others: Any,
+        cls, model: nn.Module, folder: str | Path, adapter_name: str = DEFAULT, is_trainable: bool = False, **how: Any
     ) -> PeftModel:
         """Put a saved adapter into `model`, for inference, or with `is_trainable` to train it further.
 
         `check_base=False` opens the adapter even if it was made for a base with other weights. `adapter_cls` is the
-        class of its bypasses, if you wrote your own.
+        class of its bypasses, if you wrote your own. `subfolder` says where in the folder it is.
         Raises AdapterError if the folder cannot be read or does not fit; `model` is then unchanged.
         """
         _check_model(model)
-        config, parts = load_parts(model, in_subfolder(folder, others), check_base, adapter_cls)
+        config, parts = load_parts(model, folder, **how)
         opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
         if is_trainable:
             opened._freeze_all_but_active()
         return opened
 
-    def load_adapter(
-        self,
-        folder: str | Path,
-        adapter_name: str,
-        is_trainable: bool = False,
-        *,
-        check_base: bool = True,
-        adapter_cls: type[LoRA] | None = None,
-        **others: Any,
-    ) -> None:
+    def load_adapter(self, folder: str | Path, adapter_name: str, is_trainable: bool = False, **how: Any) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
-        config, parts = load_parts(self.base_model, in_subfolder(folder, others), check_base, adapter_cls)
-        self._attach(adapter_name, config, parts)
+        self._attach(adapter_name, *load_parts(self.base_model, folder, **how))
         self._trains = self._trains or is_trainable
 
 

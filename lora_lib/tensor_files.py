@@ -7,6 +7,7 @@ file is opened, so this library reads none.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What is in a JSON file. Raises OSError if it cannot be read, and ValueError if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -87,7 +87,7 @@ export class Answers {
     }
     this.turns = turns;
     $("turns").append(row.element);
-    await this.answerAll();
+    await new Promise(answered => this.answerAll(answered).then(answered));
     const next = [...this.turns, new Row({ question: "" })];
     if (this.turns === turns) say("room", `This chat has ${await this.tokensOf(next)} of ${context} tokens.`);
   }
@@ -99,8 +99,8 @@ export class Answers {
   }
 
   // Answer the last question of the chat and those under the headings, as the sliders are set. What is answered stays. A
-  // newer call ends it.
-  async answerAll() {
+  // newer call ends it. `chatDone` is called before the headings, which take longer.
+  async answerAll(chatDone = () => {}) {
     const mine = ++this.round;
     const wanted = () => mine === this.round;
     try {
@@ -108,6 +108,7 @@ export class Answers {
         const open = !row.answeredWith || i === this.turns.length - 1;
         if (wanted() && open) await this.answer(this.turns.slice(0, i + 1), wanted);
       }
+      chatDone();
       for (const group of this.groups) {
         for (const row of group.places) if (wanted()) await this.answer([row], wanted);
         if (wanted()) this.count(group);

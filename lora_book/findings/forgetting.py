@@ -1,4 +1,4 @@
-"""What the rows of `experiments/forgetting_map.py` say: what predicts forgetting, and what is left at equal loss or KL.
+"""What predicts forgetting, and what is left at equal loss or KL: rows of `experiments/forgetting/forgetting_map.py`.
 
 The rule, which was written down before the runs: differences are taken seed by seed, with a 95 % interval. There is a
 difference when the interval is on one side of zero, and it matters when all of it is beyond the margin, 2 % of the

@@ -1,4 +1,4 @@
-"""When is the embedding worth training? What the rows of `experiments/new_words.py` say.
+"""When is the embedding worth training? What the rows of `experiments/gap/new_words.py` say.
 
 A share p of all occurrences of names and values was exchanged for tokens that the base hardly knows. LoRA of r = 8 was
 trained with and without the embedding, full fine-tuning with it. The rule is that of

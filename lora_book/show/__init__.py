@@ -12,7 +12,9 @@ from lora_book.show.figures import (
     MATRIX_CMAP,
     PAPER,
     draw_history,
+    draw_lines,
     matrix_product_picture,
+    shades,
     show_matrix,
     use_book_style,
 )

@@ -1,7 +1,8 @@
 """One look for every figure of the book, and the drawings that more than one chapter needs.
 
-Colours have fixed meanings: grey is the frozen base, blue is LoRA, orange is full fine-tuning. They are
-Okabe and Ito's (https://jfly.uni-koeln.de/color/), which readers with any colour vision tell apart.
+Colours have fixed meanings: grey is the frozen base, blue is LoRA, orange is full fine-tuning, ink is what was measured
+on held-out data, and green marks what is right. They are Okabe and Ito's (https://jfly.uni-koeln.de/color/), which
+readers with any colour vision tell apart.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import base64
 import hashlib
 import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -219,10 +222,89 @@ def draw_history(history: History) -> Figure:
     ax.plot(steps, loss, color=FAINT, linewidth=1, label="each step")
     ax.plot(steps, mean, color=LORA, label=f"mean of {window}")
     if history.validation:
-        ax.plot(*zip(*history.validation), "o-", color=ACCENT, label="validation")
+        ax.plot(*zip(*history.validation), "o-", color=INK, label="validation")
     ax.set(xlabel="step", ylabel="loss (nats per token)")
     ax.legend()
     return fig
+
+
+def shades(count: int) -> list[Any]:
+    """So many blues from light to dark, for adapters of growing rank."""
+    return [plt.get_cmap("Blues")(0.25 + 0.7 * n / count) for n in range(1, count + 1)]
+
+
+def draw_lines(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    colors: Iterable[Any] = CYCLE,
+    *,
+    style: str = "-",
+    spread: Mapping[str, Sequence[float]] | None = None,
+    log: str = "",
+    size: tuple[float, float] = (7, 3),
+    **labels: Any,
+) -> Figure:
+    """Lines over one x, each named at its right end in its own colour, so that no legend is needed.
+
+    `spread` has bars for some of the lines. `log` names the axes, of "x" and "y", that are logarithmic; on such an x
+    the ticks are the values of x if they are few. `labels` go to matplotlib's `Axes.set`, such as xlabel and title.
+    Raises ValueError when there is no line, or one that is not as long as x.
+    """
+    if wrong := [name for name, y in lines.items() if len(y) != len(x)] or not lines:
+        raise ValueError(f"expected one line or more, each with {len(x)} values as x has; these differ: {wrong}")
+    fig = Figure(figsize=size)  # not through pyplot, as in _canvas
+    ax = fig.subplots()
+    drawn = list(zip(lines.items(), colors))
+    for (name, y), color in drawn:
+        ax.errorbar(x, y, (spread or {}).get(name), fmt=style, color=color, capsize=4)
+    for axis in log:
+        ax.set(**{f"{axis}scale": "log"})
+    if "x" in log and len(x) <= 10:
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.minorticks_off()
+    ax.set(**labels)
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # now, for the names stand by them
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = {name: float(to_axes.transform((x[-1], y[-1]))[1]) for (name, y), _ in drawn}
+    for ((name, y), color), place in zip(drawn, apart(list(ends.values()), 0.36 / size[1])):
+        ax.annotate(
+            name, (x[-1], y[-1]), (to_axes.transform((x[-1], y[-1]))[0] + 0.02, place),
+            textcoords="axes fraction", va="center", color=color, annotation_clip=False,
+        )  # fmt: skip
+    return fig
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """The same heights, those closer than `gap` moved apart around their middle, in the same order."""
+    order = sorted(range(len(places)), key=lambda n: places[n])
+    groups: list[list[int]] = []
+
+    def middle(group: list[int]) -> float:
+        return sum(places[n] for n in group) / len(group)
+
+    for n in order:
+        groups.append([n])
+        while len(groups) > 1 and (
+            middle(groups[-1]) - middle(groups[-2]) < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    found = list(places)
+    for group in groups:
+        for i, n in enumerate(group):
+            found[n] = middle(group) + gap * (i - (len(group) - 1) / 2) if len(group) > 1 else places[n]
+    return found
+
+
+def as_image(figure: Figure, alt: str) -> str:
+    """A figure as an <img> that carries its own data: an SVG, which a page of the book draws in its own colours."""
+    svg = figure_svg(figure)
+    plt.close(figure)
+    data = base64.b64encode(svg.encode()).decode()
+    width, height = (round(inches * 100) for inches in figure.get_size_inches())
+    return (
+        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}" '
+        f'decoding="sync" style="max-width: 100%; height: auto">'
+    )
 
 
 def matrix_product_picture(d: int, k: int, r: int) -> Figure:

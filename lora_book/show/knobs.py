@@ -7,7 +7,6 @@ and draw any value in between. Where neither runs, the first picture stands with
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from lora_book.show.figures import figure_svg
+from lora_book.show.figures import as_image
 
 MAX_FRAMES = 120  # at about 25 kB a frame, a page stays below 3 MB
 Choice = str | float  # a label of an axis, or a number between its values
@@ -213,7 +212,7 @@ class Panels:
     """
 
     def __init__(self, *figures: tuple[Figure, str]) -> None:
-        drawn = "".join(f'<div style="flex: 1 1 18rem">{_img(figure, words)}</div>' for figure, words in figures)
+        drawn = "".join(f'<div style="flex: 1 1 18rem">{as_image(figure, words)}</div>' for figure, words in figures)
         self.html = f'<div class="panels" style="display: flex; flex-wrap: wrap; gap: 0 1rem">{drawn}</div>'
 
     def _repr_html_(self) -> str:
@@ -236,7 +235,7 @@ class Frame(NamedTuple):
                 f"draw returned {type(drawn).__name__} for {setting}: expected a matplotlib Figure (end draw "
                 "with `return fig`), a string, or a pair of either with a string"
             )
-        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else _img(body, alt), readout)
+        return cls(f"<pre>{escape(body)}</pre>" if isinstance(body, str) else as_image(body, alt), readout)
 
 
 @dataclass(frozen=True, repr=False)
@@ -385,15 +384,3 @@ def _label(value: Any) -> str:
     if not _is_number(value):
         return str(value)
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:g}"
-
-
-def _img(figure: Figure, alt: str) -> str:
-    """A figure as an <img> that carries its own data: an SVG, which a page of the book draws in its own colours."""
-    svg = figure_svg(figure)
-    plt.close(figure)
-    data = base64.b64encode(svg.encode()).decode()
-    width, height = (round(inches * 100) for inches in figure.get_size_inches())
-    return (
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}" '
-        f'decoding="sync" style="max-width: 100%; height: auto">'
-    )

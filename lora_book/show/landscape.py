@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from torch import Tensor
+
+from lora_book.measure import low_rank_factors
+from lora_book.show.knobs import Knob, knob
 
 COLOURS = ["#0b1026", "#27285c", "#6b3a78", "#c9596a", "#f3a25f", "#fff1c9"]
 DUSK = LinearSegmentedColormap.from_list("dusk", COLOURS)
@@ -35,3 +41,27 @@ def show_picture(ax: Axes, brightness: Tensor, title: str) -> None:
     ax.set(title=title, xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
+
+
+def two_thin_matrices(picture: Tensor, ranks: Sequence[int]) -> Knob:
+    """A knob: the picture beside the best product of a (d × r) and an (r × k) matrix, for the ranks that it has."""
+    d, k = picture.shape
+
+    def draw(r: int) -> tuple[Figure, str]:
+        A, B = low_rank_factors(picture, r)
+        fig = Figure(figsize=(7, 2.95))
+        left, right = fig.subplots(1, 2)
+        show_picture(left, picture, "the picture")
+        show_picture(right, A @ B, f"A·B with r = {r}")
+        stored = A.numel() + B.numel()
+        error = (picture - A @ B).norm() / picture.norm().clamp(min=1e-12)  # of a black picture, too
+        return fig, f"{stored:,} numbers instead of {d * k:,} ({stored / (d * k):.0%}); off by {error:.1%}"
+
+    return knob(
+        draw,
+        r=[r for r in ranks if r <= min(d, k)],
+        labels={"r": "rank r"},
+        caption=f"A picture of {d} × {k} numbers, made from a ({d} × r) and an (r × {k}) matrix.",
+        alt="Left, a sunset over mountains and a lake. Right, the same from two thin matrices: blurred bars at rank 1, "
+        "mountains at 8, hardly a difference at 32.",
+    )

@@ -158,6 +158,7 @@ def amounts_knob() -> Knob:
         examples={f"{count:,}": count for count in counts},
         caption="Validation loss against passes over the training examples; each line is a seed, each dot its lowest "
         "point.",
+        alt=lambda examples: f"{examples} examples: {draw(examples)[1]}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Chapter 0's kept runs, made by `experiments/one_sitting.py`, and its blank cell."""
+"""Chapter 0's kept runs, made by `experiments/rank/one_sitting.py`, and its blank cell."""
 
 from __future__ import annotations
 

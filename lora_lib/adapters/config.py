@@ -46,23 +46,18 @@ def _is_indices(value: object) -> bool:
     return all(type(number) is int and number >= 0 for number in (value if isinstance(value, list) else [value]))
 
 
-def _is_initialisation(value: object) -> bool:
-    return isinstance(value, bool) or bool(isinstance(value, str) and re.fullmatch(_INITIALISATIONS, value))
-
-
-def _is_variant(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, LoRA)
-
-
-_INITIALISATIONS = r"gaussian|pissa|pissa_niter_[0-9]{1,4}"
 _ALPHA = number("above 0, at most 1e30", lambda value: 0 < value <= 1e30)  # larger than any use, still a float32
 _RANKS = Rule("a whole number from 1 for each name", lambda value: _is_pattern(value, whole(1)))
 _ALPHAS = Rule("a number above 0 for each name", lambda value: _is_pattern(value, _ALPHA))
 _NAMES = Rule("a list of names, or a regular expression", lambda value: isinstance(value, str) or _is_texts(value))
 _INDICES = Rule("a layer's number, or a list of them", _is_indices)
+_STARTS = r"gaussian|pissa(_niter_[0-9]{1,4})?"
 _INIT = Rule(
-    "True, False, 'gaussian', 'pissa' or 'pissa_niter_N' (N a whole number)", _is_initialisation, ("gaussian", "pissa")
+    "True, False, 'gaussian', 'pissa' or 'pissa_niter_N' (N a whole number)",
+    lambda value: isinstance(value, bool) or (isinstance(value, str) and bool(re.fullmatch(_STARTS, value))),
+    ("gaussian", "pissa"),
 )
+_KIND = Rule("LoRA or a subclass of it", lambda value: isinstance(value, type) and issubclass(value, LoRA))
 
 
 @dataclass
@@ -101,7 +96,7 @@ class LoRAConfig:
     modules_to_save: list[str] | None = setting(optional(Rule("a list of names", _is_texts)), None)
     use_dora: bool = setting(FLAG, False)
     init_lora_weights: bool | str = setting(_INIT, True)
-    adapter_cls: type[LoRA] | None = setting(optional(Rule("LoRA or a subclass of it", _is_variant)), None)
+    adapter_cls: type[LoRA] | None = setting(optional(_KIND), None)
 
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save"):

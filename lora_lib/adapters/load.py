@@ -30,19 +30,22 @@ from lora_lib.adapters.names import (
 )
 from lora_lib.adapters.plan import Parts, Planned, make_plan, new_parts
 from lora_lib.lora_linear import LoRA
-from lora_lib.tensor_files import digest, read_tensors
+from lora_lib.tensor_files import digest, read_json, read_tensors
 
 _BASE = "base_layer.weight"  # what PEFT adds for an adapted head
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_parts(
-    model: nn.Module, folder: str | Path, same_base: bool, adapter_cls: type[LoRA] | None
-) -> tuple[LoRAConfig, Parts]:
+    model: nn.Module, folder: str | Path, *, check_base: bool = True, adapter_cls: type[LoRA] | None = None,
+    subfolder: str | None = None, **others: Any,
+) -> tuple[LoRAConfig, Parts]:  # fmt: skip
     """The config and the parts of a saved adapter, once everything in it has been found to fit the model.
 
-    Raises AdapterError if something does not fit. With `same_base` that includes the weights of the base.
+    Raises AdapterError if something does not fit. With `check_base` that includes the weights of the base.
     """
+    check_arguments(others)
+    folder = Path(folder) / (subfolder or "")
     names, saved = Names(model), read_adapter(folder, adapter_cls)
     saved = _renamed(saved, names.from_file(saved.layers))
     try:
@@ -54,7 +57,7 @@ def load_parts(
         copies = dict(chain.from_iterable(tensors.items() for tensors in copied))
         _check_bypasses(bypasses, saved.layers)
         _check_copies(copies, saved.copies)
-        if same_base:
+        if check_base:
             _check_base(names, [p.name for p in plan if p.kind], saved)
     except ValueError as error:
         raise AdapterError(f"{folder} does not fit this model: {error}") from error
@@ -63,13 +66,6 @@ def load_parts(
     for name, tensor in copies.items():
         tensor.copy_(saved.copies[name])
     return saved.config, parts
-
-
-def in_subfolder(folder: str | Path, others: dict[str, Any]) -> Path:
-    """The folder to open, in PEFT's `subfolder` of it if that is among the `others`, whose rest is checked."""
-    subfolder = others.pop("subfolder", None)
-    check_arguments(others)
-    return Path(folder) / (subfolder or "")
 
 
 # --- does it fit the model ------------------------------------------------------------------------
@@ -166,7 +162,7 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
         if not file.is_file():
             pickled = " (pickled .bin weights are never opened)" if (folder / "adapter_model.bin").exists() else ""
             raise AdapterError(f"{folder} has no {file.name}: expected a folder written by save_pretrained{pickled}")
-    config = _config(settings, _read_json(settings), adapter_cls)
+    config = _config(settings, _peft_values(settings), adapter_cls)
     try:
         tensors, metadata = read_tensors(weights)
     except (OSError, ValueError) as error:
@@ -180,13 +176,11 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
     return AdapterFile(config, layers, copies, *_samples(weights, metadata), base_weights)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _peft_values(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise AdapterError(f"{path} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from error
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise AdapterError(str(error)) from error
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise AdapterError(f'{path}: expected an object with "peft_type": "LORA"')
     return values

@@ -25,12 +25,9 @@ _COMPILED, _PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataPar
 class Names:
     """The names of one model's layers, and how its weights are laid out in a file. Made once for an operation.
 
-    A file has the names of the plain model, without the prefixes that `torch.compile`, DataParallel and
-    DistributedDataParallel add. Layers of our GPT-2 are stored under Hugging Face's names, and linear weights in its
-    layout, so that one file fits both models.
-
-    `modules` are the model's modules by name, without those inside wrapped layers; `plain` is the model without those
-    prefixes.
+    A file has the names of the `plain` model, without the prefixes that `torch.compile`, DataParallel and
+    DistributedDataParallel add. Layers of our GPT-2 are stored under Hugging Face's names and in its layout, so that
+    one file fits both models. `modules` are the modules by name, without those inside wrapped layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,14 +54,10 @@ class Names:
         """Whether one of a module's names is `end`, or ends in it after a dot."""
         return any(("." + n).endswith("." + end) for n in self.all_of(name))
 
-    def stored(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter as stored in a file: transposed where Hugging Face's layout differs."""
-        return other_layout(name, tensor) if self._of_gpt2 else tensor
-
     def stored_tensors(self, name: str, module: nn.Module) -> dict[str, Tensor]:
         """The tensors of a module called `name`, under their names and in their layout in a file; not copied."""
         full = {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
-        return {self.in_file(key): self.stored(key, tensor) for key, tensor in full.items()}
+        return {self.in_file(key): other_layout(key, t) if self._of_gpt2 else t for key, t in full.items()}
 
     @property
     def transposes(self) -> bool:

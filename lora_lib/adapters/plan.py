@@ -86,9 +86,8 @@ def new_parts(names: Names, config: LoRAConfig, plan: Sequence[Planned], any_ran
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str, adapter_cls: type[LoRA] = LoRA) -> list[str]:
     """The dotted names of the layers that `target_modules` chooses, in the model's order.
 
-    Layers of our GPT-2 are found under their own names and under Hugging Face's (`out_head`, `lm_head`). "all-linear"
-    and a regular expression choose among the layers that `adapter_cls` can wrap. Raises ValueError as `get_peft_model`
-    does.
+    Layers of our GPT-2 are found under their own names and under Hugging Face's (`out_head`, `lm_head`). Raises
+    ValueError as `get_peft_model` does.
     """
     return _find(Names(model), target_modules, adapter_cls)
 

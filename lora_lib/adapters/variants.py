@@ -61,9 +61,8 @@ class PiSSA(LoRA, fusible=True):
     """W' = W + s·(A·B - A₀·B₀): A and B start at A₀ and B₀, the strongest part of W, so both have a gradient at once.
 
     A₀ and B₀ hold the r largest singular values of W, the square root of each in both, with their vectors. The paper
-    subtracts s·A₀·B₀ from W and freezes the rest. Here W is unchanged and the bypass subtracts s·A₀·B₀ instead, which
-    gives the same sum and the same gradients. So several adapters can share the base, the model with the adapter off is
-    bit for bit the base, and `save_pretrained` writes a plain LoRA of rank 2r that fits the unmodified base.
+    subtracts s·A₀·B₀ from W. Here the bypass subtracts it, with the same sum and the same gradients. So several
+    adapters can share the base, and `save_pretrained` writes a plain LoRA of rank 2r that fits the unmodified base.
 
     `init` is "pissa", or "pissa_niter_N" for a faster, approximate decomposition with N power iterations.
     Meng, Wang and Zhang, 2024, arXiv 2404.02948.
@@ -75,7 +74,7 @@ class PiSSA(LoRA, fusible=True):
 
     @torch.no_grad()
     def reset_parameters(self, base: nn.Linear, init: bool | str = "pissa") -> None:
-        """Set A·B to the strongest part of the base's weight. Raises ValueError if `init` is not one of PiSSA's two."""
+        """Set A·B to the strongest part of the base's weight."""
         W = weight_of(base)
         if W.is_meta:
             raise ValueError("PiSSA reads the base's weights, and on the meta device they have no numbers")
@@ -109,8 +108,7 @@ def _largest(W: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor, Tensor]:
 def lora_plus(ratio: float) -> Callable[[str], float]:
     """LoRA+: the `lr_ratio` for `fit` that trains each B with `ratio` times the learning rate of A.
 
-    Hayou, Ghosh and Yu, 2024, arXiv 2402.12354, recommend a ratio of about 16. Raises ValueError unless `ratio` is
-    above 0 and finite.
+    Hayou, Ghosh and Yu, 2024, arXiv 2402.12354, recommend a ratio of about 16.
     """
     if not 0 < ratio < math.inf:
         raise ValueError(f"LoRA+ needs a ratio above 0 and finite, got {ratio}")

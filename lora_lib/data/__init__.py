@@ -24,7 +24,6 @@ from lora_lib.data.readers import (
 from lora_lib.data.scores import (
     Interval,
     difference,
-    gain_table,
     interval,
     items_needed,
     judge_answers,

@@ -36,14 +36,12 @@ def encode_chat(
 ) -> Encoded:
     """A chat as token ids (T,) and next-token targets (T,), both int64, with the loss on the assistant's answers.
 
-    All that the template writes after an answer is learned too. The token that ends a turn is part of it, and a model
-    that never learned this token never stops. Targets are -100 elsewhere. `tools` are the functions that the model
-    may call, as the template takes them. `answers="last"` learns the last answer only. `max_length` is how many tokens
-    are allowed; None stands for the tokenizer's own `model_max_length`.
+    What the template writes after an answer is learned too, because a model that never learned the token that ends a
+    turn never stops. Targets are -100 elsewhere. `tools` are the functions that the model may call.
+    `answers="last"` learns the last answer only. `max_length` None stands for the tokenizer's `model_max_length`.
 
     Raises ValueError when the chat does not end with an answer, an answer is empty, the chat is too long, or the
-    template does not write what would be learned: it has no place for tools or reasoning, or it writes the beginning
-    of the chat differently once the chat goes on.
+    template has no place for tools or reasoning, or writes the beginning of the chat differently once it goes on.
     """
     _check_chat(chat, answers)
     whole = _render(chat, tokenizer, tools)
@@ -77,15 +75,12 @@ def encode_records(
 ) -> list[Encoded]:
     """Each record as ids (T,) and next-token targets (T,): the loss is on its answers and on the end of each answer.
 
-    The targets are -100 elsewhere. With our GPT-2's tokenizer, texts are read as they stand. With a tokenizer of
-    Hugging Face's, a chat goes through its template, and so does a pair: the prompt is the user's turn, the completion
-    the assistant's, and `system` a turn before them. A tokenizer without a template reads pairs as they stand.
+    With our GPT-2's tokenizer, texts are read as they stand. With a tokenizer of Hugging Face's, a chat goes through
+    its template, and so does a pair: the prompt is the user's turn, the completion the assistant's, and `system` a turn
+    before them. A tokenizer without a template reads pairs as they stand.
 
-    A record of more than `max_length` tokens (the model's context at most) is an error; `too_long="drop"` leaves it
-    out, with a warning that names it.
-
-    Raises ValueError for a record that is too long or cannot be written with this tokenizer, when no record fits, and
-    for an unknown `too_long`.
+    Raises ValueError for a record that cannot be written with this tokenizer or has more than `max_length` tokens;
+    `too_long="drop"` leaves long ones out, with a warning that names them.
     """
     if too_long not in ("raise", "drop"):
         raise ValueError(f"too_long must be 'raise' or 'drop', got {too_long!r}")
@@ -181,6 +176,9 @@ def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
 def _check_chat(chat: Chat, answers: str) -> None:
     if answers not in ("all", "last"):
         raise ValueError(f"answers must be 'all' or 'last', got {answers!r}")
+    for message in chat:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise ValueError(f"a message of a chat is {{'role': 'user', 'content': '…'}} or the like, got {message!r}")
     if not chat or chat[-1]["role"] != "assistant":
         raise ValueError(f"a chat to learn from ends with the assistant's answer, got {list(chat)[-1:]}")
     for message in chat:
@@ -229,10 +227,8 @@ def ask_records(
 ) -> tuple[list[list[int]], list[str]]:
     """What to ask a model for each record, and the answer that is wanted.
 
-    The first are the token ids up to the record's last answer, as `encode_records` writes them, for `generate_text`;
-    the second are those last answers.
-
-    Raises ValueError for a record that cannot be written with this tokenizer.
+    The first are token ids for `generate_text`, up to the record's last answer; the second are those answers. Raises
+    ValueError for a record that cannot be written with this tokenizer.
     """
     prompts, wanted = [], []
     for record in records:

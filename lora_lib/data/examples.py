@@ -1,7 +1,7 @@
 """Examples to train on: a prompt and its completion, split into three parts, encoded, packed and batched.
 
-Texts come from `data.readers`, `data.restaurants` or `book.downloads`. This module turns them into token ids and
-next-token targets, with -100 where nothing is learned. Records and chats are encoded in `data.chats`.
+Texts become token ids and next-token targets, with -100 where nothing is learned. `data.readers` reads files, and
+`data.chats` encodes records and chats.
 """
 
 from __future__ import annotations
@@ -73,12 +73,10 @@ class Splits(Generic[Item]):
 def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits[Text]:
     """Divide documents or records into three parts at random; `seed` decides how.
 
-    Items that are the same go into the same part: documents with the same text, and records with the same prompts,
-    whatever their answers. Capitals and spacing do not count. `validation` and `test` are shares of the *different*
-    items.
+    Documents with the same text go into the same part, and so do records with the same prompts, whatever their
+    answers. Capitals and spacing do not count. `validation` and `test` are shares of the *different* items.
 
-    Raises ValueError for shares that are below 0 or leave nothing to train on, for too few different items, and for
-    items that are not a list of documents or records.
+    Raises ValueError for shares that leave nothing to train on, and for too few different items.
     """
     if isinstance(items, str):
         raise ValueError("expected a list of documents or records, got one text; read_text makes a list of it")
@@ -112,8 +110,7 @@ def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_lengt
     `targets[t]` is the token that should follow `ids[t]`, so that cross-entropy compares it with the logits at t.
     It is -100 inside the prompt: only the completion is learned, and the `<|endoftext|>` that ends it.
 
-    Raises ValueError, naming the example, when its ids are more than `max_length` (the model's context at most), or
-    when its completion is empty.
+    Raises ValueError for an example of more than `max_length` tokens, or with an empty completion.
     """
     encoded = []
     for index, (prompt_text, completion_text) in enumerate(examples):
@@ -136,8 +133,6 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> l
 
     `<|endoftext|>` is put before, between and after them, and every token is learned. No token is lost: the last
     block may be shorter. A block may begin in the middle of a document, and may hold several.
-
-    Raises ValueError when there is no document, or `block_length` is below 1.
     """
     if isinstance(documents, str) or not documents:
         raise ValueError("expected a list of at least one document; read_text makes one")

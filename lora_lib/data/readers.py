@@ -34,8 +34,6 @@ def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str
     r"""The documents of a UTF-8 text file, which `separator` divides; those that are blank are left out.
 
     `separator="\n\n"` makes each paragraph a document, None the whole file. The separator belongs to no document.
-
-    Raises FileNotFoundError for a missing file, ValueError for one that is empty or not UTF-8.
     """
     text = _read(path).replace("\r\n", "\n")
     documents = [part.strip("\n") for part in (text.split(separator) if separator else [text]) if part.strip()]
@@ -57,8 +55,6 @@ def read_records(
     ask with become a line each, "name: value"; several to answer with become one JSON object, which `judge_answers`
     scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless
     `delimiter` says otherwise.
-
-    Raises as the readers of one kind do, naming the column, and ValueError for a name with another ending.
     """
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl"):
@@ -79,12 +75,8 @@ def read_records(
 def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
     """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
 
-    Both are taken exactly as they are: nothing is put between them, in training or later. Other columns are ignored.
-    A field that is one of `missing` is an error; with `missing=()` it is text like any other.
-
-    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    column that is missing or named twice, a row with more or fewer fields than the header, broken quotes, and a field
-    that is empty or `missing`.
+    Both are taken exactly as they are: nothing is put between them. Other columns are ignored. A field that is empty or
+    one of `missing` is an error; with `missing=()` a word such as "None" is text like any other.
     """
     rows = _csv_fields(path, delimiter, Example._fields, missing)
     return _not_empty(path, [_pair(fields, where) for where, fields in rows])
@@ -93,10 +85,7 @@ def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str]
 def read_jsonl(path: str | Path) -> list[Record]:
     """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
 
-    Both are taken exactly as they are, as in `read_csv`; other keys are ignored, and so are blank lines.
-
-    Raises FileNotFoundError for a missing file; ValueError, naming the line, for one that is empty or not UTF-8, a
-    line that is not a JSON object, and a field that is missing, empty, or not a string.
+    Both are taken exactly as they are. Other keys and blank lines are ignored.
     """
     return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
 
@@ -104,13 +93,10 @@ def read_jsonl(path: str | Path) -> list[Record]:
 def read_chats(path: str | Path) -> list[Record]:
     """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
 
-    Roles are system, user, assistant and tool. The last turn is the assistant's, because nothing is learned from what
-    follows it. Every turn of the assistant is learned. A list of "tools" beside the messages is kept, and so are
-    `tool_calls` and `reasoning_content` of a turn: a model of Hugging Face's reads them through its chat template.
-
-    Raises as `read_jsonl` does, and ValueError, naming the line, for messages that are not a list of such objects, an
-    unknown role, a conversation without an assistant's turn or with a turn after the last of them, a turn with a
-    `weight` other than 1, and other text for training beside the messages ("prompt", for example).
+    Roles are system, user, assistant and tool. Every turn of the assistant is learned, and the last turn is one. A
+    list of "tools" beside the messages is kept, and so are `tool_calls` and `reasoning_content` of a turn: a model of
+    Hugging Face's reads them through its chat template. A `weight` other than 1 is an error, and so is other text for
+    training beside the messages ("prompt", for example).
     """
     return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
 

@@ -1,7 +1,7 @@
 """How good are a model's answers? Each answer beside the wanted one, and what a few test items can tell.
 
-Answers that are JSON objects are judged field by field, any other text by its words. A score of one model is a mean
-over test items, so its interval comes from the items; methods are compared over seeds instead (`lora_book.findings`).
+Answers that are JSON objects are judged field by field, any other text by its words. A model's score is a mean over
+test items, so its interval comes from the items. Methods are compared over seeds instead (`lora_book.findings`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ def judge_answers(
     do not count, letters do, true is not 1, and null is not a missing field. The fields named in `free` hold free text
     and are judged by their words. Otherwise "exact" (the same text but for space at its ends) and "words" (F1 over
     words: how much of the wanted answer is there, and how much of what is there was wanted).
-
-    Raises ValueError for lists of different lengths, for no items, and for a field called "exact" or "JSON".
     """
     if len(answers) != len(wanted) or not wanted:
         raise ValueError(f"expected an answer for each wanted one, at least one: got {len(answers)} for {len(wanted)}")
@@ -72,10 +70,9 @@ def mean_score(judged: Mapping[str, Sequence[float]]) -> float:
 
 
 def constant_answer(wanted: Sequence[str]) -> str:
-    """The answer for those who do not read the question: each JSON field's commonest value, or the commonest text.
+    """The answer that needs no question: each JSON field's commonest value, or the commonest text.
 
-    Take the answers of the training part: a model that scores no better has learned no more than how common each
-    answer is. Raises ValueError for no answers.
+    A model that scores no better than the commonest answer of the training part has learned nothing but that answer.
     """
     if not wanted:
         raise ValueError("no answer is the commonest of none")
@@ -90,8 +87,8 @@ def constant_answer(wanted: Sequence[str]) -> str:
 def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
     """The mean of one score over test items, with its 95 % interval.
 
-    Scores that are 0 or 1 get Wilson's interval for a share (1927), which is right at 0 of 50 too; others a bootstrap
-    over items (Efron, 1979). Raises ValueError for no values.
+    Scores that are 0 or 1 get Wilson's interval for a share (1927), which is also correct at 0 of 50; others a
+    bootstrap over items (Efron, 1979).
     """
     if not values:
         raise ValueError("a mean over no test items has no value")
@@ -106,25 +103,18 @@ def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> In
 def difference(ours: Sequence[float], theirs: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Interval:
     """How much higher one model scores than another on the same test items, from a paired bootstrap over the items.
 
-    Where every item has the same difference, drawing them again shows no spread, and that is not certainty. At least
-    95 % sure is then only that less than a share u of all items differs from these, u = 1 - 0.05^(1/n), about 3 / n
-    (the rule of three). The interval says what such a share could change: from -u to u where no item differed.
-
-    Raises ValueError where the two are not scores of the same items.
+    If every item has the same difference, a bootstrap shows no spread. But a few items can only tell that, with 95 %
+    confidence, less than a share u = 1 - 0.05^(1/n) of all items differs from them, about 3 / n (the rule of three).
+    The interval is what such a share could change: from -u to u if no item differed.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"a paired difference needs both scores of every item: got {len(ours)} and {len(theirs)}")
     gains = [a - b for a, b in zip(ours, theirs)]
     mean = sum(gains) / len(gains)
     if len(set(gains)) == 1:
-        unseen = unseen_share(len(gains))
+        unseen = 1 - 0.05 ** (1 / len(gains))
         return Interval(mean, mean - unseen * (mean + 1), mean + unseen * (1 - mean))
     return Interval(mean, *_bootstrap(gains, draws, seed))
-
-
-def unseen_share(items: int) -> float:
-    """The largest share that something can have, at 95 % confidence, if none of `items` showed it."""
-    return float(1 - 0.05 ** (1 / items))
 
 
 def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
@@ -132,26 +122,20 @@ def items_needed(gain: float, differ: float, power: float = 0.8) -> int:
 
     `differ` is the share of items on which the two models do not score the same, at least `gain`. With a normal
     approximation: n = (z + z')² · (differ - gain²) / gain², z for 95 % and z' for the power.
-
-    Raises ValueError for shares that cannot be.
     """
     if not 0 < gain <= differ <= 1 or not 0.5 <= power < 1:
         raise ValueError(f"expected 0 < gain <= differ <= 1 and a power in [0.5, 1), got {gain}, {differ} and {power}")
     return math.ceil((Z + NormalDist().inv_cdf(power)) ** 2 * (differ - gain**2) / gain**2)
 
 
-def gain_table(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> str:
-    """How much higher each score of one model is than another's, with its interval, as text: a line for each score."""
-    width = max(map(len, ours))
-    return "\n".join(f"{name:{width}}  {_gain(values, theirs[name])}" for name, values in ours.items())
-
-
 def gains_over_best(models: Mapping[str, Mapping[str, Sequence[float]]], ours: str) -> str:
-    """As `gain_table`, against the best of the other models at each score; each line names it."""
+    """How much higher each score is than the best of the other models', with its interval: a line for each score."""
     width, lines = max(map(len, models[ours])), []
     for name, values in models[ours].items():
         bar = max((model for model in models if model != ours), key=lambda model: sum(models[model][name]))
-        lines.append(f"{name:{width}}  {_gain(values, models[bar][name])}  (over {bar})")
+        gain = difference(values, models[bar][name])
+        settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
+        lines.append(f"{name:{width}}  {gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}  (over {bar})")
     return "\n".join(lines)
 
 
@@ -165,12 +149,6 @@ def score_table(models: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for model, row in cells.items():
         lines.append(f"{model:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths)))
     return "\n".join(lines)
-
-
-def _gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    gain = difference(ours, theirs)
-    settled = "" if gain.low > 0 or gain.high < 0 else "  not settled"
-    return f"{gain.mean:+5.0%} [{gain.low:+.0%}, {gain.high:+.0%}]{settled}"
 
 
 def _bootstrap(values: Sequence[float], draws: int, seed: int) -> tuple[float, float]:

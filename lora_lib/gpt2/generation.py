@@ -49,8 +49,7 @@ def generate_text(
     makes them for a chat. An answer ends where the model writes its end-of-text token, or after `max_new_tokens`.
     `temperature` 0 is greedy and needs no `seed`; above 0 the tokens are sampled.
 
-    Raises ValueError for a setting that cannot be used, an empty prompt, and a prompt that leaves no room in the
-    model's context; TypeError where `model` is not a model.
+    Raises ValueError for an empty prompt, and for one that leaves no room in the model's context.
     """
     expect_model(model)
     how = GenerationConfig(max_new_tokens, temperature, top_k, seed, batch_size)

@@ -27,10 +27,7 @@ _SHARE = number("from 0 to 1", lambda value: 0 <= value <= 1)
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The sizes and options in which one GPT-2 differs from another. Field names are Hugging Face's.
-
-    Raises ValueError for a value that its field cannot have.
-    """
+    """The sizes and options in which one GPT-2 differs from another. Field names are Hugging Face's."""
 
     vocab_size: int = setting(whole(1), 50257)
     n_positions: int = setting(whole(1), 1024)
@@ -133,9 +130,8 @@ class Block(nn.Module):
 class GPT2Model(nn.Module):
     """GPT-2 with its language-model head: token ids (B, T) in, logits (B, T, V) out.
 
-    Weights are random, as GPT-2's were before training; `lora_lib.load_pretrained` gives trained ones.
-    The head `out_head` shares its weight with the token embedding `wte` when
-    `config.tie_word_embeddings` is true, as in every released GPT-2.
+    Weights are random; `lora_lib.load_pretrained` gives trained ones. The head `out_head` shares its weight with the
+    token embedding `wte` if `config.tie_word_embeddings` is true, as in every released GPT-2.
     """
 
     def __init__(self, config: GPT2Config) -> None:
@@ -179,9 +175,9 @@ class GPT2Model(nn.Module):
         """Token ids (B, T) to the final hidden states (B, T, C), before the head.
 
         With a `cache`, `ids` are the tokens that follow those already read into it.
-        Raises ValueError when the sequence is longer than the model's context, IndexError for an id
-        outside the vocabulary.
         """
+        if not ids.numel():
+            raise ValueError(f"got no token, of shape {tuple(ids.shape)}: pass a text of one or more (two for a loss)")
         past = cache.length if cache is not None else 0
         end = past + ids.shape[1]
         if end > self.config.n_positions:
@@ -234,8 +230,6 @@ class GPT2Model(nn.Module):
         if given. A row ends at `stop_token` and is then filled with it. Prompts of different lengths share a batch if
         they are padded on the right and `prompt_lengths` are given: each row's continuation starts where its own prompt
         ends, so padding is never attended to.
-
-        Raises ValueError if prompt and new tokens together exceed the context.
         """
         B, T = ids.shape
         lengths = torch.tensor(prompt_lengths or [T] * B, device=ids.device)
@@ -274,9 +268,8 @@ def hf_name(name: str) -> str:
 
 def own_name(name: str) -> str:
     """Our name for Hugging Face's. Old releases have no `transformer.` prefix."""
-    return (
-        "out_head" + name.removeprefix("lm_head") if name.startswith("lm_head") else name.removeprefix("transformer.")
-    )
+    is_head = name.startswith("lm_head")
+    return "out_head" + name.removeprefix("lm_head") if is_head else name.removeprefix("transformer.")
 
 
 def other_layout(name: str, tensor: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
 from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
-from lora_lib.tensor_files import digest, read_tensors, replaced, write_tensors
+from lora_lib.tensor_files import digest, read_json, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
 # Released checkpoints, by the short name that a reader types.
@@ -54,10 +53,7 @@ def load_model(name_or_folder: str | Path) -> GPT2Model:
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
-    """The folder of a model: the one that ships with this package, the one in the cache, or the one that was named.
-
-    Raises FileNotFoundError or ConnectionError as `load_pretrained` does.
-    """
+    """The folder of a model: in this package, in the cache, or the one named. Raises as `load_pretrained` does."""
     if name_or_folder == "gpt2-mini":
         return MINI_FOLDER
     if name_or_folder in HUB_NAMES:
@@ -77,7 +73,7 @@ def read_config(folder: Path) -> GPT2Config:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: expected a folder in Hugging Face's format")
-    values = _read_json(path)
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"{path}: expected model_type 'gpt2', found {found!r}")
@@ -92,15 +88,6 @@ def read_config(folder: Path) -> GPT2Config:
         if values.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {key} is {values[key]!r}; this GPT-2 supports {allowed[0]!r}")
     return config
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def load_weights(model: GPT2Model, folder: Path) -> None:
@@ -128,7 +115,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors, texts = read_tensors(path)
         except OSError as error:
             raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
-        if (save := texts.get("save")) and _read_json(folder / "config.json").get("save", save) != save:
+        if (save := texts.get("save")) and read_json(folder / "config.json").get("save", save) != save:
             raise ValueError(f"{folder}: config.json and {path.name} are of two saves, one cut short: save it again")
         for key, tensor in tensors.items():
             name = own_name(key)
@@ -141,16 +128,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a model's weights: `model.safetensors`, or those in its index, or the only candidate.
-
-    Raises FileNotFoundError if there are none or one is missing, and ValueError if it is not clear which one is meant.
-    """
-    if (
-        whole := folder / "model.safetensors"
-    ).exists():  # first, as in transformers: an index may be left from an older save
+    """The files with a model's weights: `model.safetensors`, or those in its index, or the only candidate."""
+    whole = folder / "model.safetensors"
+    if whole.exists():  # first, as in transformers: an index may be left from an older save
         return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
-        values = _read_json(index)
+        values = read_json(index)
         try:
             listed = [folder / str(name) for name in sorted(set(values["weight_map"].values()))]
         except (KeyError, TypeError, AttributeError) as error:
@@ -178,17 +161,15 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
 
-    If a folder has none of them, as after transformers' `model.save_pretrained`, the model can still be used. The
-    tokenizer is then a placeholder that raises FileNotFoundError when it is used.
-
-    Raises ValueError for a file that is not a tokenizer of GPT-2's kind.
+    If a folder has none, as after transformers' `model.save_pretrained`, the model can still be used, and the tokenizer
+    is a placeholder that raises FileNotFoundError when it is used.
     """
     path = folder / "bpe.tiktoken"
     if path.exists():
         return Tokenizer.from_file(path)
     for path in (folder / "vocab.json", folder / "tokenizer.json"):
         if path.exists():
-            values = _read_json(path)
+            values = read_json(path)
             try:
                 return Tokenizer.from_vocab(values if path.name == "vocab.json" else values["model"]["vocab"])
             except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -204,9 +185,8 @@ def save_pretrained_folder(
 ) -> None:
     """Write `model` and `tokenizer` as a folder that `load_pretrained` and transformers open.
 
-    Raises ValueError for what could not be opened or used again: a model that is not a plain GPT-2, weights that are
-    not finite in `dtype`, and a `dtype` that rounds to whole numbers; OSError if the files cannot be written. A model
-    that was in the folder before is then unchanged.
+    Raises ValueError for a model that is not a plain GPT-2 or not finite in `dtype`, and OSError if the files cannot be
+    written. A model that was in the folder before is then unchanged.
     """
     folder = Path(folder)
     tensors, tied = _stored(model, dtype)

@@ -39,7 +39,7 @@ class Tokenizer:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: expected 'base64 rank', got {line!r}") from error
-        if sorted(ranks.values()) != list(range(len(ranks))):
+        if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError(f"{path}: ranks must be 0, 1, 2, … without gaps, got {len(ranks)} of them")
         return cls(ranks)
 
@@ -48,7 +48,7 @@ class Tokenizer:
         """Read Hugging Face's `vocab.json`, which has a printable letter for each byte, and ids in merge order."""
         to_byte = {c: b for b, c in _printable_bytes().items()}
         ranks = {bytes(to_byte[c] for c in t): i for t, i in vocab.items() if t != END_OF_TEXT}
-        if sorted(ranks.values()) != list(range(len(ranks))):
+        if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError("not a vocabulary of GPT-2's kind: its ids are not 0, 1, 2, … with <|endoftext|> last")
         return cls(ranks)
 

@@ -31,6 +31,7 @@ class AdaptedLayer(nn.Module):
         self.active: tuple[str, ...] = ()
         self.rows: tuple[str, ...] = ()  # which adapter each row of the next batch uses, if not all use the same
         self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
+        self.copies = 1  # of each row, in a search with beams
 
     def _sum(self, names: Sequence[str]) -> Tensor:
         """Base's weight with these adapters, in base's layout."""
@@ -55,10 +56,12 @@ class AdaptedLayer(nn.Module):
         """The plain module that computes the same, once the active adapters are merged."""
         return cast(nn.Module, self.base)
 
-    def check_rows(self, batch: int) -> None:
-        """Raise ValueError unless there is one name for each row of a batch."""
-        if batch != len(self.rows):
+    def rows_of(self, batch: int) -> list[str]:
+        """The name for each row of a batch. Raises ValueError unless there is one for each row, or its copies."""
+        copies = self.copies if batch == len(self.rows) * self.copies else 1
+        if batch != len(self.rows) * copies:
             raise ValueError(f"adapter_names names {len(self.rows)} adapters for a batch of {batch} rows")
+        return [name for name in self.rows for _ in range(copies)]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -122,6 +125,21 @@ class AdaptedLayer(nn.Module):
 def adapted_layers(model: nn.Module, kind: type[AdaptedLayer] = AdaptedLayer) -> dict[str, Any]:
     """The wrapped layers of a model, or those of one kind, by their dotted names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+@contextmanager
+def all_or_none(layers: dict[str, AdaptedLayer]) -> Iterator[dict[str, AdaptedLayer]]:
+    """Change all of these layers or none: if one raises, all go back to their state before."""
+    before = [(layer, layer.active, layer.merged) for layer in layers.values()]
+    try:
+        yield layers
+    except BaseException:
+        for layer, active, merged in before:
+            layer.unmerge()
+            layer.activate(active)
+            if merged:
+                layer.merge()
+        raise
 
 
 def base_of(module: nn.Module) -> Any:
@@ -217,5 +235,7 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 def check_rank(rank: int, d: int, k: int) -> None:
     """Raise ValueError unless rank is from 1 to min(d, k): no change of a (d, k) weight has a higher rank."""
+    if not d * k:
+        raise ValueError("the layer has no weight yet (nn.LazyLinear): call the model once, and add LoRA then")
     if type(rank) is not int or not 1 <= rank <= min(d, k):
         raise ValueError(f"rank must be from 1 to {min(d, k)} for a {d}×{k} layer, got {rank!r}")

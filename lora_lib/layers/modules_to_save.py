@@ -42,9 +42,8 @@ class ModulesToSave(AdaptedLayer):
                 "with more than one tensor: run one batch for each adapter"
             )
         (x,) = args
-        self.check_rows(len(x))
         copies = dict(self.adapters.items())
-        modules = [copies.get(name, self.base) for name in self.rows]
+        modules = [copies.get(name, self.base) for name in self.rows_of(len(x))]
         return torch.cat([module(x[i : i + 1]) for i, module in enumerate(modules)])
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lora_lib.adapters.config import LoRAConfig, refusal
+from lora_lib.adapters.config import LoRAConfig, config_of, refusal
+from lora_lib.adapters.files import CONFIG_FILE
 from lora_lib.data.chats import ask_records, encode_records, prompt_ids
 from lora_lib.data.examples import Record, Splits, split
 from lora_lib.data.readers import read_object, read_records
@@ -99,7 +100,8 @@ class RunConfig:
                 raise ValueError(f"fit.checkpoint is {checkpoint}, which is used for something else: name another file")
             check_checkpoint_path(Path(checkpoint))
         check_writable(output)
-        if not self.overwrite and (self._trained_with() or self._identity()) != self._identity():
+        holds = any((output / name).is_file() for name in (CONFIG_FILE, "config.json"))  # an adapter, or a whole model
+        if not self.overwrite and (holds or self._trained_with()) and self._trained_with() != self._identity():
             raise ValueError(
                 f'"output" {output} holds another run\'s result: name another folder, or set "overwrite": true'
             )
@@ -132,13 +134,8 @@ def _lora_config(values: dict[str, Any]) -> LoRAConfig:
         if reason := refusal(name):
             raise ValueError(f"lora.{name} is not supported{reason}")
     _check_names("lora.", values, LORA)
-    known = {name: value for name, value in values.items() if name not in ("lora_rank", "adapter_name")}
-    if "lora_rank" in values:
-        if "r" in known:
-            raise ValueError("lora.r and lora.lora_rank are two names of one setting: give one of them")
-        known["r"] = values["lora_rank"]
     try:
-        return LoRAConfig(**known)
+        return config_of({name: value for name, value in values.items() if name != "adapter_name"})
     except (ValueError, TypeError) as error:
         raise ValueError(f"lora.{error}") from error
 
@@ -202,20 +199,17 @@ def train(config: RunConfig) -> History:
     torch.manual_seed(config.fit_config.seed)  # for A, which every process draws in the same way
     with process_group() as (device, first):
         model.to(device)
-        trained = model if config.method == "full" else wrap(model, config)
+        trained = model
+        if config.method == "lora":
+            trained = get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
         by = _scorer(tokenizer, parts.validation, config) if config.select == "score" else None
-        history = fit(trained, examples, config.fit_config, validation=held_out, score=by)
+        history = fit(trained, examples, config.fit_config, validation=held_out or None, score=by)
         if first:
             save(trained, tokenizer, config.output)
             config.write_identity()
             print(history)
             print(f"gradients summed over the processes: {history.reduced_bytes / len(history.loss):,.0f} bytes a step")
     return history
-
-
-def wrap(model: Any, config: RunConfig) -> PeftModel:
-    """The model with a new adapter."""
-    return get_peft_model(model, config.lora_config, adapter_name=config.lora.get("adapter_name", "default"))
 
 
 def save(trained: Any, tokenizer: Any, output: str) -> None:

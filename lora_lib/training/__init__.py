@@ -1,6 +1,6 @@
 """Training: the loop, the loss, checkpoints, several processes, and the memory that it needs."""
 
-from lora_lib.gpt2.loss import LOGITS, chunked_cross_entropy
+from lora_lib.gpt2.loss import chunked_cross_entropy
 from lora_lib.moved import say_where
 from lora_lib.training.checkpoints import check_writable, fingerprint, load_checkpoint, save_checkpoint
 from lora_lib.training.config import FitConfig

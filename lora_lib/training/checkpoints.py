@@ -32,10 +32,7 @@ def save_checkpoint(
     history: dict[str, Any],
     best: Weights | None = None,
 ) -> None:
-    """Write the state of a run to the file `path`. If the process is killed meanwhile, the old file is still there.
-
-    Raises OSError if the file cannot be written; the old one is then unchanged.
-    """
+    """Write the state of a run to the file `path`. If that fails, or the process is killed, the old file is there."""
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[weight].items()}

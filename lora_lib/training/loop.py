@@ -92,7 +92,7 @@ def fit(
     train: Sequence[Encoded],
     config: FitConfig | None = None,
     *,
-    validation: Sequence[Encoded] = (),
+    validation: Sequence[Encoded] | None = None,
     on_validation: Callable[[int, nn.Module], None] | None = None,
     score: Callable[[nn.Module], float] | None = None,
     **settings: Any,
@@ -114,10 +114,9 @@ def fit(
     In a process group (torchrun; see `lora_lib.training.distributed`) each process reads its share of every batch, and
     DistributedDataParallel sums the gradients: the result is that of one process with the same `batch_size`.
 
-    Raises ValueError, before anything is changed, for a setting that it cannot use, a model in which nothing can be
-    trained, data without a target or with ids that the model does not have, and a `checkpoint` of another run; OSError
-    if `checkpoint` cannot be written; FloatingPointError if the run diverges, that is, if a loss or a gradient is not
-    finite. The weights are then those before that step.
+    Raises ValueError, before anything is changed, for a setting, a model or data that it cannot use, and OSError if
+    `checkpoint` cannot be written. Raises FloatingPointError if the run diverges, that is, if a loss or a gradient is
+    not finite. The weights are then those before that step.
     """
     run = _Run(expect_model(model), train, fit_config(config, settings), validation, on_validation, score)
     config, history, hidden = run.config, run.history, run.rank > 0 or not run.config.progress
@@ -153,18 +152,18 @@ class _Run:
         model: nn.Module,
         train: Sequence[Encoded],
         config: FitConfig,
-        validation: Sequence[Encoded],
+        validation: Sequence[Encoded] | None,
         on_validation: Callable[[int, nn.Module], None] | None,
         score: Callable[[nn.Module], float] | None,
     ) -> None:
-        self.model, self.config, self.validation = model, config, validation
+        self.model, self.config, self.validation = model, config, validation or ()
         self.on_validation, self.score = on_validation, score
         self.weights = _trained(model)
         vocabulary = _vocabulary_size(model)
         _check_examples(train, "training", vocabulary)
-        if validation:
+        if validation is not None:
             _check_examples(validation, "validation", vocabulary, whole=False)
-        check_padding(model, [*train, *validation], config.batch_size)
+        check_padding(model, [*train, *self.validation], config.batch_size)
         if (config.patience or config.keep_best) and not (validation or score):
             raise ValueError("patience and keep_best need a validation: pass validation=examples or score=function")
         self.steps, self.autocast = config.count_steps(len(train)), _autocast(model, config.bf16)
@@ -262,10 +261,7 @@ class _Run:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Sequence[Encoded], *, batch_size: int = 32, bf16: bool | None = None) -> float:
-    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`.
-
-    Raises ValueError when there are no examples, no target in them, or ids that the model does not have.
-    """
+    """Mean loss per target token in nats, over all `examples`, in evaluation mode; `bf16` as in `FitConfig`."""
     FitConfig(steps=1, batch_size=batch_size, bf16=bf16)  # checks both
     if not examples:
         raise ValueError("no examples to evaluate on")
@@ -358,7 +354,7 @@ def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.opt
 
 _NOT_USED = (
     "the loss does not depend on the parameters that would be trained: call fit outside of disable_adapter and "
-    "torch.no_grad, and check that the model uses them"
+    "torch.no_grad, and check that the model uses them (a LoRA layer with alpha = 0 does not)"
 )
 
 

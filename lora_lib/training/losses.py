@@ -23,8 +23,6 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     without. Any other model is called, and returns logits (B, T, V), an output with `.logits` as Hugging Face's models
     do, or a tuple that begins with the logits. A model that takes `logits_to_keep`, as Hugging Face's do, computes
     logits only at positions where a row of the batch has a target, so a long prompt costs none.
-
-    Raises ValueError if the output has no logits, or not those of every position that was asked for.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     if hasattr(type(inner), "loss_sum") and runs_only_forward(model):
@@ -42,12 +40,12 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 def check_padding(model: nn.Module, examples: Sequence[Encoded], batch_size: int) -> None:
     """Raise ValueError if these examples would be padded in a batch, and the model's first token sees later ones.
 
-    A causal model never does. One of Hugging Face's is asked about two pairs of tokens that differ in the second.
+    A causal model never does. The model is asked about two pairs of tokens that differ in the second.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     tokens = next((ids for ids, _ in examples if len(ids) > 1), None)
     padded = batch_size > 1 and len({len(ids) for ids, _ in examples}) > 1
-    if not padded or tokens is None or hasattr(type(inner), "loss_sum") or not hasattr(inner, "config"):
+    if not padded or tokens is None or hasattr(type(inner), "loss_sum"):
         return
     pairs = torch.stack([tokens[:2], tokens[:1].repeat(2)]).to(next(model.parameters()).device)
     pairs[1, 1] = int(pairs[0, 1] == 0)

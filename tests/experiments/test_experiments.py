@@ -7,29 +7,29 @@ import math
 import shutil
 from collections import Counter
 
-import amounts
 import capacity
 import common
 import controls
 import directions
 import forgetting_map
 import geometry
-import layers
+import how_many_seeds
+import how_much_data
 import new_words
 import one_sitting
 import order_fields
-import parts
 import plateau
 import pytest
 import rank_sweep
 import real_model
 import reinforce
-import scale
-import seeds
 import sms
 import starts
 import style
 import torch
+import which_alpha
+import which_layers
+import which_parts
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lora_book.measure import text_windows
@@ -89,7 +89,7 @@ def no_tuning(monkeypatch):
         assert loss_at(common.rate(start)) >= 0
         return common.rate(start)
 
-    for module in (common, amounts, sms, capacity, parts, plateau, real_model, reinforce):
+    for module in (common, how_much_data, sms, capacity, which_parts, plateau, real_model, reinforce):
         monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(common, "neighbours", lambda best: ())
 
@@ -129,7 +129,7 @@ def test_runs_are_measured_and_geometry_reads_their_weights(e2e, no_tuning):
 
 
 def test_layers_train_about_as_many_parameters(e2e, no_training):
-    rows = e2e(layers, "--attention-rank", "16")
+    rows = e2e(which_layers, "--attention-rank", "16")
     counts = {row["targets"]: int(row["trainable"]) for row in rows}
     assert counts["attention"] == 2 * 16 * (256 + 128)
     assert set(counts) == {"all", "attention", "mlp", "head"}
@@ -137,7 +137,7 @@ def test_layers_train_about_as_many_parameters(e2e, no_training):
 
 
 def test_scale_changes_rank_and_alpha_but_not_the_rate(e2e, no_training):
-    rows = e2e(scale, "--ranks", "2", "32")
+    rows = e2e(which_alpha, "--ranks", "2", "32")
     changed = [row for row in rows if row["rank"] != "8"]
     assert {row["learning_rate"] for row in changed} == {"0.01"}
     assert {(row["rank"], row["alpha"], row["use_rslora"]) for row in changed} == {
@@ -233,7 +233,7 @@ def test_random_facts_are_distinct_and_repeat_with_the_seed():
 
 
 def test_parts_trains_what_it_says_and_directions_reads_the_weights(e2e, no_tuning):
-    rows = e2e(parts, "--cells", "lora 8", "full", "full, all", "lora 8, wte", "wte", "--neighbours", "full")
+    rows = e2e(which_parts, "--cells", "lora 8", "full", "full, all", "lora 8, wte", "wte", "--neighbours", "full")
     wte, matrices, adapters = 4096 * 64, 2 * 64 * 64 * 12, 2 * 8 * (256 + 128 + 320 + 320)
     counts = {(row["method"], row["parts"]): int(row["trainable"]) for row in rows}
     rest = 256 * 64 + 2 * (4 * 64 + 64 * (3 + 1 + 4 + 1)) + 2 * 64  # positions, LayerNorms and biases
@@ -266,8 +266,8 @@ def test_parts_tunes_both_rates_by_turns(e2e, monkeypatch):
 
     monkeypatch.setattr(common.E2E, "measure", measure)
     monkeypatch.setattr(common, "environment", dict)
-    monkeypatch.setattr(parts.Parts, "run", without_base(parts.Parts.run))
-    rows = e2e(parts, "--cells", "full, all", "--neighbours")
+    monkeypatch.setattr(which_parts.Parts, "run", without_base(which_parts.Parts.run))
+    rows = e2e(which_parts, "--cells", "full, all", "--neighbours")
     assert [(row["learning_rate"], row["rest_rate"]) for row in rows if row["seed"] == "1"] == [("0.0003", "0.003")]
 
 
@@ -276,12 +276,12 @@ def without_base(run):
 
 
 def test_parts_gives_linear_layers_and_adapters_the_first_rate(folder):
-    ratio = parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.003})
+    ratio = which_parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.003})
     first = ("h.0.mlp.c_fc.weight", "h.0.attn.c_proj.weight", "base_model.h.0.mlp.c_fc.adapters.default.A")
     assert [ratio(name) for name in first] == [1, 1, 1]
     rest = ("wte.weight", "base_model.wpe.weight", "h.0.mlp.c_fc.bias", "h.1.ln_2.weight", "ln_f.bias")
     assert [ratio(name) for name in rest] == pytest.approx([3] * 5)
-    assert parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.001}) is None
+    assert which_parts.Parts.lr_ratio(None, {"learning_rate": 0.001, "rest_rate": 0.001}) is None
 
 
 def test_plateau_stores_facts_and_doubles_the_steps_until_they_add_nothing(folder, tmp_path, no_tuning):
@@ -305,9 +305,9 @@ def test_the_cached_features_give_the_models_own_logits(folder):
 
 
 def test_amounts_keeps_the_best_validation_of_each_amount(e2e, monkeypatch, no_tuning):
-    monkeypatch.setattr(amounts, "DATA", (amounts.Amount(4, 8, 2), amounts.Amount(12, 16, 2)))
-    monkeypatch.setattr(amounts, "BATCHES", (amounts.Amount(12, 4, 8),))
-    rows = e2e(amounts, "--ranks", "8", "0", "--examples", "4", "12", "--batches", "2", "8")
+    monkeypatch.setattr(how_much_data, "DATA", (how_much_data.Amount(4, 8, 2), how_much_data.Amount(12, 16, 2)))
+    monkeypatch.setattr(how_much_data, "BATCHES", (how_much_data.Amount(12, 4, 8),))
+    rows = e2e(how_much_data, "--ranks", "8", "0", "--examples", "4", "12", "--batches", "2", "8")
     settings = [tuple(row[name] for name in ("rank", "examples", "steps", "batch_size", "seed")) for row in rows]
     assert settings == [
         (rank, *amount, seed)
@@ -326,8 +326,8 @@ def test_a_run_that_diverges_is_a_row(e2e, monkeypatch, no_tuning):
         settings["on_validation"](0, model)
         raise FloatingPointError
 
-    monkeypatch.setattr(amounts, "fit", fit)
-    row = e2e(amounts, "--ranks", "8", "--examples", "50", "--seeds", "0")[-1]
+    monkeypatch.setattr(how_much_data, "fit", fit)
+    row = e2e(how_much_data, "--ranks", "8", "--examples", "50", "--seeds", "0")[-1]
     assert row["last_loss"] == "inf" and row["best_step"] == "0"
 
 
@@ -467,13 +467,13 @@ def test_one_sitting_runs_every_way_once(monkeypatch, folder, tmp_path):
 
 @pytest.fixture
 def on_the_map(e2e, monkeypatch, tmp_path):
-    """Runs map.py or seeds.py with two steps a run and few texts; `stages` replaces the map's."""
+    """Runs forgetting_map.py or how_many_seeds.py with two steps a run and few texts; `stages` replaces the map's."""
     (tmp_path / "plays.txt").write_text("ROMEO: But soft, what light is it that breaks? " * 400)
     monkeypatch.setattr(forgetting_map, "load_sms_spam", lambda: [Message("ham", "See you at eight, ok? " * 400)])
 
     def run(script, *options, **stages):
         monkeypatch.setattr(forgetting_map, "STAGES", stages)
-        monkeypatch.setattr(seeds, "STAGES", stages)
+        monkeypatch.setattr(how_many_seeds, "STAGES", stages)
         few = f"--plays {tmp_path}/plays.txt --claims {tmp_path}/claims --tested 4 --windows 2 --references 4"
         return e2e(script, *few.split(), *options)
 
@@ -552,7 +552,7 @@ def test_a_run_is_claimed_by_one_process(tmp_path):
 
 
 def test_seeds_are_the_maps_settings_on_other_seeds(on_the_map):
-    rows = on_the_map(seeds, linear=small_stage())
+    rows = on_the_map(how_many_seeds, linear=small_stage())
     assert [(row["arm"], row["learning_rate"], row["seed"]) for row in rows[:2]] == [
         ("full", "0.001", "0"), ("r = 8", "0.0058", "0"),
     ]  # fmt: skip

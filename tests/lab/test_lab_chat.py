@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import build_lab
-import numpy as np
 import pytest
 import record_chat
 import torch
 from conftest import skip_or_fail
+from lab_llama import MERGES, SPECIAL, TEMPLATE, TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
 from lab_modules import as_module, probe
 from measure_lab import Engine
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import Error as PlaywrightError
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -33,23 +33,12 @@ from lora_lib.run import load_smollm2, smollm2
 
 gguf = pytest.importorskip("gguf", reason="the tests write GGUF files with the package gguf")
 
-KINDS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 LOAD = """async ([text, settings]) => {
   const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
   await engine.load({ "model.gguf": new Blob([bytes]) }, settings);
   const { config, name, megabytes, stored, rounded, device } = engine;
   return { config, name, megabytes, stored, rounded, device };
 }"""
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["h e", "l l", "Ġ t", "he ll", "hell o"]
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
 ODD = [
     "", " ", "  a", "hello", "It's 2 + 22 = 24, isn't it?", "1234567890", "a  1", "x   22 y", "\n\n 3\n", "\t7",
     "½ ² Ⅻ ٣", "naïve café", "日本語 12", "👩‍👩‍👧 ok", "Привет, мир", "don't WE'LL 'sup", "a\u00a0b", "\x00\x04é\x7f",
@@ -58,78 +47,9 @@ ODD = [
 ]  # fmt: skip
 
 
-def byte_letters() -> list[str]:
-    """How GPT-2's vocabulary writes each byte."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in seen]
-    return [chr(byte) if byte in seen else chr(256 + rest.index(byte)) for byte in range(256)]
-
-
-TOKENS = [*SPECIAL, *byte_letters(), *(merge.replace(" ", "") for merge in MERGES)]
-
-
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    """A random Llama: three heads of queries to one of keys, a vocabulary that is no multiple of 8."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": len(TOKENS), "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-        "intermediate_size": 104, "num_hidden_layers": 3, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": True,
-    }  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    for name, weights in model.named_parameters():
-        torch.nn.init.normal_(weights, mean=float("norm" in name), std=0.15)
-    return model
-
-
-IN_GGUF = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-
-
-def in_gguf(name: str) -> str:
-    """A tensor's name there."""
-    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in whole:
-        return whole[name]
-    _, _, block, *part = name.removesuffix(".weight").split(".")
-    return f"blk.{block}.{IN_GGUF['.'.join(part)]}.weight"
-
-
-def write_gguf(model: LlamaForCausalLM, path: Path, kind: str = "F32", **changes: Any) -> bytes:
-    """The model as llama.cpp's converter writes it, with `changes` to its fields; None leaves a field out."""
-    config, kept = model.config, gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
-    fields: dict[str, Any] = {
-        "block_count": config.num_hidden_layers, "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
-        "head_count": config.num_attention_heads, "head_count_kv": config.num_key_value_heads,
-        "key_length": config.head_dim, "layer_norm_rms_eps": config.rms_norm_eps, "rope_freq_base": 10000.0,
-        "tokenizer_model": "gpt2", "tokenizer_pre": "smollm", "token_list": TOKENS, "token_merges": MERGES,
-        "token_types": [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)), "eos_token_id": 2,
-        "chat_template": TEMPLATE,
-    }  # fmt: skip
-    for field, value in {**fields, **changes}.items():
-        if value is not None:
-            getattr(writer, f"add_{field}")(value)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, weights in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        array = weights.numpy()
-        if count := heads.get(name.split(".")[-2]):
-            array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        if array.ndim == 2 and array.shape[1] % gguf.GGML_QUANT_SIZES[kept][0] == 0:
-            writer.add_tensor(in_gguf(name), gguf.quantize(np.ascontiguousarray(array), kept), raw_dtype=kept)
-        else:
-            writer.add_tensor(in_gguf(name), np.ascontiguousarray(array))
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write()
-    writer.close()
-    return path.read_bytes()
+    return tiny_llama()
 
 
 def bring(engine: Engine, data: bytes, **settings: Any) -> dict[str, Any]:
@@ -142,24 +62,6 @@ def loaded(engine: Engine, llama: LlamaForCausalLM, tmp_path_factory: pytest.Tem
     """The engine with the random Llama in float32."""
     bring(engine, write_gguf(llama, tmp_path_factory.mktemp("llama") / "tiny.gguf"))
     return engine
-
-
-def with_lora(model: LlamaForCausalLM, r: int, alpha: float) -> Any:
-    """Beside all linear layers, B not zero."""
-    torch.manual_seed(1)
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=KINDS, task_type="CAUSAL_LM")
-    wrapped = get_peft_model(copy.deepcopy(model), config)
-    for name, weights in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.05)
-    return wrapped
-
-
-def lora_layers(wrapped: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each layer, by the lab's names."""
-    found = {n: m for n, m in wrapped.named_modules() if hasattr(m, "lora_A")}
-    prefix = "base_model.model.model."
-    return {n.removeprefix(prefix): (m.lora_A["default"].weight, m.lora_B["default"].weight) for n, m in found.items()}
 
 
 def for_the_lab(wrapped: Any, r: int, alpha: float) -> dict[str, Any]:
@@ -482,6 +384,7 @@ def test_a_chat_goes_on_with_what_each_side_has_said(own: Page) -> None:
         own.click("#lab-ask")
         own.wait_for_function("!Lab.chat.asking", timeout=60_000)
     assert re.fullmatch(r"This chat has \d+ of 512 tokens\.", own.text_content("#lab-room"))
+    own.wait_for_function("document.getElementById('lab-write-status').textContent === ''", timeout=60_000)
     script = """async ([module, which, view]) => {
       const { chatText } = await import(module);
       const [first, second] = Lab.answers.turns;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import measure_lab
 import print_book
 import pytest
 import torch
+from lab_llama import lora_layers, tiny_llama, with_lora
 from lab_modules import KINDS, probe
 from playwright.sync_api import Browser, Page, Route
 from safetensors.torch import save
@@ -199,6 +201,101 @@ def test_losses_gradients_and_steps_are_pytorchs(page: Page, case: tuple[Case, P
         assert relative(found["after"][name]["B"], bypass.B) < 1e-3, f"B of {name} after {STEPS} steps"
     if setting.s > 2:
         assert max(norms) > 1.5 > 1 > min(norms), "the gradient was not clipped, or always was"
+
+
+# ---- A Llama -----------------------------------------------------------------------------------------------------
+
+# What is not as in `tiny_llama`, and whether the GPU has the weights as float16.
+LLAMAS: dict[str, tuple[dict[str, Any], bool]] = {
+    "three queries to a key": ({}, False),
+    "odd widths, float16": (
+        {"vocab_size": 97, "hidden_size": 45, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 10,
+         "intermediate_size": 70, "rms_norm_eps": 1e-3,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+        True,
+    ),
+    "one key for all, more than 64 tokens": (
+        {"vocab_size": 131, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 6}, False,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=LLAMAS)
+def llama(request: pytest.FixtureRequest, page: Page) -> tuple[Any, float]:
+    """A random Llama with LoRA beside all layers, in PEFT, and its s. The page has it without LoRA: `models.case`."""
+    changes, half = LLAMAS[request.param]
+    model = tiny_llama(**changes)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.half() if half and p.ndim == 2 else p)
+    c = model.config
+    config = {
+        "family": "llama", "C": c.hidden_size, "H": c.num_attention_heads, "K": c.num_key_value_heads, "D": c.head_dim,
+        "V": c.vocab_size, "depth": c.num_hidden_layers, "context": 96, "inner": c.intermediate_size,
+        "epsilon": c.rms_norm_eps, "theta": c.rope_parameters["rope_theta"],
+    }  # fmt: skip
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    what = {"config": config, "weights": base64.b64encode(save(tensors)).decode(), "half": half}
+    ask(page, "models.case = await lab.openModel(what);", what=what)
+    return with_lora(model, 5, 7.0), 7 / 5
+
+
+def llama_adapter(model: Any, s: float) -> dict[str, Any]:
+    layers = {}
+    for name, (A, B) in lora_layers(model).items():
+        layers[name] = {"d": A.shape[1], "k": B.shape[0], "A": A.flatten().tolist(), "B": B.T.flatten().tolist()}
+    return {"r": A.shape[0], "s": s, "layers": layers}
+
+
+def test_logits_of_a_llama_are_those_of_transformers(page: Page, llama: tuple[Any, float]) -> None:
+    """Read in pieces, so that the caches are used; without the adapter, with it, and as the sliders turn it."""
+    model, s = llama
+    ids = torch.randint(model.config.vocab_size, (1, 80), generator=torch.Generator().manual_seed(1))
+    pieces = [70, 1, 1, 7, 1]
+    views = {"base": None, "whole": {}, "turned": {"rank": 2, "strength": 0.5, "off": ["mlp.up_proj"]}}
+    script = "return lab.logitsOf(models.case, lab.adapterOf(adapter), views, ids, pieces);"
+    found = ask(page, script, adapter=llama_adapter(model, s), views=views, ids=ids[0].tolist(), pieces=pieces)
+    ends = torch.tensor(pieces).cumsum(0) - 1
+    with torch.no_grad():
+        wanted = {"whole": model(ids).logits[0, ends]}
+        with model.disable_adapter():
+            wanted["base"] = model(ids).logits[0, ends]
+        turned = copy.deepcopy(model)
+        for name, (A, _) in lora_layers(turned).items():
+            A[2:] = 0
+            A.mul_(0 if "up_proj" in name else 0.5)
+        wanted["turned"] = turned(ids).logits[0, ends]
+    for view, logits in wanted.items():
+        assert (torch.tensor(found[view]) - logits).abs().max() < 1e-5 * logits.std(), view
+    assert (wanted["whole"] - wanted["base"]).abs().max() > 0.1, "the adapter changes nothing, so nothing was compared"
+
+
+def test_gradients_and_twenty_steps_of_a_llama_are_pytorchs(page: Page, llama: tuple[Any, float]) -> None:
+    model, s = copy.deepcopy(llama[0]), llama[1]
+    generator = torch.Generator().manual_seed(2)
+    rows, targets = torch.randint(model.config.vocab_size, (2, 3, 17), generator=generator)
+    targets[1, :9] = -100
+    rate, steps = 3e-3, 20
+    what = {"rows": rows.tolist(), "targets": targets.tolist(), "rate": rate, "steps": steps}
+    script = "return lab.learn(models.case, lab.adapterOf(adapter), what);"
+    found = ask(page, script, adapter=llama_adapter(model, s), what=what)
+    layers = lora_layers(model)
+    trained = [p for pair in layers.values() for p in pair]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(rows).logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        losses.append(loss.item())
+        for name, (A, B) in layers.items() if step == 0 else ():
+            assert relative(found["gradients"][name]["A"], A.grad) < 1e-5, f"A of {name}"
+            assert relative(found["gradients"][name]["B"], B.grad.T) < 1e-5, f"B of {name}"
+        nn.utils.clip_grad_norm_(trained, 1)
+        optimizer.step()
+    assert losses[0] - losses[-1] > 0.5, "nothing was learned, so nothing was compared"
+    assert found["alone"][0] == found["losses"][0] == pytest.approx(found["alone"][2], rel=1e-6)
+    assert found["losses"] == pytest.approx(losses, abs=1e-5 * losses[0])
 
 
 # ---- When something goes wrong -----------------------------------------------------------------------------------

@@ -121,6 +121,13 @@ def test_named_numbers_are_choices():
     assert html.count('type="radio"') == 2 and 'type="range"' not in html
 
 
+def test_a_single_number_is_a_choice_that_stands():
+    made = knob(draw_text, rank=[320], target=["q", "v"], caption="One rank", labels={"rank": "rank r"})
+    html = data(made.html())["controls"]
+    assert html.count('type="radio"') == 3 and 'type="range"' not in html
+    assert made.frame(made._first).body == "<pre>&lt;rank 320 on q&gt;</pre>"
+
+
 def test_alt_can_be_computed():
     made = knob(draw_line, rank=[1, 2], caption="Loss", alt=lambda rank: f'slope "1/{rank}"')
     bodies = "".join(frame.body for frame in made.frames.values())

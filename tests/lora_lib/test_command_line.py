@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lora_lib import GPT2Config, GPT2Model, PeftModel, get_peft_model, load_model, load_pretrained
 from lora_lib.__main__ import main
 from lora_lib.gpt2 import save_pretrained_folder
-from lora_lib.run.commands import FIT, LORA, RunConfig, read_parts
+from lora_lib.run.commands import FIT, LORA, RUN_FILE, RunConfig, read_parts
 from lora_lib.training import loss_sum
 
 PAIRS = [{"prompt": f"{i} =>", "completion": " one more is" + f" {i + 1}" * (1 + i % 3)} for i in range(11)]
@@ -145,7 +145,7 @@ def test_a_base_shared_out_over_two_processes_gives_the_same_gradients(tmp_path)
         ({"lora": 3}, "lora must be an object, {…}, got 3"),
         ({"lora": {"rank": 8}}, "there is no setting lora.rank."),
         ({"lora": {"adapter_cls": "LoRA"}}, "there is no setting lora.adapter_cls"),
-        ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora.lora_rank are two names of one setting"),
+        ({"lora": {"r": 8, "lora_rank": 8}}, "lora.r and lora_rank are the same setting: give one of them"),
         ({"lora": {"r": "8"}}, "lora.r "),
         (
             {"method": "full", "lora": {"r": 8}},
@@ -363,6 +363,11 @@ def test_a_file_is_trained_on_asked_and_scored(config, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([command, str(tmp_path / "run.json")])
         assert told in capsys.readouterr().err
+    (tmp_path / "out" / RUN_FILE).unlink()  # as an earlier release left it
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "run.json")])
+    assert "holds another run's result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -139,6 +139,11 @@ def test_generation_stops_samples_and_keeps_the_mode():
     assert torch.equal(model.generate(ids, 12, temperature=5.0, top_k=1), greedy)
 
 
+def test_no_token_is_an_error_that_asks_for_one():
+    with pytest.raises(ValueError, match=r"got no token, of shape \(1, 0\): pass a text of one or more"):
+        tiny()(torch.zeros(1, 0, dtype=torch.long))
+
+
 def test_too_many_tokens_is_an_error_that_counts_them():
     model = tiny()
     with pytest.raises(ValueError, match="33 tokens do not fit this model's context of 32"):

@@ -275,6 +275,14 @@ def test_train_and_eval_change_no_weight():
         assert torch.equal(tensor, before[name])
 
 
+def test_float64_stays_float64_under_autocast():
+    layer, x = LoRALinear(nn.Linear(8, 8).double(), 2), torch.randn(3, 8, dtype=torch.float64)
+    nn.init.normal_(layer.adapters["default"].B)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.float64 and torch.equal(y, layer(x))
+
+
 def test_under_autocast_and_with_a_half_precision_base():
     lora = layer(dtype=torch.float32)
     x, kept = torch.randn(3, 12, requires_grad=True), []

@@ -123,6 +123,25 @@ def test_a_task_is_guessed_for_causal_models_alone(tmp_path):
         assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
+@pytest.mark.parametrize("make", [gpt2, t5])
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_rows_keep_their_adapter_in_a_search_with_beams(make, how):
+    torch.manual_seed(0)
+    model = scatter(get_peft_model(make(), "all-linear", 2).eval())
+    model.add_adapter("b", LoRAConfig("all-linear", r=2))
+    model.set_adapter("b")
+    scatter(model)
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
+    names, count = ["default", "b"], how.get("num_return_sequences", 1)
+    mixed = model.generate(input_ids=IDS, adapter_names=names, **settings, **how)
+    for i, name in enumerate(names):
+        model.set_adapter(name)
+        alone = model.generate(input_ids=IDS, **settings, **how)
+        assert torch.equal(mixed[i * count : (i + 1) * count], alone[i * count : (i + 1) * count])
+    with pytest.raises(ValueError, match="names 1 adapters for a batch of"):
+        model.generate(input_ids=IDS, adapter_names=["b"], **settings, **how)
+
+
 def test_t5_reads_its_layers_weights_and_still_generates_row_by_row():
     model = stir(get_peft_model(scatter(t5()), "all-linear", 4, 8))
     alone = model.generate(input_ids=IDS, max_new_tokens=5)

@@ -492,6 +492,16 @@ def test_rows_that_cannot_be_served_are_refused_and_the_next_call_is_as_before()
     assert torch.equal(model(IDS), before)
 
 
+def test_a_factor_that_is_computed_is_saved_as_it_is(tmp_path):
+    model = three_adapters()
+    before = model(IDS)
+    for layer in model.lora_layers().values():
+        if "default" in layer.adapters:
+            nn.utils.parametrizations.weight_norm(layer.adapters["default"], "A")
+    model.save_pretrained(tmp_path, "default")
+    torch.testing.assert_close(PeftModel.from_pretrained(three_adapters().unload(), tmp_path)(IDS), before)
+
+
 # --- the base that an adapter was made for --------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lora_lib.data import difference, gain_table, interval, items_needed, judge_answers, score_table
+from lora_lib.data import difference, interval, items_needed, judge_answers, score_table
 from lora_lib.data.scores import constant_answer, gains_over_best, mean_score
 
 
@@ -118,9 +118,9 @@ def test_so_many_items_show_the_gain_in_four_tries_of_five() -> None:
 def test_the_gains_say_what_is_not_settled() -> None:
     ours = {"exact": [1.0] * 9 + [0.0], "JSON": [1.0] * 10, "mood": [1.0] * 5 + [0.0] * 5}
     theirs = {"exact": [0.0] * 10, "JSON": [1.0] * 10, "mood": [1.0] * 4 + [0.0] * 5 + [1.0]}
-    exact, same, mood = gain_table(ours, theirs).splitlines()
+    exact, same, mood = gains_over_best({"ours": ours, "theirs": theirs}, "ours").splitlines()
     assert exact.startswith("exact   +90% [+70%, +100%]") and "not settled" not in exact
-    assert same == "JSON     +0% [-26%, +26%]  not settled" and mood.endswith("not settled")
+    assert same == "JSON     +0% [-26%, +26%]  not settled  (over theirs)" and "not settled" in mood
 
 
 @pytest.mark.parametrize("act", [lambda: judge_answers(["a"], []), lambda: interval([]), lambda: difference([1], [])])

@@ -28,7 +28,7 @@ from lora_lib import (
     load_pretrained,
 )
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.data import encode_examples, judge_answers, read_csv, read_records, split
+from lora_lib.data import encode_chat, encode_examples, judge_answers, read_csv, read_records, split
 from lora_lib.gpt2 import MINI_FOLDER
 from lora_lib.run.commands import RunConfig, read_parts, train
 from lora_lib.training import evaluate, fit
@@ -251,6 +251,11 @@ def no_tokenizer(at):
     load_pretrained(folder)[1].encode("text")
 
 
+def empty_tokenizer(at):
+    (at.tmp / "bpe.tiktoken").touch()
+    Tokenizer.from_file(at.tmp / "bpe.tiktoken")
+
+
 DATA = [(IDS[0], IDS[1])]
 
 
@@ -260,10 +265,13 @@ def trainable(at):
     return at.unwrap
 
 
-class SeesAhead(nn.Module):
-    """Each position sees the mean over all, as in a model for masked words; `config` is what Hugging Face's have."""
+class ReturnsTwo(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
 
-    config = None
+
+class SeesAhead(nn.Module):
+    """Each position sees the mean over all, as in a model for masked words."""
 
     def __init__(self):
         super().__init__()
@@ -443,6 +451,18 @@ CASES: dict[str, list[Case]] = {
             ValueError,
             "h.0.attn.c_attn: rank must be from 1 to 24 for a 24×72 layer, got 25",
             inject(["c_attn"], 25),
+        ),
+        Case(
+            "a layer that takes its size from its first input",
+            ValueError,
+            "0: the layer has no weight yet (nn.LazyLinear): call the model once, and add LoRA then",
+            lambda at: get_peft_model(nn.Sequential(nn.LazyLinear(8)), ["0"], 2),
+        ),
+        Case(
+            "a linear layer that returns more than a tensor, as Llama 4's router does",
+            TypeError,
+            "this ReturnsTwo returns a tuple: name it in exclude_modules",
+            lambda at: LoRALinear(ReturnsTwo(8, 8), 2)(torch.zeros(1, 8)),
         ),
         Case(
             "alpha 0",
@@ -1067,6 +1087,12 @@ CASES: dict[str, list[Case]] = {
             no_tokenizer,
         ),
         Case(
+            "a tokenizer's file without a token",
+            ValueError,
+            "bpe.tiktoken: ranks must be 0, 1, 2, … without gaps, got 0 of them",
+            empty_tokenizer,
+        ),
+        Case(
             "a token id outside the vocabulary",
             IndexError,
             "token ids must be from 0 to 96 in this model, got 1 to 97",
@@ -1234,6 +1260,18 @@ CASES: dict[str, list[Case]] = {
             TypeError,
             "expected a list of encoded examples as the training set, got a generator: list(…) makes one",
             lambda at: fit(trainable(at), (pair for pair in DATA), steps=1),
+        ),
+        Case(
+            "a validation set without examples",
+            ValueError,
+            "the validation set is empty: fit needs at least one encoded example",
+            lambda at: fit(trainable(at), DATA, steps=1, validation=[]),
+        ),
+        Case(
+            "a chat whose messages have no role",
+            ValueError,
+            "a message of a chat is {'role': 'user', 'content': '…'} or the like, got {'content': 'a'}",
+            lambda at: encode_chat([{"content": "a"}], None),
         ),
         Case(
             "padding where a token sees those after it",

@@ -1,4 +1,4 @@
-"""What the code of every notebook must not do."""
+"""What the code of every notebook must not do, and how long the chapters may be."""
 
 from __future__ import annotations
 
@@ -81,3 +81,39 @@ def test_a_training_cell_that_is_run_twice_starts_afresh(chapter: str) -> None:
 def test_a_cell_that_trains_on_is_found() -> None:
     assert trains_on("history = fit(model, train, steps=3)")
     assert not trains_on("model = new_model()\nfit(model, train, steps=3)")
+
+
+AFTERNOON = ("00", "01", "02", "05", "07")  # the chapters that are read in three hours
+NOT_MAIN = re.compile(
+    r"<details.*?</details>|```.*?```|\$\$.*?\$\$|\{cite[^}]*\}`[^`]*`|<[^>]+>|\]\([^)]*\)", re.DOTALL
+)
+SOLUTION = re.compile(r"```{(exercise|solution)-start}.*?```{\1-end}\n```", re.DOTALL)
+
+
+def chapter(number: str) -> nbformat.NotebookNode:
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def main_words(notebook: nbformat.NotebookNode) -> int:
+    """Words of the prose, without folds, exercises, formulas and blocks of code."""
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return sum(bool(re.search("[A-Za-z]", word)) for word in NOT_MAIN.sub("", SOLUTION.sub("", prose)).split())
+
+
+def lines_of(notebook: nbformat.NotebookNode, hidden: bool) -> int:
+    """Lines of code, in cells that are folded or in those that are open."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    sources = [cell.source for cell in cells if hidden == ("hide-input" in cell.metadata.get("tags", []))]
+    return sum(bool(line.strip()) for source in sources for line in source.splitlines())
+
+
+def test_the_afternoon_is_short() -> None:
+    words = {number: main_words(chapter(number)) for number in AFTERNOON}
+    assert max(words.values()) <= 1900 and sum(words.values()) <= 6800, words
+
+
+def test_little_code_is_folded() -> None:
+    chapters = [chapter(f"{number:02}") for number in range(8)]
+    hidden, shown = (sum(lines_of(notebook, folded) for notebook in chapters) for folded in (True, False))
+    assert hidden / (hidden + shown) <= 0.25

@@ -181,7 +181,9 @@ def test_what_eight_and_four_bits_cost_is_what_the_rows_say(root):
 
 def test_the_commands_on_the_page_are_those_that_ran(root):
     page = page_of(root)
-    ran = "".join(path.read_text(encoding="utf8") for path in (root / "experiments" / "transcripts").glob("*.txt"))
+    ran = "".join(
+        path.read_text(encoding="utf8") for path in (root / "experiments" / "practice" / "transcripts").glob("*.txt")
+    )
     blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
     commands = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
     assert len(commands) >= 2

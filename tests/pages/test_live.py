@@ -17,7 +17,19 @@ from test_knobs import (
     write_notebook,
 )
 
-from lora_book.show import KINDS, Run, Scale, Square, action, injection, product, run_map, switching, tradeoff
+from lora_book.show import (
+    KINDS,
+    Run,
+    Scale,
+    Square,
+    action,
+    injection,
+    product,
+    run_map,
+    switching,
+    tradeoff,
+    voices,
+)
 from lora_lib import GPT2Config, GPT2Model, get_peft_model, load_model
 
 A = [[1, 0, 1, -1], [2, 1, 0, 1], [0, -1, 2, 0], [-1, 2, 1, 1]]
@@ -489,6 +501,12 @@ def test_a_product_that_does_not_fit_is_refused(change: dict, message: str) -> N
 def test_an_injection_that_does_not_fit_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         injection({"small": GPT2Model(SMALL)}, **{"ranks": [1, 8], "rank": 8, "chosen": KINDS, "caption": ""} | change)
+
+
+@pytest.mark.parametrize("ranks", [[], [8], [8, 1], [0, 4, 2]])
+def test_voices_need_two_ranks_in_their_order(ranks: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected two or more, from the lowest to the highest"):
+        voices("Once", 320, dict.fromkeys(ranks, ("a cat", "It says so.")), caption="Voices")
 
 
 def test_in_jupyterlab_it_lives_when_trusted_and_stands_still_when_not(browser: Browser, lab) -> None:  # noqa: F811
