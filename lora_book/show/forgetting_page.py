@@ -336,6 +336,8 @@ def claims() -> dict[str, bool]:
         "at equal KL(base ‖ tuned) α/√r has forgotten less at its two highest rates": kl == ["less", "less"],
         "on plays its advantage at the best rate is not settled": plays.difference.verdict() == "not settled",
         **_far_claims(),
+        "SmolLM2: runs made again repeat the loss on the task and on prose within 0.003 nats": bool(repeated())
+        and max(repeated()) <= 0.003,
         "the rule of a third would have passed in fewer than one world in ten": power(first_runs(), KL) < 0.1,
     }
 
