@@ -61,14 +61,14 @@ pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 details > summary { list-style: none }
 """
 PAPER = """
-@page { margin: 16mm 18mm }
-html { font-size: 9pt; --pst-font-size-base: 9pt }
+@page { margin: 14mm 16mm }
+html { font-size: 8.6pt; --pst-font-size-base: 8.6pt }
 h1 { font-size: 1.7rem }
 h2 { font-size: 1.2rem; margin: .8rem 0 .3rem }
 .print-page :is(p, figure, .knob) { max-width: none; margin-bottom: .5rem }
-.print-page .rates :is(th, td) { white-space: normal }
-.knob img, .knob svg { max-height: 70mm; width: auto }
-.bd-article table { font-size: .85em }
+.print-page table.rates :is(th, td) { white-space: normal !important }
+.knob img, .knob svg { max-height: 66mm; width: auto !important }
+.bd-article table { font-size: .8em }
 .bd-article .citation-list, .bd-article dl.citation { font-size: .9em }
 """
 
