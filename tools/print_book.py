@@ -43,6 +43,7 @@ ROOT_FILE = "book/intro.html"
 TITLE = "The LoRA book"
 FILE = "lora-book.pdf"
 REFERENCES = "book/bibliography.html"
+ON_SCREEN = "behind-it"  # a section with what a page folds away, which a paper leaves out
 COLOURS = re.compile(r'<style class="drawn-colours">.*?</style>')
 NAVIGATION = re.compile(r'<nav class="bd-links.*?</nav>', re.DOTALL)
 FOREWORD = "Code that the web pages fold away and the controls of the lab are left out; sliders stand where they start."
@@ -60,13 +61,14 @@ pre { white-space: pre-wrap !important; overflow-wrap: anywhere }
 details > summary { list-style: none }
 """
 PAPER = """
-@page { margin: 16mm 18mm }
-html { font-size: 9pt; --pst-font-size-base: 9pt }
+@page { margin: 14mm 16mm }
+html { font-size: 8.6pt; --pst-font-size-base: 8.6pt }
 h1 { font-size: 1.7rem }
 h2 { font-size: 1.2rem; margin: .8rem 0 .3rem }
-.bd-article p { margin-bottom: .5rem }
-.knob img, .knob svg { max-height: 78mm; width: auto }
-.bd-article table { font-size: .85em }
+.print-page :is(p, figure, .knob) { max-width: none; margin-bottom: .5rem }
+.print-page table.rates :is(th, td) { white-space: normal !important }
+.knob img, .knob svg { max-height: 66mm; width: auto !important }
+.bd-article table { font-size: .8em }
 .bd-article .citation-list, .bd-article dl.citation { font-size: .9em }
 """
 
@@ -122,10 +124,8 @@ def paper(html: Path, page: str) -> Tag:
     """One page's text without what it folds away, and the references that it cites."""
     source = BeautifulSoup((html / page).read_bytes(), "html.parser").find("article")
     text = article(html, page, {page})
-    for tag in text.select("details, .cell_input, .paper-pdf"):
+    for tag in text.select(f"details, .cell_input, .paper-pdf, #{anchor(page, ON_SCREEN)}"):
         tag.decompose()
-    for section in [tag for tag in text.find_all("section") if not tag.find(["p", "table", "img", "svg"])]:
-        section.decompose()
     text.append(BeautifulSoup("<h2>References</h2>", "html.parser"))
     text.extend(cited(html, source))
     return text

@@ -747,6 +747,12 @@ MORE = {
         "Sampled texts then miss fewer slots with rank 1 and with full fine-tuning. Which of them learns most, three "
         "seeds do not settle.",
     ),
+    "relatives": (
+        "Relatives: a larger α does it too",
+        "LoRA+ has a lower loss than plain LoRA on the restaurants, and so has plain LoRA with 16 times the α; which "
+        "of the two is better is not settled. PiSSA's gain is not settled, and DoRA is slightly behind. On E2E none "
+        "gained, and LoRA+ and PiSSA forget far more at their best rates.",
+    ),
     "directions": (
         "Its change is larger; more is open",
         "<em>Intruders</em> are new directions among a weight's ten strongest. At equal loss LoRA brings more of them "

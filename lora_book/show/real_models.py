@@ -130,7 +130,7 @@ def token_boxes(tokens: Sequence[str], learned: Sequence[bool]) -> Figure:
 def memory_knob() -> Knob:
     """What a training step of a model needs, in GiB, by what holds it, for full fine-tuning, LoRA and QLoRA."""
 
-    def parts(size: str, load: tuple[int, int, bool, bool], method: Mapping[str, int]) -> dict[str, float]:
+    def parts(size: str, load: tuple[int, int, bool, bool], method: Mapping[str, Any]) -> dict[str, float]:
         batch, time, checkpointing, tiles = load
         found = step_bytes(SIZES[size], batch, time, checkpointing=checkpointing, chunked_loss=tiles, **method)
         return {name: count / 2**30 for name, count in found.items()}
