@@ -55,7 +55,7 @@ async function load(filesOf, name, model = name) {
     answers.clear();
     chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
-    await measurePace();
+    await measurePace().catch(error => say("train-status", error.message, true)); // of lines that are half typed
     await open(await readKept(chat.model));
   } catch (error) {
     say(
