@@ -45,7 +45,8 @@ def get_peft_model(
     The settings are a `LoRAConfig` as the second argument, or its fields by keyword. `r` may also be called
     `lora_rank`. `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), a regular
     expression for whole dotted names, or `"all-linear"`, the default: every linear layer except the head, which the
-    model's `get_output_embeddings` returns. The model's output is unchanged at first, because B starts at zero.
+    model's `get_output_embeddings` returns. At first the output is unchanged, unless
+    `init_lora_weights` says otherwise.
 
     Raises ValueError if a target matches nothing, or something that is not a linear layer, and TypeError for a
     setting that `LoRAConfig` does not have, or one given beside a `LoRAConfig`.
@@ -212,7 +213,7 @@ class PeftModel(nn.Module):
         return names[0] if len(names) == 1 else names
 
     def add_adapter(self, adapter_name: str, config: LoRAConfig) -> None:
-        """Add a new adapter, with A random and B zero. `set_adapter` makes it active."""
+        """Add a new adapter, started as its `init_lora_weights` says. `set_adapter` makes it active."""
         self._attach(adapter_name, checked_config(config))
 
     def _attach(self, adapter_name: str, config: LoRAConfig, parts: Parts | None = None) -> None:

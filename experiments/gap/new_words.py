@@ -10,7 +10,7 @@ trains both.
 
 Rates are a factor of 1.8 apart and tuned on validation data and seed 0 at p = 0 and p = 1; between them the better of
 those two rates is taken. The embedding's rate is 0.0032. Seeds 100 to 104 are reported, on test data. Several
-processes can share the work, as in forgetting_map.py. Rows: lora_book/findings/new_words.csv.
+processes can share the work, as in forgetting_map.py. Rows: lora_book/findings/results/new_words.csv.
 """
 
 from __future__ import annotations

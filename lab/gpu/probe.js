@@ -1,4 +1,4 @@
-// What tests/test_lab_gpu.py calls. The page has none of it.
+// What tests/lab/test_lab_gpu.py calls. The page has none of it.
 
 import { openSafetensors } from "../files/safetensors.js";
 import { modelOn } from "../worker/device.js";

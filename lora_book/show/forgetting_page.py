@@ -381,9 +381,8 @@ def _facts_claims() -> dict[str, bool]:
     voice = load_map(**VOICE)
 
     def said(rows: list[Row], rate: float, full: float, measure: str) -> Difference:
-        return compared(
-            *(select(rows, arm=a, learning_rate=r) for a, r in ((ROOT, rate), ("full", full))), measure
-        ).difference
+        ours, theirs = select(rows, arm=ROOT, learning_rate=rate), select(rows, arm="full", learning_rate=full)
+        return compared(ours, theirs, measure).difference
 
     return {
         "the runs on E2E that were made again repeat loss and prose within 0.003 nats": max(repeated()) < 0.003,

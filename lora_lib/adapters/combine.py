@@ -29,11 +29,13 @@ def combined(
                 raise ValueError(f"{adapter!r} is {type(part).__name__}, and only LoRA's changes add up")
             terms.setdefault(name, []).append((part, weight))
     made = {name: _weighted_sum(terms[name]) for name in names.modules if name in terms}
+    if not made:
+        raise ValueError("no layer of these adapters is left in the model: there is nothing to add")
     first = next(iter(made.values()))
     summed = replace(
         config,
         target_modules=exact_targets(names, list(made)), exclude_modules=None,  # the targets say it all
-        layers_to_transform=None, layers_pattern=None, init_lora_weights=True,
+        layers_to_transform=None, layers_pattern=None, init_lora_weights=True, adapter_cls=None,
         r=first.rank, lora_alpha=first.scale * first.rank, use_rslora=False,
         rank_pattern=pattern_of({n: a.rank for n, a in made.items()}, first.rank),
         alpha_pattern=pattern_of({n: a.scale * a.rank for n, a in made.items()}, first.scale * first.rank),

@@ -270,7 +270,7 @@ def _samples(path: Path, metadata: Mapping[str, str]) -> tuple[list[float], Samp
         sample = [float(value) for value in metadata.get("base_sample", "").split()]
         saved = json.loads(metadata.get("model_sample", "{}"))
         return sample, {name: [(int(at), float(value)) for at, value in found] for name, found in saved.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{path}: the sample of the base's weights in its metadata is damaged: {error}") from error
 
 

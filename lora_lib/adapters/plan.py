@@ -102,7 +102,7 @@ def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[L
         head = head_of()
         found = [name for name in linear if names.modules[name] is not head]
     elif isinstance(target_modules, str) and target_modules:
-        found = [name for name in linear if any(_regex(target_modules, n) for n in names.all_of(name))]
+        found = [name for name in linear if any(_match(target_modules, n) for n in names.all_of(name))]
         if not found:
             hint = f"for layers by the end of their name pass a list: [{target_modules!r}]"
             if target_modules.lower().replace("_", "-") == "all-linear":
@@ -136,7 +136,7 @@ def _targets(names: Names, config: LoRAConfig, copies: Sequence[str]) -> list[st
 def _excluded(config: LoRAConfig, names: Names, name: str) -> bool:
     out = config.exclude_modules
     if isinstance(out, str):
-        return any(_regex(out, n) for n in names.all_of(name))
+        return any(_match(out, n) for n in names.all_of(name))
     return any(names.any_ends_in(name, end) for end in out or [])
 
 
@@ -149,7 +149,7 @@ def _in_layers(config: LoRAConfig, name: str) -> bool:
     if wanted is None or wanted == [] or name in config.target_modules:  # a whole name stands for itself
         return True
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    found = next(filter(None, (re.match(rf"(?:.*?\.)??{p}\.(\d+)\.", name) for p in patterns)), None)
+    found = next(filter(None, (_match(rf"(?:.*?\.)??{p}\.(\d+)\..*", name) for p in patterns)), None)
     return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
@@ -192,9 +192,9 @@ def _fits(module: nn.Module, adapter_cls: type[LoRA]) -> bool:
     return True
 
 
-def _regex(pattern: str, name: str) -> bool:
+def _match(pattern: str, name: str) -> re.Match[str] | None:
     try:
-        return re.fullmatch(pattern, name) is not None
+        return re.fullmatch(pattern, name)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
@@ -209,7 +209,7 @@ def _last_parts(linear: Sequence[str]) -> list[str]:
 
 def _fits_name(pattern: str, names: Names, name: str) -> bool:
     """Whether a key of `rank_pattern` is a layer's name, the end of it, or a regular expression for either."""
-    return any(_regex(rf"(.*\.)?({pattern})", n) for n in names.all_of(name))
+    return any(_match(rf"(.*\.)?({pattern})", n) for n in names.all_of(name))
 
 
 # --- a config that says the same ------------------------------------------------------------------

@@ -29,12 +29,6 @@ _NOT_KEPT = ("quantization_config", "_name_or_path", "_model_name_or_path", "mod
 SUMS = "sha256.json"  # in the kept folder: the SHA-256 of each file there
 
 
-def is_installed() -> bool:
-    """Whether the model's file, transformers and gguf are here."""
-    needed = ("transformers", "gguf")
-    return gguf_path() is not None and all(importlib.util.find_spec(name) for name in needed)
-
-
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The model and its tokenizer, as transformers' `AutoModelForCausalLM` and `AutoTokenizer` load them.
 

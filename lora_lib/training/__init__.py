@@ -1,4 +1,4 @@
-"""Training: the loop, the loss, checkpoints, several processes, and the memory that it needs."""
+"""Training: the loop, the loss, checkpoints and several processes."""
 
 from lora_lib.gpt2.loss import chunked_cross_entropy
 from lora_lib.moved import say_where

@@ -228,6 +228,8 @@ class _Run:
         config, done = self.config, self.done
         if self.validation:
             loss = evaluate(self.model, self.validation, batch_size=config.batch_size, bf16=config.bf16)
+            if math.isnan(loss):
+                raise FloatingPointError(f"the validation loss is nan after {done} steps")
             self.history.validation.append((done, loss))
         if self.score is not None:
             value = self.score(self.model)

@@ -1,6 +1,7 @@
 """The lab, the page in which a reader trains an adapter: its arithmetic against PyTorch's, and the page in browsers.
 
-The page is opened as a file, with the network cut, and without the book around it; tests/test_book.py reads it within.
+The page is opened as a file, with the network cut, and without the book around it; tests/pages/test_book.py reads it
+within.
 """
 
 from __future__ import annotations

