@@ -2,6 +2,7 @@
 import { newAdapter } from "../model/adapter.js";
 import { layerShapes } from "../model/layers.js";
 import { likeliest, seeded } from "../model/sampling.js";
+import { mayTakeLong } from "./messages.js";
 import { rateFactor } from "./trainer.js";
 import { jobs, model, show, tokenizer } from "./worker.js";
 
@@ -36,6 +37,7 @@ async function learner(adapter) {
 async function trainOn(loaded, batches, rate) {
   const losses = [];
   for (const [i, [rows, targets]] of batches.entries()) {
+    mayTakeLong();
     const settings = { step: i + 1, rate: rate * rateFactor(i, batches.length), most: Infinity };
     losses.push(await model.step(loaded, rows, targets, settings));
   }
