@@ -84,9 +84,10 @@ def themed(svg: str, alt: str) -> str:
     shown = re.search(r' width="([\d.]+)', svg)[1]  # type: ignore[index]
     sizes = [float(size) for sizes in SIZE.findall(svg) for size in sizes if size]
     # On a phone letters should have this size, in the drawing's own unit. Where they would grow by more than GROW, the
-    # drawing is wider than the phone instead.
+    # drawing is wider than the phone instead. So is one of boxes with typewriter letters, which have no room to grow.
+    most = 1 if "monospace" in svg else GROW
     wanted = LETTERS * width / PHONE
-    least_width = max(PHONE, PHONE * wanted / (GROW * min(sizes, default=wanted)))
+    least_width = max(PHONE, PHONE * wanted / (most * min(sizes, default=wanted)))
     small = wanted * PHONE / least_width
     left, right = beyond(svg, width, small)
     small *= PHONE / (PHONE - left - right)
