@@ -396,9 +396,10 @@ class PeftModel(nn.Module):
         """
         _check_model(model)
         config, parts = load_parts(model, folder, **how)
-        opened = cls(model, config, adapter_name, parts).requires_grad_(False).eval()
-        if is_trainable:
-            opened._freeze_all_but_active()
+        opened = cls(model, config, adapter_name, parts).requires_grad_(False)
+        if not is_trainable:
+            return opened.eval()
+        opened._freeze_all_but_active()
         return opened
 
     def load_adapter(self, folder: str | Path, adapter_name: str, is_trainable: bool = False, **how: Any) -> None:

@@ -163,7 +163,8 @@ class _Run:
         _check_examples(train, "training", vocabulary)
         if validation is not None:
             _check_examples(validation, "validation", vocabulary, whole=False)
-        check_padding(model, [*train, *self.validation], config.batch_size)
+        for examples in (train, self.validation):
+            check_padding(model, examples, config.batch_size)
         if (config.patience or config.keep_best) and not (validation or score):
             raise ValueError("patience and keep_best need a validation: pass validation=examples or score=function")
         self.steps, self.autocast = config.count_steps(len(train)), _autocast(model, config.bf16)

@@ -400,6 +400,19 @@ def test_a_weighted_adapter_changes_the_weights_by_the_weighted_sum(tmp_path, we
     torch.testing.assert_close(model.merge_and_unload()(IDS), again(IDS), atol=1e-4, rtol=1e-4)
 
 
+def test_an_adapter_that_is_opened_to_train_keeps_its_dropout_on_as_in_peft(tmp_path):
+    get_peft_model(small(), ["c_attn"], 2, lora_dropout=0.5).save_pretrained(tmp_path)
+    assert PeftModel.from_pretrained(small().train(), tmp_path, is_trainable=True).training
+    assert not PeftModel.from_pretrained(small().train(), tmp_path).training
+
+
+def test_an_adapter_without_a_layer_left_cannot_be_summed():
+    model = get_peft_model(small(), ["h.0.attn.c_attn"], 2)
+    model.base_model.h[0].attn.c_attn = nn.Linear(24, 72)
+    with pytest.raises(ValueError, match="no layer of these adapters is left"):
+        model.add_weighted_adapter(["default"], [1], "sum")
+
+
 def test_a_sum_of_a_kind_that_starts_from_the_base_is_a_plain_adapter(tmp_path):
     config = LoRAConfig(["c_attn"], r=1, adapter_cls=PiSSA, init_lora_weights="pissa")
     model = get_peft_model(small(), config)
