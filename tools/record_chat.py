@@ -2,8 +2,8 @@
 
     python tools/record_chat.py
 
-It serves the page, presses what a reader presses, and writes what came into lab/page/chat_recorded.html. Minutes. Any page
-shows it: in MyST, ```{raw} html with `:file: ../lab/page/chat_recorded.html`.
+It serves the page, presses what a reader presses, and writes what came into lab/page/chat_recorded.html. Minutes. Any
+page shows it: in MyST, ```{raw} html with `:file: ../lab/page/chat_recorded.html`.
 """
 
 from __future__ import annotations
