@@ -42,7 +42,7 @@ paper: book  ## "What decides forgetting?" as a paper, _build/forgetting.pdf, an
 	$(BIN)/python tools/print_book.py _build/html _build/forgetting.pdf --page book/forgetting.html
 
 test: $(INSTALLED)  ## check everything
-	@echo "Four parts: lint, library, book, notebooks. About fifteen minutes on two cores, installation apart."
+	@echo "Four parts: lint, library, book, notebooks. About twenty minutes on two cores, installation apart."
 	@rm -f $(NOT_RUN)
 	@for part in lint test-library test-book test-notebooks; do \
 		begin=$$(date +%s); $(MAKE) --no-print-directory $$part || exit 1; \

@@ -17,7 +17,8 @@ const LEFT_OUT = /(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$/;
 
 // `files`: {name: Blob, ArrayBuffer or string}. Returns {config, tokenizer, tensors}: `tensors` are those that a GPT-2
 // of this config has, by name without "transformer.", see `openSafetensors`; their numbers are not read yet.
-// A GGUF file is all in one, see gguf.js; with a chat template the files are a Llama's, see llama_files.js. Throws LabError if a file is missing, or does not fit the config.
+// A GGUF file is all in one, see gguf.js; with a chat template the files are a Llama's, see
+// llama_files.js. Throws LabError if a file is missing, or does not fit the config.
 export async function openModel(files) {
   if (files[GGUF]) return openGguf(blobOf(files, GGUF));
   if (files[TEMPLATE]) return openChat(files);

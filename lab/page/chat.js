@@ -214,7 +214,7 @@ async function train() {
   if (chat.adapter) answers.show(chat.lesson, losses());
 }
 
-// What is said of the run's adapter, as the lab says it of its own; `at`: the step that it is from.
+// What is said of the run's adapter, as the lab says it of its adapters; `at`: the step that it is from.
 function aboutRun(r, { alpha, rate, steps }, id, at, unfinished = false) {
   const about = { id, title: chat.lesson.title, r, alpha, rate, steps, at, best: at, unfinished };
   return { ...about, kinds: LLAMA_KINDS, losses: [], measured: chat.samples };

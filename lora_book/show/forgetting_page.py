@@ -380,21 +380,20 @@ def _facts_claims() -> dict[str, bool]:
     near = select(load_results("smollm2_near"), split="test")
     voice = load_map(**VOICE)
 
-    def said(rows: list[Row], rate: float, full: float, measure: str) -> Difference:
+    def less_full(rows: list[Row], rate: float, full: float, measure: str) -> Compared:
         ours, theirs = select(rows, arm=ROOT, learning_rate=rate), select(rows, arm="full", learning_rate=full)
-        return compared(ours, theirs, measure).difference
+        return compared(ours, theirs, measure)
 
+    kept = less_full(near, 0.001, 0.00017, "facts").difference
+    loss, prose, right = (less_full(voice, 0.00056, 9.5e-5, measure) for measure in ("loss", PROSE, "facts"))
     return {
         "the runs on E2E that were made again repeat loss and prose within 0.003 nats": max(repeated()) < 0.003,
         "after E2E α/√r answers fewer facts than full; both answer more than half": (
-            said(near, 0.001, 0.00017, "facts").verdict() == "less"
-            and min(row["facts"] for row in near if row["arm"] != "base") > 145 / 2
+            kept.verdict() == "less" and min(row["facts"] for row in near if row["arm"] != "base") > 145 / 2
         ),
-        "the voice: level in loss within 4 %": abs(said(voice, 0.00056, 9.5e-5, "loss").low) < 0.04 * 3.1
-        and said(voice, 0.00056, 9.5e-5, "loss").verdict() == "not settled",
+        "the voice: level in loss within 4 %": loss.percent.verdict(4) == "level",
         "the voice: α/√r has forgotten more prose and answers fewer facts": (
-            said(voice, 0.00056, 9.5e-5, PROSE).verdict() == "more"
-            and said(voice, 0.00056, 9.5e-5, "facts").verdict() == "less"
+            prose.difference.verdict() == "more" and right.difference.verdict() == "less"
         ),
     }
 

@@ -272,11 +272,11 @@ class Knob:
         if choices not in self.frames:
             arguments = {axis.name: axis.value(choice) for axis, choice in zip(self.axes, choices)}
             setting = self._setting(choices)
+            words = self.alt(**arguments) if callable(self.alt) else f"{self.alt or self.caption} ({setting})"
             before = plt.get_fignums()
             try:
-                words = self.alt(**arguments) if callable(self.alt) else f"{self.alt or self.caption} ({setting})"
                 self.frames[choices] = Frame.make(self.draw(**arguments), words, setting)
-            finally:  # a notebook would show a figure that is left open
+            finally:  # a notebook would show a figure that a failed draw leaves open
                 for number in set(plt.get_fignums()) - set(before):
                     plt.close(number)
         return self.frames[choices]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lora_book.findings.stats import Row, at_best_rate, mean, means, paired, select
+from lora_book.findings.verdicts import RELATIVE
 from lora_book.show.figures import BASE, CYCLE, LORA, draw_lines
 from lora_book.show.knobs import Panels
 from lora_book.show.live import Live, Square, run_map
@@ -72,7 +73,7 @@ def compared(runs: Mapping[str, Sequence[Row]], to: Sequence[Row]) -> Any:
 
 def verdict(ours: Iterable[Row], theirs: Sequence[Row], measure: str = "validation_loss") -> str:
     """The rule's word for ours less theirs, with a margin of 2 %: more, less, level or not settled."""
-    return paired(ours, theirs, measure).verdict(0.02 * mean(theirs, measure).mean)
+    return paired(ours, theirs, measure).verdict(RELATIVE * mean(theirs, measure).mean)
 
 
 def rule_panels(ranks: Sequence[int], rules: Mapping[str, Sequence[Sequence[Row]]]) -> Panels:

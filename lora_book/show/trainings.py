@@ -137,10 +137,19 @@ def amounts_knob() -> Knob:
     amounts = select(load_results("amounts"), rank=8, batch_size=8)
     counts = sorted({row["examples"] for row in amounts})
 
+    def runs_of(examples: int) -> list[Row]:
+        return at_best_rate(select(amounts, examples=examples))
+
+    def say(examples: int) -> str:
+        runs = runs_of(examples)
+        best, lowest = (mean(runs, x) for x in ("best_step", "validation_loss"))
+        after = best.mean * runs[0]["batch_size"] / examples
+        still = "" if best.mean < 0.99 * runs[0]["steps"] else ", its end: it had not turned"
+        return f"lowest, {lowest.mean:.2f}, after {after:.1f} passes{still}"
+
     def draw(examples: int) -> tuple[Figure, str]:
-        runs = at_best_rate(select(amounts, examples=examples))
         fig, ax = plt.subplots(figsize=(5, 2.9))
-        for row in runs:
+        for row in runs_of(examples):
             curve = [float(loss) for loss in row["curve"].split()]
             passes = row["steps"] * row["batch_size"] / examples
             x = [passes * i / (len(curve) - 1) for i in range(len(curve))]
@@ -148,17 +157,14 @@ def amounts_knob() -> Knob:
             ax.plot(x, curve, "-", color=ACCENT, lw=1)
             ax.plot(x[at], curve[at], "o", color=ACCENT)
         ax.set(xlim=(-0.5, 20), ylim=(1.4, 6.7), xlabel="passes", ylabel="validation loss")
-        best, lowest = (mean(runs, x) for x in ("best_step", "validation_loss"))
-        after = best.mean * runs[0]["batch_size"] / examples
-        still = "" if best.mean < 0.99 * runs[0]["steps"] else ", its end: it had not turned"
-        return fig, f"lowest, {lowest.mean:.2f}, after {after:.1f} passes{still}"
+        return fig, say(examples)
 
     return knob(
         draw,
         examples={f"{count:,}": count for count in counts},
         caption="Validation loss against passes over the training examples; each line is a seed, each dot its lowest "
         "point.",
-        alt=lambda examples: f"{examples} examples: {draw(examples)[1]}",
+        alt=lambda examples: f"{examples} examples: {say(examples)}",
     )
 
 
