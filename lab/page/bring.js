@@ -3,9 +3,8 @@
 import { Lab, miniFiles } from "./engine.js";
 import { ready, wantDevice } from "./loading.js";
 import { chosenModelFiles, fetchFromHub, lookAtHub } from "./model_sources.js";
-import { $, lab, MINI, on, say, tell } from "./state.js";
+import { $, lab, MINI, on, say, showDevice, tell } from "./state.js";
 
-const inWords = { wasm: "the processor (WebAssembly)", webgpu: "the GPU (WebGPU)" };
 const megabytes = bytes => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${Math.round(bytes / 1e6)} MB`);
 
 let found = null; // what `lookAtHub` found
@@ -53,11 +52,6 @@ function showModel() {
   );
   $("model-back").hidden = model === MINI;
   showDevice(engine.device);
-}
-
-function showDevice({ kind, name, why }) {
-  $("device").value = kind;
-  say("device-status", `It runs on ${inWords[kind]}${name && `: ${name}`}.${why && ` ${why}`}`);
 }
 
 // ---- The Hub -----------------------------------------------------------------------------------------------------

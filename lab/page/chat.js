@@ -9,7 +9,7 @@ import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
 import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
-import { $, say } from "./state.js";
+import { $, say, showDevice } from "./state.js";
 import { made } from "./words.js";
 
 const NAME = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -24,6 +24,7 @@ const chat = {
   adapter: null, // {name, r} of the one that was trained
   safe: null, // {name, files}: the best of the run so far
   training: false,
+  moving: false, // to another device
   pace: 0, // milliseconds of a step
   asking: false,
   lesson: null, // of the run: {title, pairs, heldOut, follows}
@@ -57,7 +58,7 @@ async function load(filesOf, name, model = name) {
     answers.clear();
     chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
-    await measurePace().catch(error => say("train-status", error.message, true)); // of lines that are half typed
+    await measurePace();
     await open(await readKept(chat.model));
   } catch (error) {
     say(
@@ -72,7 +73,7 @@ async function load(filesOf, name, model = name) {
 async function start(files, name, progress) {
   const engine = new Engine(delivered.source, true);
   try {
-    await engine.load(files, { name, device: "wasm", news: ({ share }) => progress(share) });
+    await engine.load(files, { name, device: $("device").value, news: ({ share }) => progress(share) });
   } catch (error) {
     engine.end();
     throw error;
@@ -80,6 +81,27 @@ async function start(files, name, progress) {
   chat.engine?.end();
   Object.assign(chat, { engine, files, name, adapter: null });
   engine.onEnd = error => lost(error);
+  engine.onDevice = showDevice; // when the GPU is lost, the processor goes on
+  showDevice(engine.device);
+}
+
+// Move the model to the chosen device, its adapters with it. If that fails, it stays where it is.
+async function move() {
+  const { engine } = chat;
+  if (!engine) return;
+  chat.moving = true;
+  enable();
+  say("device-status", "Moving the model …");
+  try {
+    await engine.moveTo($("device").value);
+    say("status", "");
+    await measurePace();
+  } catch (error) {
+    say("status", error.message, true);
+  }
+  showDevice(engine.device);
+  chat.moving = false;
+  enable();
 }
 
 // The worker is gone: another takes its place, with the best adapter so far.
@@ -108,8 +130,10 @@ function loading(on) {
 }
 
 function enable() {
-  const ready = chat.engine && !chat.training;
+  const busy = chat.training || chat.moving;
+  const ready = chat.engine && !busy;
   for (const name of ["train", "open", "delete"]) $(name).disabled = !ready;
+  $("device").disabled = busy;
   $("ask").disabled = !ready || chat.asking;
   for (const name of ["rank", "strength", "download"]) $(name).disabled = !(ready && chat.adapter);
   $("stop").disabled = !chat.training;
@@ -173,9 +197,14 @@ function settingsFor({ pairs, heldOut }) {
 // How long a step takes on this machine, before a run is started.
 async function measurePace() {
   say("train-status", "Measuring a step …");
-  chat.pace = await chat.engine.ask("pace", { settings: { ...settingsFor(lessonNow()), workers: 1 } });
-  say("train-status", "");
-  showPace();
+  try {
+    const settings = { ...settingsFor(lessonNow()), workers: 1 };
+    chat.pace = await chat.engine.ask("pace", { settings });
+    say("train-status", "");
+    showPace();
+  } catch (error) {
+    say("train-status", error.message, true); // of lines that are half typed
+  }
 }
 
 function showPace() {
@@ -395,6 +424,7 @@ function begin() {
   });
   $("load-stop").addEventListener("click", () => stopLoading.abort());
   $("gguf").addEventListener("change", chooseModel);
+  $("device").addEventListener("change", move);
   $("set").addEventListener("change", chooseSet);
   $("pairs").addEventListener("input", linesChanged);
   $("pairs-file").addEventListener("change", chooseFile);

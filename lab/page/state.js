@@ -72,6 +72,14 @@ export function say(place, text, wrong = false) {
   $(place).classList.toggle("lab-wrong", wrong);
 }
 
+const DEVICES = { wasm: "the processor (WebAssembly)", webgpu: "the GPU (WebGPU)" };
+
+// What the model runs on, see `modelOn` in worker/device.js.
+export function showDevice({ kind, name, why }) {
+  $("device").value = kind;
+  say("device-status", `It runs on ${DEVICES[kind]}${name && `: ${name}`}.${why && ` ${why}`}`);
+}
+
 export function checkedKinds(fieldset) {
   return [...$(fieldset).querySelectorAll("input:checked")].map(box => box.value);
 }

@@ -7,10 +7,13 @@ import functools
 import http.server
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import build_lab
+import print_book
 import torch
 from playwright.sync_api import Browser
 
@@ -28,6 +31,15 @@ def as_module(name: str) -> str:
 def probe() -> str:
     """The worker's script, with the jobs of lab/worker/probe.js added."""
     return build_lab.bundle("worker/probe.js")
+
+
+@contextmanager
+def simulated_gpu(browser: Browser) -> Iterator[Browser]:
+    """A Chromium that offers WebGPU on a GPU that it simulates, closed afterwards."""
+    flags = [*print_book.FLAGS, "--enable-unsafe-webgpu"]
+    chromium = browser.browser_type.launch(executable_path=print_book.find_browser(), args=flags)
+    yield chromium
+    chromium.close()
 
 
 # ---- The page ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import record_chat
 import torch
 from conftest import skip_or_fail
 from lab_llama import MERGES, SPECIAL, TEMPLATE, TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
-from lab_modules import as_module, probe
+from lab_modules import as_module, probe, simulated_gpu
 from measure_lab import Engine
 from peft import PeftModel
 from playwright.sync_api import Browser, Page
@@ -463,7 +463,7 @@ def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> Non
 def tiny_site(site: Path, llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with the random Llama beside it, in the place of SmolLM2."""
     folder = tmp_path_factory.mktemp("tiny")
-    size = len(write_gguf(llama, folder / "tiny.gguf"))
+    size = len(write_gguf(llama, folder / "tiny.gguf", "F16"))
     for name in ("chat.html", "worker.js", "lab.css"):
         shutil.copy(site.parent / name, folder)
     script = build_lab.bundle("page/chat.js", VERSIONS={"worker.js": ""}, CHAT={"file": "tiny.gguf", "bytes": size})
@@ -533,6 +533,49 @@ def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
         train_tiny(tab, 3)
         ended(tab, 3)
         tab.context.close()
+
+
+def choose_device(tab: Page, kind: str) -> str:
+    tab.select_option("#lab-device", kind)
+    tab.wait_for_function("Lab.chat.moving")
+    tab.wait_for_function("!Lab.chat.moving", timeout=60_000)
+    return tab.text_content("#lab-device-status")
+
+
+def test_a_gpu_takes_over_the_adapter_and_gives_it_back_when_it_is_lost(browser: Browser, tiny_site: Path) -> None:
+    files = "Lab.chat.engine.ask('files', { view: Lab.chat.view() }).then(Object.values).then(String)"
+    with record_chat.served(tiny_site) as address, simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.goto(f"{address}chat.html")
+        script = "source => { const { worker } = Lab; Lab.worker = parts => worker({ ...parts, source }); }"
+        tab.evaluate(script, probe())
+        load_tiny(tab)
+        assert tab.text_content("#lab-device-status") == "It runs on the processor (WebAssembly)."
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        before = tab.evaluate(files)
+        assert choose_device(tab, "webgpu").startswith("It runs on the GPU (WebGPU): ")
+        assert tab.evaluate(files) == before, "the base's fingerprint among them"
+        train_tiny(tab, 6)
+        assert tab.is_disabled("#lab-device")
+        tab.wait_for_function("Lab.chat.samples.length", timeout=60_000)  # a step is slow on a simulated GPU
+        tab.evaluate("Lab.chat.engine.ask('loseGPU')")
+        ended(tab, 6)
+        assert tab.input_value("#lab-device") == "wasm"
+        assert "The GPU was lost" in tab.text_content("#lab-device-status")
+        assert tab.evaluate(files) != before
+
+
+def test_a_gpu_that_is_not_there_leaves_the_model_where_it_is(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        assert choose_device(tab, "webgpu") == "It runs on the processor (WebAssembly)."
+        assert re.search("no WebGPU|no GPU that it can use", tab.text_content("#lab-status"))
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.close()
 
 
 def test_a_store_that_never_answers_does_not_hold_up_a_run(browser: Browser, tiny_site: Path) -> None:

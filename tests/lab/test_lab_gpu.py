@@ -7,18 +7,16 @@ import copy
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import build_lab
 import measure_lab
-import print_book
 import pytest
 import torch
 from lab_llama import lora_layers, tiny_llama, with_lora
-from lab_modules import KINDS, probe
+from lab_modules import KINDS, probe, simulated_gpu
 from playwright.sync_api import Browser, Page, Route
 from safetensors.torch import save
 from small_models import scatter, stir
@@ -74,15 +72,6 @@ def gpu_browser(browser: Browser) -> Iterator[Browser]:
     """One for all tests of the kernels."""
     with simulated_gpu(browser) as chromium:
         yield chromium
-
-
-@contextmanager
-def simulated_gpu(browser: Browser) -> Iterator[Browser]:
-    """A Chromium that offers WebGPU on a GPU that it simulates, closed afterwards."""
-    flags = [*print_book.FLAGS, "--enable-unsafe-webgpu"]
-    chromium = browser.browser_type.launch(executable_path=print_book.find_browser(), args=flags)
-    yield chromium
-    chromium.close()
 
 
 @pytest.fixture(scope="module")
