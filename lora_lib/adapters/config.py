@@ -99,7 +99,7 @@ class LoRAConfig:
     adapter_cls: type[LoRA] | None = setting(optional(_KIND), None)
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"):
             if isinstance(value := getattr(self, name), (tuple, set)):
                 setattr(self, name, sorted(value, key=str) if isinstance(value, set) else list(value))
         check(self)

@@ -191,6 +191,8 @@ def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) 
     for key in ("r", "lora_alpha", "target_modules"):
         if values.get(key) in (None, "", []):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")
+    if adapter_cls and adapter_cls.saved_ranks > 1:
+        raise AdapterError(f"{path}: {adapter_cls.__name__} is saved as a plain LoRA: leave adapter_cls out")
     needed = adapter_cls.config_fields if adapter_cls else {}
     for key, value in needed.items():
         if values.get(key) != value:

@@ -75,8 +75,8 @@ def new_parts(names: Names, config: LoRAConfig, plan: Sequence[Planned], any_ran
                 made[name] = kind.from_base(
                     base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
                 )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from error
     return made
 
 

@@ -66,6 +66,9 @@ def load_checkpoint(
                 f"{path} belongs to another run: its {name} is {saved.get(name)}, this run's is {value}. "
                 "Use the same settings to go on with it, or another file to start again"
             )
+    for name, weight in weights.items():
+        if (found := tensors.get(f"{name}/weight")) is None or found.shape != weight.shape:
+            raise ValueError(f"{path} belongs to another model: it has no weight {name} of {tuple(weight.shape)}")
     state, best = optimizer.state_dict(), {}
     for i, (name, weight) in enumerate(weights.items()):
         kept = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}

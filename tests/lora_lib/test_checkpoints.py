@@ -262,3 +262,19 @@ def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path: Path, co
     with pytest.raises(ValueError, match="run.safetensors is not a checkpoint that fit wrote"):
         fit(make()[0], make()[1], checkpoint=path, **SETTINGS)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("other", [{"c": (2, 3)}, {"b": (3, 2)}], ids=["name", "shape"])
+def test_a_checkpoint_of_another_model_changes_nothing(tmp_path, other):
+    def made(shapes):
+        weights = {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
+        return weights, torch.optim.AdamW(weights.values())
+
+    saved, optimizer = made({"a": (2, 3), "b": (2, 3)})
+    sum(weight.sum() for weight in saved.values()).backward()
+    optimizer.step()
+    checkpoints.save_checkpoint(tmp_path / "run", saved, optimizer, {}, {})
+    weights, optimizer = made({"a": (2, 3), **other})
+    with pytest.raises(ValueError, match=f"it has no weight {next(iter(other))} of"):
+        checkpoints.load_checkpoint(tmp_path / "run", weights, optimizer, {})
+    assert not any(weight.any() for weight in weights.values()) and not optimizer.state

@@ -195,6 +195,12 @@ def test_each_adapter_has_its_own_copy_of_a_module_and_one_is_in_use():
     assert type(model.unload().ln_f) is type(small().ln_f)
 
 
+@pytest.mark.parametrize("wanted", [(1,), {1}])
+def test_layers_come_in_a_tuple_or_a_set_too(wanted):
+    model = get_peft_model(small(), ["c_attn"], 2, layers_to_transform=wanted, layers_pattern=("h",))
+    assert list(model.lora_layers()) == ["h.1.attn.c_attn"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
