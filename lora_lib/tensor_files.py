@@ -57,12 +57,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and its texts. Raises ValueError if it is not a complete safetensors file."""
+    """The tensors of a file, on the CPU, and its texts.
+
+    Raises ValueError if it is not a complete safetensors file, and OSError if it cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
 
 
 def read_json(path: Path) -> Any:

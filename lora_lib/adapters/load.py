@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def load_parts(
     check_arguments(others)
     folder = Path(folder) / (subfolder or "")
     names, saved = Names(model), read_adapter(folder, adapter_cls)
-    saved = _renamed(saved, names.from_file(saved.layers))
     try:
         plan = make_plan(names, saved.config, from_file=True)
         _check_ranks(plan, saved.layers)
@@ -135,19 +134,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=2**-8, atol=1e-7)
 
 
-def _renamed(saved: AdapterFile, rename: Callable[[str], str]) -> AdapterFile:
-    """A copy with its layers renamed."""
-    targets = saved.config.target_modules
-    if isinstance(targets, list):
-        targets = [rename(target) for target in targets]
-    return saved._replace(
-        config=replace(saved.config, target_modules=targets),
-        layers={rename(name): parts for name, parts in saved.layers.items()},
-        copies={rename(name): tensor for name, tensor in saved.copies.items()},
-        base_weights={rename(name): tensor for name, tensor in saved.base_weights.items()},
-    )
-
-
 # --- what is in the folder ------------------------------------------------------------------------
 
 
@@ -166,7 +152,7 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
     try:
         tensors, metadata = read_tensors(weights)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{weights} cannot be read: {error}") from error
+        raise AdapterError(str(error)) from error
     _check_one_save(weights, tensors, metadata, config)
     layers, copies = _sorted_tensors(weights, tensors, config)
     base_weights = {name: parts.pop(_BASE) for name, parts in layers.items() if _BASE in parts}

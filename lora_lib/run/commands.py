@@ -130,10 +130,7 @@ class RunConfig:
 
 
 def _lora_config(values: dict[str, Any]) -> LoRAConfig:
-    for name in values:
-        if reason := refusal(name):
-            raise ValueError(f"lora.{name} is not supported{reason}")
-    _check_names("lora.", values, LORA)
+    _check_names("lora.", {name: value for name, value in values.items() if not refusal(name)}, LORA)
     try:
         return config_of({name: value for name, value in values.items() if name != "adapter_name"})
     except (ValueError, TypeError) as error:

@@ -56,8 +56,6 @@ def load_checkpoint(
         saved, history = json.loads(texts["settings"]), json.loads(texts["history"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error!r}") from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
     if _checksum(tensors, texts) != checksum:
         raise ValueError(f"{path} is damaged: its checksum does not fit. Delete it to start the run again")
     for name, value in settings.items():

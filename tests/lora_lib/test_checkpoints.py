@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib import GPT2Config, GPT2Model, get_peft_model, tensor_files
 from lora_lib.training import check_writable, checkpoints, fingerprint, fit, loop
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
@@ -242,10 +242,10 @@ def test_a_checkpoint_path_that_is_a_folder_is_named(tmp_path: Path):
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch):
-    def refuses(path):
+    def refuses(path, framework):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "read_tensors", refuses)
+    monkeypatch.setattr(tensor_files, "safe_open", refuses)
     (tmp_path / "run.safetensors").touch()
     with pytest.raises(OSError, match="run.safetensors cannot be read: .*Permission denied.*; check its permissions"):
         fit(*make(), checkpoint=tmp_path / "run.safetensors", **SETTINGS)
