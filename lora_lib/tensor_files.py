@@ -26,7 +26,7 @@ def replaced(*paths: Path) -> Iterator[list[Path]]:
     """Yield temporary paths to write to, beside `paths`; afterwards each new file replaces the old one, in this order.
 
     All are on the disk before the first is renamed. A process that dies before that leaves the old files, and one that
-    dies between two renames leaves files of two saves. So the last path is that of the file that can tell: the weights.
+    dies between two renames leaves files of two saves. The weights notice that when they are read: pass them last.
     Raises OSError if the files cannot be written; the old ones are then unchanged.
     """
     mark = f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part"

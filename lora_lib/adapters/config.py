@@ -161,7 +161,7 @@ def refusal(field: str) -> str:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
+    """Raise TypeError for an unknown argument, and for one of PEFT's whose value is not supported."""
     known = PEFT_FIELDS["arguments"]
     for name, value in given.items():
         if name not in known:

@@ -40,7 +40,7 @@ def load_parts(
     model: nn.Module, folder: str | Path, *, check_base: bool = True, adapter_cls: type[LoRA] | None = None,
     subfolder: str | None = None, **others: Any,
 ) -> tuple[LoRAConfig, Parts]:  # fmt: skip
-    """The config and the parts of a saved adapter, once everything in it has been found to fit the model.
+    """The config and the parts of a saved adapter, after checking that everything in it fits the model.
 
     Raises AdapterError if something does not fit. With `check_base` that includes the weights of the base.
     """
@@ -173,7 +173,7 @@ def _peft_values(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) -> LoRAConfig:
-    """The `LoRAConfig` for the values in a file, once all of them have been found to be supported."""
+    """The `LoRAConfig` for the values in a file. Raises AdapterError for a value that is not supported."""
     for key in ("r", "lora_alpha", "target_modules"):
         if values.get(key) in (None, "", []):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")

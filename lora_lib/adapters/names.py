@@ -1,6 +1,6 @@
 """The names of a model's layers: in the model, in an adapter file, and in what a user asks for.
 
-And samples of the weights under these names, by which a file shows what base it was made for.
+Samples of the weights, stored under these names, show which base a file was made for.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def save_checkpoint(
     history: dict[str, Any],
     best: Weights | None = None,
 ) -> None:
-    """Write the state of a run to the file `path`. If that fails, or the process is killed, the old file is there."""
+    """Write the state of a run to the file `path`. If that fails, or the process is killed, the old file stays."""
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[weight].items()}
