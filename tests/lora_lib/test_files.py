@@ -133,6 +133,7 @@ def test_missing_empty_and_not_utf8(name, write, tmp_path):
     for nothing in (b"", b" \n\r\n", b"\xef\xbb\xbf"):
         fails(lambda nothing=nothing: read(write(nothing, name)), name, "is empty")
     fails(lambda: read(write("prompt,completion\ncaf\u00e9,x".encode("latin1"), name)), name, "line 2: not UTF-8")
+    fails(lambda: read(write("\n{}caf\u00e9".encode("latin1"), name)), name, "line 2: not UTF-8")
     fails(lambda: read(write("{}".encode("utf-16"), name)), name, "line 1: not UTF-8")
 
 
@@ -386,9 +387,9 @@ def test_columns_of_any_name_become_questions_and_json_answers(tmp_path):
 
 def test_columns_of_jsonl_keep_their_types(tmp_path):
     path = tmp_path / "reviews.jsonl"
-    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null}\n', encoding="utf8")
-    (record,) = read_records(path, ["review"], ["stars", "refund"])
-    assert record.exchanges[0].completion == '{"stars": 2, "refund": null}'
+    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null, "place": "Köln"}\n', encoding="utf8")
+    (record,) = read_records(path, ["review"], ["stars", "refund", "place"])
+    assert record.exchanges[0].completion == '{"stars": 2, "refund": null, "place": "Köln"}'
 
 
 @pytest.mark.parametrize(

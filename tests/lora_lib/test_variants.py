@@ -216,8 +216,9 @@ def test_a_layer_whose_weight_cannot_be_read_is_named(settings):
 def test_pissa_needs_numbers():
     with pytest.raises(ValueError, match="meta device"):
         get_peft_model(small().to("meta"), ["c_attn"], 4, init_lora_weights="pissa")
-    with pytest.raises(ValueError, match="PiSSA has no initialisation 'gaussian'"):
-        PiSSA.from_base(nn.Linear(4, 4), 2, 2, init="gaussian")
+    for init in ("gaussian", "pissa_niter_few", "4"):
+        with pytest.raises(ValueError, match=f"PiSSA has no initialisation '{init}'"):
+            PiSSA.from_base(nn.Linear(4, 4), 2, 2, init=init)
     with pytest.raises(ValueError, match="LoRA has no initialisation 'pissa'"):
         LoRA.from_base(nn.Linear(4, 4), 2, 2, init="pissa")
 
