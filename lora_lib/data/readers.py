@@ -269,7 +269,7 @@ def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] 
     assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
     The names of the roles are plain text, however: a user can type what looks like another's turn.
 
-    Raises ValueError for a message that `read_chats` would not take, and for tools and reasoning, which plain text
+    Raises ValueError for a message that `read_records` would not take, and for tools and reasoning, which plain text
     has no place for.
     """
     _check_messages(messages, "chat_prompt")
