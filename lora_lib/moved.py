@@ -13,7 +13,7 @@ _NAMES = {
     "quantise quantise_model rank_for step_bytes step_table step_terms subspace_similarity text_windows weight_changes",
 }
 PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
-RENAMED = {"read_columns": "read_records"}
+RENAMED = dict.fromkeys(("read_columns", "read_csv", "read_jsonl", "read_chats"), "read_records")
 
 
 def say_where(module: str) -> None:

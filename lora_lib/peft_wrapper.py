@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_lib.adapters.combine import combined
 from lora_lib.adapters.config import LoRAConfig, check_arguments, checked_config, config_of
@@ -71,7 +71,8 @@ class PeftModel(nn.Module):
         self, model: nn.Module, config: LoRAConfig, adapter_name: str = DEFAULT, parts: Parts | None = None
     ) -> None:
         super().__init__()
-        self._disabled = self._trains = False
+        self._disabled = False
+        self._frozen: set[str] = set()  # the adapters that were opened for inference
         _check_model(model)
         self.base_model, self.training = model, model.training
         self.peft_config: dict[str, LoRAConfig] = {}
@@ -102,17 +103,6 @@ class PeftModel(nn.Module):
         lambda self: self.base_model.generation_config,
         lambda self, config: setattr(self.base_model, "generation_config", config),
     )
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As for any module, but of two tensors that share memory (a tied head) one is a copy: for safetensors."""
-        found: dict[str, Any] = super().state_dict(*args, **kwargs)
-        seen: set[int] = set()
-        for name, tensor in found.items():
-            if type(tensor) is Tensor and not tensor.is_meta:  # with `keep_vars` they are parameters
-                place = tensor.untyped_storage().data_ptr()
-                found[name] = tensor.clone() if place in seen else tensor
-                seen.add(place)
-        return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As for any module. Raises ValueError, before anything is loaded, if the weights or the model are merged."""
@@ -172,7 +162,7 @@ class PeftModel(nn.Module):
 
     def _freeze_all_but_active(self) -> None:
         self.requires_grad_(False)
-        self._trains = True
+        self._frozen.difference_update(self.active_adapters)
         for layer in self._adapted().values():
             for name in layer.active:
                 layer.adapters[name].requires_grad_(True)
@@ -237,11 +227,12 @@ class PeftModel(nn.Module):
             layer.train(layer.base.training)
         self.peft_config[adapter_name] = config
         self._modules_of[adapter_name] = list(parts)
+        self._frozen.discard(adapter_name)
 
     def set_adapter(self, adapter_name: str | Sequence[str], **others: Any) -> None:
-        """Make this adapter (or the sum of these) the active one. Copies no weights.
+        """Make this adapter (or the sum of these) the active one; [] leaves the base alone. Copies no weights.
 
-        Unless the adapters were opened for inference, it is the one that is trained; what else is trained stays so.
+        It is the one that is trained, unless it was opened for inference; other parameters stay trained or frozen.
         Raises ValueError for an unknown name, and within `disable_adapter`.
         """
         check_arguments(others)
@@ -254,7 +245,7 @@ class PeftModel(nn.Module):
                 layer.activate([name for name in names if name in layer.adapters])
         for layer in layers.values():
             for name, part in layer.adapters.items():
-                part.requires_grad_(self._trains and name in layer.active)
+                part.requires_grad_(name in layer.active and name not in self._frozen)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter. If it was active, the model continues with the other active ones, or as the base alone."""
@@ -286,6 +277,8 @@ class PeftModel(nn.Module):
             self._check_known(name)
         parts = [(name, weight, self._parts(name)) for name, weight in zip(adapters, weights)]
         self._attach(adapter_name, *combined(Names(self.base_model), self.peft_config[adapters[0]], parts))
+        if self._frozen.issuperset(adapters):
+            self._frozen.add(adapter_name)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -334,10 +327,10 @@ class PeftModel(nn.Module):
         for layer in self._adapted().values():
             layer.unmerge()
 
-    def merge_and_unload(self, safe_merge: bool = True, **others: Any) -> nn.Module:
+    def merge_and_unload(self, **others: Any) -> nn.Module:
         """Return the plain model, frozen, with the active adapters folded in; this wrapper is empty afterwards.
 
-        Raises as `merge_adapter` does. Every merge is checked, so PEFT's argument `safe_merge` has no effect.
+        Raises as `merge_adapter` does.
         """
         self.merge_adapter(**others)
         return self._take_out()
@@ -364,7 +357,7 @@ class PeftModel(nn.Module):
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, adapter_name)
-            huggingface_hub.create_repo(repo_id, exist_ok=True, **settings)
+            repo_id = huggingface_hub.create_repo(repo_id, exist_ok=True, **settings).repo_id  # with the user's name
             huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, token=settings.get("token"))
 
     def save_pretrained(self, folder: str | Path, adapter_name: str | None = None, **others: Any) -> None:
@@ -396,16 +389,18 @@ class PeftModel(nn.Module):
         """
         _check_model(model)
         config, parts = load_parts(model, folder, **how)
-        opened = cls(model, config, adapter_name, parts).requires_grad_(False)
-        if not is_trainable:
-            return opened.eval()
+        opened = cls(model, config, adapter_name, parts)
         opened._freeze_all_but_active()
-        return opened
+        if is_trainable:
+            return opened
+        opened._frozen.add(adapter_name)
+        return opened.requires_grad_(False).eval()
 
     def load_adapter(self, folder: str | Path, adapter_name: str, is_trainable: bool = False, **how: Any) -> None:
         """Add a saved adapter under a name; `set_adapter` makes it active. Otherwise as `from_pretrained`."""
         self._attach(adapter_name, *load_parts(self.base_model, folder, **how))
-        self._trains = self._trains or is_trainable
+        if not is_trainable:
+            self._frozen.add(adapter_name)
 
 
 def _check_model(model: object) -> None:

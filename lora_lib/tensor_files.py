@@ -26,7 +26,7 @@ def replaced(*paths: Path) -> Iterator[list[Path]]:
     """Yield temporary paths to write to, beside `paths`; afterwards each new file replaces the old one, in this order.
 
     All are on the disk before the first is renamed. A process that dies before that leaves the old files, and one that
-    dies between two renames leaves files of two saves. So the last path is that of the file that can tell: the weights.
+    dies between two renames leaves files of two saves. The weights notice that when they are read: pass them last.
     Raises OSError if the files cannot be written; the old ones are then unchanged.
     """
     mark = f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
@@ -57,12 +57,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and its texts. Raises ValueError if it is not a complete safetensors file."""
+    """The tensors of a file, on the CPU, and its texts.
+
+    Raises ValueError if it is not a complete safetensors file, and OSError if it cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
 
 
 def read_json(path: Path) -> Any:

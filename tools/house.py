@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "lora_lib"
 BOOK = ("lora_book", "matplotlib", "IPython", "ipywidgets", "pooch")  # what the library runs without
 LIMITS = {
-    "lines of Python in lora_lib": 5745,  # on the way to 5,500
+    "lines of Python in lora_lib": 5685,  # on the way to 5,500
     "lines of lora_linear.py": 220,
-    "lines of peft_wrapper.py": 420,
+    "lines of peft_wrapper.py": 415,
     "files of JavaScript or CSV in lora_lib": 0,
     "files that loading an adapter enters": 10,
     "packages of the book that python -m lora_lib imports": 0,

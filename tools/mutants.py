@@ -39,7 +39,7 @@ CORE = {
     "adapters/variants": "test_variants test_adapter_kinds",
     "peft_wrapper": "test_peft_wrapper test_robustness test_variants test_other_models test_wrong_input "
     "test_adapter_algebra test_adapter_kinds test_peft_both_ways test_no_silence",
-    "adapters/combine": "test_adapter_algebra test_other_models",
+    "adapters/combine": "test_peft_wrapper test_variants test_other_models",
     "adapters/load": "test_no_silence test_saved_earlier test_adapter_files test_other_models test_wrong_input "
     "test_robustness test_adapter_kinds test_peft_both_ways",
     "adapters/save": "test_no_silence test_saved_earlier test_peft_wrapper test_other_models test_peft_both_ways",

@@ -42,7 +42,7 @@ from forgetting_map import (
 )
 from torch import nn
 
-from lora_lib.data import IGNORE, Encoded, read_jsonl
+from lora_lib.data import IGNORE, Encoded, read_records
 
 ROOT = "r = 64, α/√r"
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
@@ -80,7 +80,7 @@ class Asked(Map):
 
 def voice(tokenizer: Any) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
     """Questions as a chat, answers to learn with the token that ends them: 130 to train, 30 to tune, 40 to test."""
-    pairs = [record.exchanges[0] for record in read_jsonl(Path(__file__).with_name("voice.jsonl"))]
+    pairs = [record.exchanges[0] for record in read_records(Path(__file__).with_name("voice.jsonl"))]
     random.Random(0).shuffle(pairs)
     found = [facts.encode(tokenizer, facts.Question(ask, "", f"{answer}<|im_end|>")) for ask, answer in pairs]
     return found[:130], found[130:160], found[160:]

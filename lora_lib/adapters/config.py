@@ -99,7 +99,7 @@ class LoRAConfig:
     adapter_cls: type[LoRA] | None = setting(optional(_KIND), None)
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"):
             if isinstance(value := getattr(self, name), (tuple, set)):
                 setattr(self, name, sorted(value, key=str) if isinstance(value, set) else list(value))
         check(self)
@@ -161,7 +161,7 @@ def refusal(field: str) -> str:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Raise TypeError for an argument that nobody knows, or one of PEFT's that asks for something else than is done."""
+    """Raise TypeError for an unknown argument, and for one of PEFT's whose value is not supported."""
     known = PEFT_FIELDS["arguments"]
     for name, value in given.items():
         if name not in known:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,13 @@ def load_parts(
     model: nn.Module, folder: str | Path, *, check_base: bool = True, adapter_cls: type[LoRA] | None = None,
     subfolder: str | None = None, **others: Any,
 ) -> tuple[LoRAConfig, Parts]:  # fmt: skip
-    """The config and the parts of a saved adapter, once everything in it has been found to fit the model.
+    """The config and the parts of a saved adapter, after checking that everything in it fits the model.
 
     Raises AdapterError if something does not fit. With `check_base` that includes the weights of the base.
     """
     check_arguments(others)
     folder = Path(folder) / (subfolder or "")
     names, saved = Names(model), read_adapter(folder, adapter_cls)
-    saved = _renamed(saved, names.from_file(saved.layers))
     try:
         plan = make_plan(names, saved.config, from_file=True)
         _check_ranks(plan, saved.layers)
@@ -135,19 +134,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=2**-8, atol=1e-7)
 
 
-def _renamed(saved: AdapterFile, rename: Callable[[str], str]) -> AdapterFile:
-    """A copy with its layers renamed."""
-    targets = saved.config.target_modules
-    if isinstance(targets, list):
-        targets = [rename(target) for target in targets]
-    return saved._replace(
-        config=replace(saved.config, target_modules=targets),
-        layers={rename(name): parts for name, parts in saved.layers.items()},
-        copies={rename(name): tensor for name, tensor in saved.copies.items()},
-        base_weights={rename(name): tensor for name, tensor in saved.base_weights.items()},
-    )
-
-
 # --- what is in the folder ------------------------------------------------------------------------
 
 
@@ -166,7 +152,7 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
     try:
         tensors, metadata = read_tensors(weights)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{weights} cannot be read: {error}") from error
+        raise AdapterError(str(error)) from error
     _check_one_save(weights, tensors, metadata, config)
     layers, copies = _sorted_tensors(weights, tensors, config)
     base_weights = {name: parts.pop(_BASE) for name, parts in layers.items() if _BASE in parts}
@@ -187,10 +173,12 @@ def _peft_values(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) -> LoRAConfig:
-    """The `LoRAConfig` for the values in a file, once all of them have been found to be supported."""
+    """The `LoRAConfig` for the values in a file. Raises AdapterError for a value that is not supported."""
     for key in ("r", "lora_alpha", "target_modules"):
         if values.get(key) in (None, "", []):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")
+    if adapter_cls and adapter_cls.saved_ranks > 1:
+        raise AdapterError(f"{path}: {adapter_cls.__name__} is saved as a plain LoRA: leave adapter_cls out")
     needed = adapter_cls.config_fields if adapter_cls else {}
     for key, value in needed.items():
         if values.get(key) != value:

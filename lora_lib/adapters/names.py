@@ -1,11 +1,11 @@
 """The names of a model's layers: in the model, in an adapter file, and in what a user asks for.
 
-And samples of the weights under these names, by which a file shows what base it was made for.
+Samples of the weights, stored under these names, show which base a file was made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,15 +65,17 @@ class Names:
         return self._of_gpt2 or any(is_conv1d(base_of(m)) for m in self.modules.values())
 
     @property
+    def head(self) -> nn.Module | None:
+        """The model's head, as its `get_output_embeddings` returns it."""
+        of: Any = getattr(self.plain, "get_output_embeddings", lambda: None)
+        head: nn.Module | None = of()
+        return head
+
+    @property
     def is_causal(self) -> bool:
         """Whether this is a decoder-only language model: PEFT's CAUSAL_LM."""
         two_stacks = getattr(getattr(self.plain, "config", None), "is_encoder_decoder", False)
         return self._of_gpt2 or (hasattr(self.plain, "prepare_inputs_for_generation") and not two_stacks)
-
-    def from_file(self, saved: Iterable[str]) -> Callable[[str], str]:
-        """A function that strips DataParallel's prefix from names in a file, whose layers are called `saved`."""
-        parallel = all(name.startswith(_PARALLEL) for name in saved) and not hasattr(self.plain, "module")
-        return lambda name: name.removeprefix(_PARALLEL if parallel else "")
 
     @property
     def _of_gpt2(self) -> bool:
@@ -131,10 +133,9 @@ def model_sample(names: Names, count: int = 8) -> Samples:
 
 def embeddings_and_head(names: Names) -> dict[str, Tensor]:
     """The weights of embeddings and head by their names in a file, without those that an adapter trains in full."""
-    head_of: Any = getattr(names.plain, "get_output_embeddings", lambda: None)
-    head, found = head_of(), {}
+    found: dict[str, Tensor] = {}
     for name, module in names.modules.items():
-        wanted = module is head or isinstance(base_of(module), nn.Embedding)
+        wanted = module is names.head or isinstance(base_of(module), nn.Embedding)
         if wanted and not isinstance(module, ModulesToSave):
             weight = whole(own_weight(module))
             if _has_numbers(weight):

@@ -10,7 +10,7 @@ import copy
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
@@ -75,8 +75,8 @@ def new_parts(names: Names, config: LoRAConfig, plan: Sequence[Planned], any_ran
                 made[name] = kind.from_base(
                     base, rank, alpha, config.lora_dropout, config.use_rslora, config.init_lora_weights
                 )
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from error
     return made
 
 
@@ -98,9 +98,7 @@ def _find(names: Names, target_modules: Sequence[str] | str, adapter_cls: type[L
         kind = type(names.model).__name__
         raise ValueError(f"there is no linear layer in this {kind} (LoRALinear wraps a single layer)")
     if target_modules == "all-linear":
-        head_of: Any = getattr(names.plain, "get_output_embeddings", lambda: None)
-        head = head_of()
-        found = [name for name in linear if names.modules[name] is not head]
+        found = [name for name in linear if names.modules[name] is not names.head]
     elif isinstance(target_modules, str) and target_modules:
         found = [name for name in linear if any(_match(target_modules, n) for n in names.all_of(name))]
         if not found:

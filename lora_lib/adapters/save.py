@@ -26,9 +26,8 @@ def save_adapter(
 ) -> None:
     """Write the parts of an adapter, by the dotted name of the module that each belongs to.
 
-    The base's name is written too, where the config has one or the model knows where it was loaded from.
-    `lost` are modules that had a part and have been replaced in the model since: raises a warning that names them.
-    Raises as `write_adapter` does.
+    The base's name is written too, if the config has one or the model knows where it was loaded from. `lost` are
+    modules that had a part and have been replaced in the model since: a warning names them. Raises as `write_adapter`.
     """
     if lost:
         warnings.warn(

@@ -39,6 +39,9 @@ class DoRA(LoRA):
         """The factor m / ‖V‖ (k,) by which each column of V is stretched to get W'."""
         return self.m / self._norm(W).detach()
 
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError("what DoRA adds depends on the layer's weight: call added(x, y, base)")
+
     def added(self, x: Tensor, y: Tensor, base: nn.Linear) -> Tensor:
         """What to add to y = x·W + b to get x·W' + b: (stretch - 1)·x·W + stretch·s·x·A·B."""
         W = weight_of(base)
@@ -64,7 +67,7 @@ class PiSSA(LoRA, fusible=True):
     subtracts s·A₀·B₀ from W. Here the bypass subtracts it, with the same sum and the same gradients. So several
     adapters can share the base, and `save_pretrained` writes a plain LoRA of rank 2r that fits the unmodified base.
 
-    `init` is "pissa", or "pissa_niter_N" for a faster, approximate decomposition with N power iterations.
+    `init` is True or "pissa", or "pissa_niter_N" for a faster, approximate decomposition with N power iterations.
     Meng, Wang and Zhang, 2024, arXiv 2404.02948.
     """
 
@@ -73,12 +76,12 @@ class PiSSA(LoRA, fusible=True):
     B0: Tensor
 
     @torch.no_grad()
-    def reset_parameters(self, base: nn.Linear, init: bool | str = "pissa") -> None:
+    def reset_parameters(self, base: nn.Linear, init: bool | str = True) -> None:
         """Set A·B to the strongest part of the base's weight."""
         W = weight_of(base)
         if W.is_meta:
             raise ValueError("PiSSA reads the base's weights, and on the meta device they have no numbers")
-        U, S, V = _largest(W, self.rank, str(init))
+        U, S, V = _largest(W, self.rank, "pissa" if init is True else str(init))
         root = (S / self.scale).sqrt()
         self.A.copy_(U * root)
         self.B.copy_((V * root).T)
@@ -101,7 +104,9 @@ def _largest(W: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor, Tensor]:
         return U[:, :rank], S[:rank], Vh[:rank].T
     iterations = init.removeprefix("pissa_niter_")
     if iterations == init or not iterations.isdecimal():
-        raise ValueError(f"PiSSA has no initialisation {init!r}. Known: 'pissa', 'pissa_niter_N' (N a whole number).")
+        raise ValueError(
+            f"PiSSA has no initialisation {init!r}. Known: True, 'pissa', 'pissa_niter_N' (N a whole number)."
+        )
     return torch.svd_lowrank(W, rank, niter=int(iterations))
 
 

@@ -15,9 +15,6 @@ from lora_lib.data.examples import (
 from lora_lib.data.readers import (
     MISSING,
     chat_prompt,
-    read_chats,
-    read_csv,
-    read_jsonl,
     read_records,
     read_text,
 )

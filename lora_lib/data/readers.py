@@ -1,11 +1,10 @@
-"""Your own files as training data: plain text, CSV, JSONL of prompt and completion, JSONL of chat turns.
+"""Your own files as training data: plain text, CSV, JSONL of prompt and completion, JSONL of chats.
 
     text file                       read_text        list of documents    pack             blocks of one length
     .csv, .tsv or .jsonl            read_records     list of Records      encode_records   loss on the answers
 
-`read_csv`, `read_jsonl` and `read_chats` read a file of their kind whatever its name. `split` comes between reading
-and encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that names the file, the line and
-what was expected there; nothing is shortened or left out unless the caller asks for it.
+`split` comes between reading and encoding. A file that cannot be used gives FileNotFoundError, or a ValueError that
+names the file, the line and what was expected there; nothing is shortened or left out unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -50,19 +49,25 @@ def read_records(
 ) -> list[Record]:
     """The examples of a .csv, .tsv or .jsonl file.
 
-    A .jsonl file holds chats when the object in its first line has "messages". Else an example is a pair: the columns
-    prompt and completion, or those of `ask` and `answer`. Of one column the text is taken as it is. Several columns to
-    ask with become a line each, "name: value"; several to answer with become one JSON object, which `judge_answers`
-    scores field by field. Other columns are ignored. A .csv is cut at commas and a .tsv at tabs, unless
-    `delimiter` says otherwise.
+    A .jsonl file has one JSON object a line. It holds chats if the first object has "messages", a list of
+    {"role": "user", "content": "…"}. Roles are system, user, assistant and tool; the assistant's turns are learned, and
+    the last turn is one. `tool_calls`, `reasoning_content` and a list of "tools" beside the messages are kept for a
+    model with a chat template.
+
+    Otherwise an example is a pair: the columns (in JSON: the keys) prompt and completion, or those of `ask` and
+    `answer`. The text of one column is taken as it is. Several columns to ask with become a line each, "name: value";
+    several to answer with become one JSON object, which `judge_answers` scores field by field. Other columns are
+    ignored. A .csv is cut at commas and a .tsv at tabs, unless `delimiter` says otherwise. A field that is empty or one
+    of `missing` is an error; with `missing=()` a word such as "None" is text like any other.
     """
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl"):
         raise ValueError(f"{path}: its name must end in .jsonl (pairs or chats), .csv or .tsv, to say what it holds")
     if ask is None and answer is None:
         if ending == ".jsonl":
-            _, first = next(_json_objects(path), ("", {}))
-            return read_chats(path) if "messages" in first else read_jsonl(path)
+            _, first = next(_json_objects(path))
+            if "messages" in first:
+                return [_chat(value, where) for where, value in _json_objects(path)]
         ask, answer = ["prompt"], ["completion"]
     if not ask or not answer or set(ask) & set(answer):
         raise ValueError(f"name the columns to ask with and, apart from them, to answer with: got {ask} and {answer}")
@@ -72,43 +77,12 @@ def read_records(
     return _not_empty(path, [_pair(fields, where, ask, answer) for where, fields in rows])
 
 
-def read_csv(path: str | Path, *, delimiter: str = ",", missing: Collection[str] = MISSING) -> list[Record]:
-    """Pairs from a UTF-8 CSV file whose first line names the columns, `prompt` and `completion` among them.
-
-    Both are taken exactly as they are: nothing is put between them. Other columns are ignored. A field that is empty or
-    one of `missing` is an error; with `missing=()` a word such as "None" is text like any other.
-    """
-    rows = _csv_fields(path, delimiter, Example._fields, missing)
-    return _not_empty(path, [_pair(fields, where) for where, fields in rows])
-
-
-def read_jsonl(path: str | Path) -> list[Record]:
-    """Pairs from a UTF-8 file with one JSON object a line: {"prompt": "…", "completion": "…"}.
-
-    Both are taken exactly as they are. Other keys and blank lines are ignored.
-    """
-    return _not_empty(path, [_pair(value, where) for where, value in _json_objects(path)])
-
-
-def read_chats(path: str | Path) -> list[Record]:
-    """Conversations, one JSON object a line: {"messages": [{"role": "user", "content": "…"}, …]}.
-
-    Roles are system, user, assistant and tool. Every turn of the assistant is learned, and the last turn is one. A
-    list of "tools" beside the messages is kept, and so are `tool_calls` and `reasoning_content` of a turn: a model of
-    Hugging Face's reads them through its chat template. A `weight` other than 1 is an error, and so is other text for
-    training beside the messages ("prompt", for example).
-    """
-    return _not_empty(path, [_chat(value, where) for where, value in _json_objects(path)])
-
-
 def read_object(path: str | Path) -> dict[str, Any]:
     """The one JSON object that a UTF-8 file is. Raises FileNotFoundError, or ValueError for anything else."""
     return _object(_read(path), str(path))
 
 
-def _pair(
-    fields: Mapping[str, Any], where: str, ask: Sequence[str] = ("prompt",), answer: Sequence[str] = ("completion",)
-) -> Record:
+def _pair(fields: Mapping[str, Any], where: str, ask: Sequence[str], answer: Sequence[str]) -> Record:
     asked = {name: _text(fields, name, where) for name in ask}
     prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
     if len(answer) == 1:
@@ -295,7 +269,7 @@ def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] 
     assistant ends with the token `<|endoftext|>`, which no typed text is encoded as (see `Tokenizer.encode`).
     The names of the roles are plain text, however: a user can type what looks like another's turn.
 
-    Raises ValueError for a message that `read_chats` would not take, and for tools and reasoning, which plain text
+    Raises ValueError for a message that `read_records` would not take, and for tools and reasoning, which plain text
     has no place for.
     """
     _check_messages(messages, "chat_prompt")

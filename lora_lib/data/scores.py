@@ -63,14 +63,14 @@ def judge_answers(
 def mean_score(judged: Mapping[str, Sequence[float]]) -> float:
     """One number to choose a checkpoint by: the mean over JSON fields, or else over words.
 
-    "exact" and "JSON" are left out: an answer that can be read is not yet right in anything.
+    "exact" and "JSON" are left out, because an answer can be valid JSON and still have every field wrong.
     """
     parts = [values for name, values in judged.items() if name not in ("exact", "JSON")] or [judged["exact"]]
     return sum(map(sum, parts)) / sum(map(len, parts))
 
 
 def constant_answer(wanted: Sequence[str]) -> str:
-    """The answer that needs no question: each JSON field's commonest value, or the commonest text.
+    """The same answer for every question: each JSON field's commonest value, or the commonest text.
 
     A model that scores no better than the commonest answer of the training part has learned nothing but that answer.
     """

@@ -111,10 +111,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors in a folder, under our names and in the file's layout."""
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            tensors, texts = read_tensors(path)
-        except OSError as error:
-            raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
+        tensors, texts = read_tensors(path)
         if (save := texts.get("save")) and read_json(folder / "config.json").get("save", save) != save:
             raise ValueError(f"{folder}: config.json and {path.name} are of two saves, one cut short: save it again")
         for key, tensor in tensors.items():

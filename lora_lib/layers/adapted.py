@@ -31,7 +31,7 @@ class AdaptedLayer(nn.Module):
         self.active: tuple[str, ...] = ()
         self.rows: tuple[str, ...] = ()  # which adapter each row of the next batch uses, if not all use the same
         self._unmerged: tuple[Tensor, ...] = ()  # base's own weight, while the merged one replaces it
-        self.copies = 1  # of each row, in a search with beams
+        self.copies = 1  # of each row, in a beam search
 
     def _sum(self, names: Sequence[str]) -> Tensor:
         """Base's weight with these adapters, in base's layout."""

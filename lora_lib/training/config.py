@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,8 @@ class FitConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that affect the trained weights, without those that `fit` resolves itself (such as passes)."""
-        values = asdict(self)
-        for name in ("passes", "lr_ratio", "bf16", "checkpoint", "checkpoint_every", "progress"):
-            del values[name]
+        without = ("passes", "lr_ratio", "bf16", "checkpoint", "checkpoint_every", "progress")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
         if self.patience is None and not self.keep_best:  # then validation does not affect the weights
             del values["validate_every"]
         return values

@@ -191,7 +191,7 @@ class _Run:
 
     @property
     def over(self) -> bool:
-        """Whether all steps are done, or the patience is used up."""
+        """Whether all steps are done, or `patience` validations in a row brought no better one."""
         patience = self.config.patience
         stale = patience is not None and self.history.validations_since_best() >= patience
         return self.done >= self.steps or stale

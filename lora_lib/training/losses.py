@@ -40,7 +40,7 @@ def loss_sum(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 def check_padding(model: nn.Module, examples: Sequence[Encoded], batch_size: int) -> None:
     """Raise ValueError if these examples would be padded in a batch, and the model's first token sees later ones.
 
-    A causal model never does. One of Hugging Face's is asked about two pairs of tokens that differ in the second.
+    In a causal model it never does. A model of Hugging Face's is tried on two pairs of tokens with different seconds.
     """
     inner: Any = model.base_model if isinstance(model, PeftModel) else model
     tokens = next((ids for ids, _ in examples if len(ids) > 1), None)

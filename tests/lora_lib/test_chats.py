@@ -15,7 +15,7 @@ from lora_lib.data import (
     encode_chat,
     encode_records,
     prompt_ids,
-    read_chats,
+    read_records,
     record_chat,
     write_answers,
 )
@@ -126,7 +126,7 @@ def test_what_the_template_refuses_is_said(tokenizer):
 def test_records_go_through_the_template(tokenizer, tmp_path):
     pair = Record((Example("ab", "cd"),), "pairs.csv, line 2")
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": TWO}))
-    (chat,) = read_chats(tmp_path / "chats.jsonl")
+    (chat,) = read_records(tmp_path / "chats.jsonl")
     first, second = encode_records([pair, chat], tokenizer, 256)
     for ours, wanted in ((first, encode_chat(CHAT, tokenizer)), (second, encode_chat(TWO, tokenizer))):
         assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
@@ -159,7 +159,7 @@ def test_a_tokenizer_without_a_template_reads_pairs_as_they_stand(tokenizer):
 def test_our_gpt2_is_asked_with_what_it_read_in_training(tokenizer, tmp_path):
     ours = load_pretrained("gpt2-mini")[1]
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": TWO}))
-    records = [Record((Example("a =>", " b"),), "x"), *read_chats(tmp_path / "chats.jsonl")]
+    records = [Record((Example("a =>", " b"),), "x"), *read_records(tmp_path / "chats.jsonl")]
     prompts, wanted = ask_records(records, ours)
     assert wanted == [" b", "fgh"]
     for prompt, (ids, _) in zip(prompts, encode_records(records, ours, 256), strict=True):

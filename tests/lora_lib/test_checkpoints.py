@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora_lib import GPT2Config, GPT2Model, get_peft_model
+from lora_lib import GPT2Config, GPT2Model, get_peft_model, tensor_files
 from lora_lib.training import check_writable, checkpoints, fingerprint, fit, loop
 
 SETTINGS = {"steps": 12, "batch_size": 3, "accumulate": 2, "learning_rate": 0.01, "checkpoint_every": 3, "seed": 5,
@@ -242,10 +242,10 @@ def test_a_checkpoint_path_that_is_a_folder_is_named(tmp_path: Path):
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch):
-    def refuses(path):
+    def refuses(path, framework):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "read_tensors", refuses)
+    monkeypatch.setattr(tensor_files, "safe_open", refuses)
     (tmp_path / "run.safetensors").touch()
     with pytest.raises(OSError, match="run.safetensors cannot be read: .*Permission denied.*; check its permissions"):
         fit(*make(), checkpoint=tmp_path / "run.safetensors", **SETTINGS)
@@ -262,3 +262,19 @@ def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(tmp_path: Path, co
     with pytest.raises(ValueError, match="run.safetensors is not a checkpoint that fit wrote"):
         fit(make()[0], make()[1], checkpoint=path, **SETTINGS)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("other", [{"c": (2, 3)}, {"b": (3, 2)}], ids=["name", "shape"])
+def test_a_checkpoint_of_another_model_changes_nothing(tmp_path, other):
+    def made(shapes):
+        weights = {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
+        return weights, torch.optim.AdamW(weights.values())
+
+    saved, optimizer = made({"a": (2, 3), "b": (2, 3)})
+    sum(weight.sum() for weight in saved.values()).backward()
+    optimizer.step()
+    checkpoints.save_checkpoint(tmp_path / "run", saved, optimizer, {}, {})
+    weights, optimizer = made({"a": (2, 3), **other})
+    with pytest.raises(ValueError, match=f"it has no weight {next(iter(other))} of"):
+        checkpoints.load_checkpoint(tmp_path / "run", weights, optimizer, {})
+    assert not any(weight.any() for weight in weights.values()) and not optimizer.state

@@ -16,9 +16,6 @@ from lora_lib.data import (
     chat_prompt,
     encode_records,
     pack,
-    read_chats,
-    read_csv,
-    read_jsonl,
     read_records,
     read_text,
     split,
@@ -34,14 +31,15 @@ CHAT = [
     {"role": "assistant", "content": "Four."},
 ]
 PAIR = {"prompt": "Say hi:", "completion": " hi"}
-READERS = {"a.txt": read_text, "a.csv": read_csv, "pairs.jsonl": read_jsonl, "chats.jsonl": read_chats}
+READERS = {"a.txt": read_text, "a.csv": read_records, "a.jsonl": read_records}
 
 
 @pytest.fixture
 def write(tmp_path):
     """Write a file, given as text, bytes, or a list of values for the lines of a JSONL file; returns its path."""
 
-    def write(content, name="file"):
+    def write(content, name=None):
+        name = name or ("file.jsonl" if isinstance(content, list) else "file.csv")
         if isinstance(content, list):
             content = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
         path = tmp_path / name
@@ -75,16 +73,16 @@ def test_text_is_divided_into_documents(write):
 
 def test_csv_with_quotes_line_breaks_and_other_columns(write):
     path = write('\ufeffid,completion,prompt\n1," a, ""b""\nc",P\n\n2, d,"Q,"\n', "pairs.csv")
-    assert read_csv(path) == [
+    assert read_records(path) == [
         Record((Example("P", ' a, "b"\nc'),), f"{path}, line 2"),
         Record((Example("Q,", " d"),), f"{path}, line 5"),
     ]
-    assert read_csv(write("prompt;completion\nP, p;c\n"), delimiter=";")[0].exchanges == (Example("P, p", "c"),)
+    assert read_records(write("prompt;completion\nP, p;c\n"), delimiter=";")[0].exchanges == (Example("P, p", "c"),)
 
 
 def test_lines_may_end_as_on_an_old_mac(write):
     path = write('prompt,completion\rP,"two\rlines"\r\rQ, c\r')
-    assert read_csv(path) == [
+    assert read_records(path) == [
         Record((Example("P", "two\rlines"),), f"{path}, line 2"),
         Record((Example("Q", " c"),), f"{path}, line 5"),
     ]
@@ -97,7 +95,7 @@ def test_the_kind_of_a_file_is_read_from_its_name_and_first_line(write):
     assert read_records(write("prompt\tcompletion\nSay hi:\t hi\n", "a.TSV"))[0].exchanges == pair
     assert read_records(write(["", PAIR, PAIR], "a.jsonl"))[1].exchanges == pair
     chats = read_records(write([{"id": 1, "messages": CHAT}], "b.jsonl"))
-    assert chats == read_chats(write([{"id": 1, "messages": CHAT}], "b.jsonl"))
+    assert [list(chat.messages) for chat in chats] == [CHAT]
     for name in ("a.json", "a.txt", "a"):
         fails(lambda name=name: read_records(write([PAIR], name)), name, "must end in .jsonl (pairs or chats), .csv or")
     fails(lambda: read_records(write([PAIR, {"messages": CHAT}], "a.jsonl")), "line 2: no 'prompt', found 'messages'")
@@ -107,14 +105,14 @@ def test_the_kind_of_a_file_is_read_from_its_name_and_first_line(write):
 
 def test_jsonl_pairs(write):
     path = write([PAIR | {"id": 7}, "", '{"prompt": "Two\u2028lines\u0085", "completion": "\\ud83d\\ude00"}\r', ""])
-    assert read_jsonl(path) == [
+    assert read_records(path) == [
         Record((Example("Say hi:", " hi"),), f"{path}, line 1"),
         Record((Example("Two\u2028lines\u0085", "😀"),), f"{path}, line 3"),
     ]
 
 
 def test_chat_becomes_exchanges(write):
-    (record,) = read_chats(write([{"messages": CHAT}]))
+    (record,) = read_records(write([{"messages": CHAT}]))
     assert record.exchanges == (
         Example("system: Be brief.\nuser: Hello!\nassistant:", " Hi."),
         Example("\nuser: What is 2 + 2?\nassistant:", " Four."),
@@ -127,18 +125,20 @@ def test_chat_becomes_exchanges(write):
 @pytest.mark.parametrize("name", READERS)
 def test_missing_empty_and_not_utf8(name, write, tmp_path):
     read = READERS[name]
+    (tmp_path / "folder" / name).mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
         read(tmp_path / name)
     with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
-        read(tmp_path)
+        read(tmp_path / "folder" / name)
     for nothing in (b"", b" \n\r\n", b"\xef\xbb\xbf"):
         fails(lambda nothing=nothing: read(write(nothing, name)), name, "is empty")
     fails(lambda: read(write("prompt,completion\ncaf\u00e9,x".encode("latin1"), name)), name, "line 2: not UTF-8")
+    fails(lambda: read(write("\n{}caf\u00e9".encode("latin1"), name)), name, "line 2: not UTF-8")
     fails(lambda: read(write("{}".encode("utf-16"), name)), name, "line 1: not UTF-8")
 
 
 def test_files_that_hold_no_example(write):
-    fails(lambda: read_csv(write("prompt,completion\n")), "holds no example")
+    fails(lambda: read_records(write("prompt,completion\n")), "holds no example")
     fails(lambda: read_text(write("<|endoftext|>\n")), "holds no example")
 
 
@@ -159,14 +159,14 @@ def test_files_that_hold_no_example(write):
     ],
 )
 def test_bad_csv(content, message, write):
-    fails(lambda: read_csv(write(content)), *message)
+    fails(lambda: read_records(write(content)), *message)
 
 
 def test_what_looks_like_a_missing_value_may_be_meant(write):
     path = write("prompt,completion,other\n" + "".join(f"a,{cell},nan\n" for cell in MISSING))
-    assert [record.exchanges[0].completion for record in read_csv(path, missing=())] == list(MISSING)
-    fails(lambda: read_csv(path, missing=("<NA>",)), f"line {len(MISSING) + 1}", "<NA>")
-    assert read_csv(write("prompt,completion,other\na,nancy,nan\n"))[0].exchanges[0].completion == "nancy"
+    assert [record.exchanges[0].completion for record in read_records(path, missing=())] == list(MISSING)
+    fails(lambda: read_records(path, missing=("<NA>",)), f"line {len(MISSING) + 1}", "<NA>")
+    assert read_records(write("prompt,completion,other\na,nancy,nan\n"))[0].exchanges[0].completion == "nancy"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_looks_like_a_missing_value_may_be_meant(write):
 )
 def test_bad_jsonl_names_its_line(line, message, write):
     line = json.dumps(line) if isinstance(line, list) else line
-    fails(lambda: read_jsonl(write([PAIR, "", line, PAIR])), "file, line 3: ", message)
+    fails(lambda: read_records(write([PAIR, "", line, PAIR])), "file.jsonl, line 3: ", message)
 
 
 def turn(role="user", content="a"):
@@ -231,12 +231,12 @@ def turn(role="user", content="a"):
     ],
 )
 def test_bad_chats_name_their_line(line, message, write):
-    fails(lambda: read_chats(write([{"messages": CHAT}, line])), "file, line 2", message)
+    fails(lambda: read_records(write([{"messages": CHAT}, line])), "file.jsonl, line 2", message)
 
 
 def test_a_chats_own_keys_that_change_nothing_are_let_through(write):
     plain = [turn() | {"name": "Ann"}, turn("assistant") | {"weight": 1, "tool_calls": [], "function_call": None}]
-    (record,) = read_chats(write([{"messages": plain, "id": 3}]))
+    (record,) = read_records(write([{"messages": plain, "id": 3}]))
     assert record.exchanges == (Example("user: a\nassistant:", " a"),)
 
 
@@ -248,7 +248,7 @@ def test_tools_and_reasoning_are_kept_and_refused_where_plain_text_has_no_place_
         {"messages": called, "tools": [tool]},
         {"messages": [turn(), turn("assistant") | {"reasoning_content": "b"}]},
     ]
-    for record, line in zip(read_chats(write(lines)), lines, strict=True):
+    for record, line in zip(read_records(write(lines)), lines, strict=True):
         assert list(record.messages) == line["messages"] and list(record.tools) == line.get("tools", [])
         assert record.exchanges == () and "user: a" in record.prompts
         fails(
@@ -265,12 +265,12 @@ def test_a_file_that_may_not_be_read_says_so(write, monkeypatch):
     path = write("prompt,completion\na,b\n", "a.csv")
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(OSError, match=r"a\.csv cannot be read: Permission denied; look at who may read it"):
-        read_csv(path)
+        read_records(path)
 
 
 def test_a_record_of_a_million_blanks_is_refused_by_its_line(tokenizer, write):
     for many in (" " * 1_000_000, "a" + "\n" * 999_999 + "b"):
-        records = read_jsonl(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
+        records = read_records(write([PAIR, PAIR | {"prompt": "a" + many + "b"}]))
         fails(lambda r=records: encode_records(r, tokenizer, 256), "line 2: the text has ", "in a row", "remove some")
     assert len(tokenizer.encode("a" + " " * 100_000)) > 1
 
@@ -326,7 +326,7 @@ def test_pack_refuses(tokenizer):
 
 
 def test_only_the_assistants_turns_are_learned(tokenizer, write):
-    records = read_chats(write([{"messages": CHAT}])) + read_jsonl(write([PAIR]))
+    records = read_records(write([{"messages": CHAT}])) + read_records(write([PAIR]))
     chat, pair = encode_records(records, tokenizer, 256)
     assert learned(chat, tokenizer) == " Hi.<|endoftext|> Four.<|endoftext|>"
     assert learned(pair, tokenizer) == " hi<|endoftext|>"
@@ -340,7 +340,7 @@ def test_only_the_assistants_turns_are_learned(tokenizer, write):
 
 
 def test_generation_reads_what_training_read(tokenizer, write):
-    (ids, _), *_ = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
+    (ids, _), *_ = encode_records(read_records(write([{"messages": CHAT}])), tokenizer, 256)
     for turns in (2, 4):
         prompt = chat_prompt(CHAT[:turns], tokenizer)
         assert prompt == ids[: len(prompt)].tolist()
@@ -357,7 +357,7 @@ def test_generate_text_takes_token_ids(tokenizer):
 
 
 def test_too_long_is_refused_or_dropped_but_never_cut(tokenizer, write):
-    records = read_jsonl(write([PAIR, PAIR | {"completion": " word" * 50}, PAIR]))
+    records = read_records(write([PAIR, PAIR | {"completion": " word" * 50}, PAIR]))
     fits, limit = len(encode_records(records[:1], tokenizer, 256)[0][0]), 20
     fails(lambda: encode_records(records, tokenizer, limit), "line 2: ", "tokens do not fit max_length 20")
     with pytest.warns(UserWarning, match="left out 1 of 3 records: .*line 2: "):
@@ -372,7 +372,7 @@ def test_too_long_is_refused_or_dropped_but_never_cut(tokenizer, write):
 
 def test_what_is_made_can_be_trained_on(tokenizer, write):
     model, _ = load_pretrained("gpt2-mini")
-    encoded = encode_records(read_chats(write([{"messages": CHAT}])), tokenizer, 256)
+    encoded = encode_records(read_records(write([{"messages": CHAT}])), tokenizer, 256)
     assert 0 < evaluate(model, encoded + pack(["Once upon a time."], tokenizer, 256), bf16=False) < 12
 
 
@@ -387,9 +387,9 @@ def test_columns_of_any_name_become_questions_and_json_answers(tmp_path):
 
 def test_columns_of_jsonl_keep_their_types(tmp_path):
     path = tmp_path / "reviews.jsonl"
-    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null}\n', encoding="utf8")
-    (record,) = read_records(path, ["review"], ["stars", "refund"])
-    assert record.exchanges[0].completion == '{"stars": 2, "refund": null}'
+    path.write_text('{"review": "The box broke.", "stars": 2, "refund": null, "place": "Köln"}\n', encoding="utf8")
+    (record,) = read_records(path, ["review"], ["stars", "refund", "place"])
+    assert record.exchanges[0].completion == '{"stars": 2, "refund": null, "place": "Köln"}'
 
 
 @pytest.mark.parametrize(

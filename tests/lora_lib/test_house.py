@@ -36,8 +36,9 @@ def test_an_old_name_says_where_it_is_now(module):
 
 
 def test_a_name_that_changed_says_the_new_one():
-    with pytest.raises(ImportError, match="read_columns is now called read_records: from lora_lib.data import"):
-        lora_lib.data.read_columns  # noqa: B018
+    for name in ("read_columns", "read_csv", "read_jsonl", "read_chats"):
+        with pytest.raises(ImportError, match=f"{name} is now called read_records: from lora_lib.data import"):
+            getattr(lora_lib.data, name)
 
 
 def test_the_old_folder_of_the_book_says_where_it_is_now(monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,14 +223,20 @@ def test_hugging_faces_own_methods_reach_the_adapter(tmp_path, monkeypatch):
     model.generation_config = "after"
     assert model.base_model.generation_config == "after" and model.active_adapter == "default"
     sent = []
-    monkeypatch.setattr("huggingface_hub.create_repo", lambda repo, **how: sent.append((repo, how)))
+
+    def create_repo(repo_id, **how):  # the Hub completes a name without a user
+        sent.append((repo_id, how))
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
+
+    monkeypatch.setattr("huggingface_hub.create_repo", create_repo)
     monkeypatch.setattr(
         "huggingface_hub.upload_folder",
-        lambda folder_path, **how: sent.append(sorted(map(str, Path(folder_path).iterdir()))),
+        lambda repo_id, folder_path, **how: sent.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir()))),
     )
-    model.push_to_hub("me/mine", private=True)
-    assert sent[0] == ("me/mine", {"exist_ok": True, "private": True})
-    assert [Path(name).name for name in sent[1]] == ["adapter_config.json", "adapter_model.safetensors"]
+    for name in ("me/mine", "mine"):
+        model.push_to_hub(name, private=True)
+        assert sent[-2] == (name, {"exist_ok": True, "private": True})
+        assert sent[-1] == ("me/mine", ["adapter_config.json", "adapter_model.safetensors"])
     with pytest.raises(AttributeError, match="neither lora_lib's PeftModel nor the GPT2Model in it has 'nothing'"):
         _ = model.nothing
 
@@ -404,6 +411,25 @@ def test_an_adapter_that_is_opened_to_train_keeps_its_dropout_on_as_in_peft(tmp_
     get_peft_model(small(), ["c_attn"], 2, lora_dropout=0.5).save_pretrained(tmp_path)
     assert PeftModel.from_pretrained(small().train(), tmp_path, is_trainable=True).training
     assert not PeftModel.from_pretrained(small().train(), tmp_path).training
+
+
+def test_of_two_opened_adapters_only_the_one_opened_to_train_is_trained(tmp_path):
+    get_peft_model(small(), ["c_attn"], 2).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(small(), tmp_path)
+    model.load_adapter(tmp_path, "mine", is_trainable=True)
+    model.add_weighted_adapter(["default"], [2.0], "sum")
+    model.add_adapter("new", LoRAConfig(["c_attn"], r=2))
+    for name, trained in {"mine": {"mine"}, "default": set(), "sum": set(), "new": {"new"}}.items():
+        model.set_adapter(name)
+        assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == trained
+    model.set_adapter("default")
+    model.enable_lora_training().set_adapter("mine")
+    model.set_adapter("default")
+    assert all(p.requires_grad for n, p in model.named_parameters() if "default" in n)
+    model.delete_adapter("sum")
+    model.add_adapter("sum", LoRAConfig(["c_attn"], r=2))
+    model.set_adapter("sum")
+    assert all(p.requires_grad for n, p in model.named_parameters() if ".sum." in n)
 
 
 def test_an_adapter_without_a_layer_left_cannot_be_summed():

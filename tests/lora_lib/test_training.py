@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -85,6 +87,8 @@ def test_lr_ratio_gives_a_parameter_its_own_learning_rate(tmp_path):
     for _ in range(2):  # the second time the run is over, and comes from the file
         twice = run(learning_rate=0.01, lr_ratio=lambda name: 2, checkpoint=path)
         assert all(torch.equal(p, wanted[name]) for name, p in twice.items())
+    locked = threading.Lock()  # a function may hold what cannot be copied
+    run(lr_ratio=partial(lambda lock, name: 2, locked), checkpoint=tmp_path / "locked.safetensors")
     with pytest.raises(ValueError, match=r"lr_ratio must give finite numbers from 0, got .*A': -1"):
         run(lr_ratio=lambda name: -1)
 

@@ -186,11 +186,39 @@ def test_what_no_kind_honours_is_refused(settings, message):
     assert not any(isinstance(m, LoRALinear) for m in model.modules())
 
 
+def test_a_class_that_is_named_starts_in_its_own_way(tmp_path):
+    by_class, by_name = (
+        get_peft_model(small(), ["c_attn"], 2, **settings)
+        for settings in ({"adapter_cls": PiSSA}, {"init_lora_weights": "pissa"})
+    )
+    for ours, theirs in zip(by_class.parameters(), by_name.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    by_class.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="PiSSA is saved as a plain LoRA: leave adapter_cls out"):
+        PeftModel.from_pretrained(small(), tmp_path, adapter_cls=PiSSA)
+
+
+def test_dora_cannot_be_called_without_its_layer():
+    layer = LoRALinear(nn.Linear(6, 4), 2, 4, adapter_cls=DoRA)
+    with pytest.raises(TypeError, match=r"call added\(x, y, base\)"):
+        layer.adapters["default"](torch.ones(3, 6))
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"])
+def test_a_layer_whose_weight_cannot_be_read_is_named(settings):
+    model = small()
+    model.h[1].mlp.c_fc.weight = nn.Parameter(torch.ones(96, 24, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match=r"^h\.1\.mlp\.c_fc: cannot compute with a torch\.int8 weight"):
+        get_peft_model(model, ["c_fc"], 2, **settings)
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
 def test_pissa_needs_numbers():
     with pytest.raises(ValueError, match="meta device"):
         get_peft_model(small().to("meta"), ["c_attn"], 4, init_lora_weights="pissa")
-    with pytest.raises(ValueError, match="PiSSA has no initialisation 'gaussian'"):
-        PiSSA.from_base(nn.Linear(4, 4), 2, 2, init="gaussian")
+    for init in ("gaussian", "pissa_niter_few", "4"):
+        with pytest.raises(ValueError, match=f"PiSSA has no initialisation '{init}'"):
+            PiSSA.from_base(nn.Linear(4, 4), 2, 2, init=init)
     with pytest.raises(ValueError, match="LoRA has no initialisation 'pissa'"):
         LoRA.from_base(nn.Linear(4, 4), 2, 2, init="pissa")
 

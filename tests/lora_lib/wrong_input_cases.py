@@ -28,7 +28,7 @@ from lora_lib import (
     load_pretrained,
 )
 from lora_lib.adapters import CONFIG_FILE, WEIGHTS_FILE
-from lora_lib.data import encode_chat, encode_examples, judge_answers, read_csv, read_records, split
+from lora_lib.data import encode_chat, encode_examples, judge_answers, read_records, read_text, split
 from lora_lib.gpt2 import MINI_FOLDER
 from lora_lib.run.commands import RunConfig, read_parts, train
 from lora_lib.training import evaluate, fit
@@ -1262,7 +1262,7 @@ CASES: dict[str, list[Case]] = {
                 ),
             )
         ),
-        Case("a folder where a file is meant", OSError, "is a folder: name a file in it", lambda at: read_csv(at.tmp)),
+        Case("a folder where a file is meant", OSError, "is a folder: name a file in it", lambda at: read_text(at.tmp)),
         Case(
             "an example list that can be read only once",
             TypeError,

@@ -172,7 +172,7 @@ REVIEWS = "review,category,mood\n" + "".join(
 YOUR_FILES = {
     "10_your_own_data": (
         "MY_FILE, read, too_long = None, read_text",
-        "MY_FILE, read, too_long = PATH, read_csv",
+        "MY_FILE, read, too_long = PATH, read_records",
         PAIRS,
     ),
     "13_a_real_model": (
