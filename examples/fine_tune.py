@@ -31,6 +31,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from lora_book.tasks import model_card
 from lora_lib.data import IGNORE, Record, Splits, encode_chat, read_records, record_chat
+from lora_lib.data.readers import read_object
 from lora_lib.data.scores import constant_answer, gains_over_best, judge_answers, mean_score, score_table
 from lora_lib.gpt2 import generate_text
 from lora_lib.run import NAME, smollm2_folder
+from lora_lib.tensor_files import replaced
 
 Chat = list[dict[str, Any]]
 
@@ -53,11 +56,12 @@ Chat = list[dict[str, Any]]
 
 def read(args: argparse.Namespace) -> list[Record]:
     """The rows of the file: columns by name, or else chats or pairs as they stand."""
-    if args.ask or args.answer:
-        return read_records(args.file, args.ask, args.answer, delimiter=args.delimiter)
-    if args.file.suffix.lower() != ".jsonl":
+    if not (args.ask or args.answer or args.file.suffix.lower() == ".jsonl"):
         raise ValueError(f"{args.file}: name the columns, --ask and --answer; only a .jsonl of chats needs none")
-    return read_records(args.file)
+    try:
+        return read_records(args.file, args.ask or None, args.answer or None, delimiter=args.delimiter)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`delimiter`", "--delimiter")) from error
 
 
 def fields_of(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -79,14 +83,13 @@ def wanted(record: Record) -> str:
 def look_at_labels(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """Which fields are classes and which are free text, after a count of each.
 
-    Free text has more different values than half of the rows. Raises ValueError for an empty label.
+    Free text has more different values than half of the rows. Raises ValueError for empty labels.
     """
     rows, classes, free = fields_of(records), [], []
     for name in rows[0]:
         values = [row.get(name) for row in rows]
-        for record, value in zip(records, values):
-            if isinstance(value, str) and not value.strip():
-                raise ValueError(f"{record.where}: {name!r} is empty: fill it in, or take the row out")
+        if empty := [record.where for record, value in zip(records, values) if not str(value).strip()]:
+            raise ValueError(f"{'; '.join(empty)}: {name!r} is empty: fill it in, or take the row out")
         counts = Counter(value if isinstance(value, str) else json.dumps(value) for value in values)
         if len(counts) > len(rows) / 2:
             free += [name] if all(isinstance(value, str) for value in values) else []
@@ -123,12 +126,11 @@ def split_by_class(records: Sequence[Record], classes: list[str], share: float, 
 
 def warn_of_gaps(parts: Splits[Record], classes: list[str]) -> None:
     """Say which classes a part lacks: it can neither choose nor report on them."""
-    known = {"training": parts.train, "validation": parts.validation, "test": parts.test}
-    found = {part: fields_of(records) for part, records in known.items()}
+    found = {part: fields_of(records) for part, records in vars(parts).items()}
     for name in classes:
         seen = {part: {json.dumps(row.get(name)) for row in rows} for part, rows in found.items()}
-        for part in seen:
-            if missing := set().union(*seen.values()) - seen[part]:
+        for part, values in seen.items():
+            if missing := set().union(*seen.values()) - values:
                 print(f"  warning: {name}: no {', '.join(sorted(missing))} in the {part} part")
 
 
@@ -142,6 +144,7 @@ class Task:
     tokenizer: Any
     system: str
     free: Sequence[str] = ()
+    longest: int = sys.maxsize  # tokens of a row
     room: int = 256  # tokens of an answer
 
     def chat(self, record: Record, shown: Sequence[Record] = ()) -> Chat:
@@ -159,7 +162,11 @@ class Task:
         return ids
 
     def learned(self, record: Record) -> list[dict[str, list[int]]]:
-        """A row for TRL for each answer: its tokens, and where the loss is. Raises ValueError where it cannot be."""
+        """A row for TRL for each answer: its tokens, and where the loss is.
+
+        Raises ValueError where a template cannot write it, and where it is too long: TRL would cut off its end in
+        silence.
+        """
         chat, rows = self.chat(record), []
         for i, turn in enumerate(chat):
             if turn["role"] != "assistant":
@@ -175,6 +182,10 @@ class Task:
                 raise ValueError(
                     f"{record.where}: this model's template opens an answer in another way when it is asked than "
                     "when it learns, as models do that always think: take one whose template can go without"
+                )
+            if len(whole) > self.longest:
+                raise ValueError(
+                    f"{record.where}: {len(whole)} tokens with its template, more than --max-length {self.longest}"
                 )
             rows.append({"input_ids": whole, "completion_mask": [0, *(targets != IGNORE).long().tolist()]})
         return rows
@@ -201,15 +212,12 @@ def load(name: str, *, quantise: bool = False) -> tuple[Any, Any]:
     """A model and its tokenizer. `quantise` keeps the base in 4 bits, as QLoRA does: 8B in about 6 GB."""
     if name == "smollm2":
         name = str(smollm2_folder())
-    machine = hardware()
-    settings: dict[str, Any] = {"dtype": machine["dtype"], "attn_implementation": machine["attention"]}
-    if machine["device"] == "cuda":  # on a GPU: load the weights straight onto it
-        settings["device_map"] = {"": 0}
+    settings, _ = hardware()
     if quantise:
         from transformers import BitsAndBytesConfig
 
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=machine["dtype"],
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=settings["dtype"],
             bnb_4bit_use_double_quant=True,
         )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(name, **settings)
@@ -231,28 +239,23 @@ def one_process() -> None:
         sys.exit("this script uses one GPU, and sees several: choose one, CUDA_VISIBLE_DEVICES=0 python …")
 
 
-def hardware() -> dict[str, Any]:
-    """What this machine can do, and the settings of the trainer that follow from it."""
+def hardware() -> tuple[dict[str, Any], dict[str, Any]]:
+    """How to load a model on this machine, and the settings of the trainer that follow from it."""
     if not torch.cuda.is_available():
-        return {
-            "device": "cpu", "dtype": torch.float32, "attention": "sdpa",
-            "trainer": {"use_cpu": True, "bf16": False, "gradient_checkpointing": False},
-        }  # fmt: skip
+        return {"dtype": torch.float32}, {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     # On a GPU (not run by us):
     # - bfloat16 halves the bytes of weights and activations.
     # - FlashAttention does not keep the T × T attention scores.
     # - Rows are not packed, because steps are counted in rows.
     # - 8-bit AdamW keeps 2 bytes instead of 8 for each number that is trained.
     # - Gradient checkpointing keeps one input for each block and computes the rest again: a third more time.
-    flash = importlib.util.find_spec("flash_attn") is not None
-    eight_bit = importlib.util.find_spec("bitsandbytes") is not None
-    return {
-        "device": "cuda", "dtype": torch.bfloat16, "attention": "flash_attention_2" if flash else "sdpa",
-        "trainer": {
-            "bf16": True, "gradient_checkpointing": True,
-            "optim": "paged_adamw_8bit" if eight_bit else "adamw_torch",
-        },
-    }  # fmt: skip
+    flash, eight_bit = (importlib.util.find_spec(name) is not None for name in ("flash_attn", "bitsandbytes"))
+    loading = {"dtype": torch.bfloat16, "device_map": {"": 0}}  # straight onto the GPU
+    training = {"bf16": True, "gradient_checkpointing": True}
+    return (
+        loading | ({"attn_implementation": "flash_attention_2"} if flash else {}),
+        training | ({"optim": "paged_adamw_8bit"} if eight_bit else {}),
+    )
 
 
 # Where to begin, by the family's name in its config: up to how many parameters, and the rate. Their sources are in the
@@ -287,10 +290,9 @@ def train(args: argparse.Namespace) -> None:
     parts = split_by_class(records, classes, args.held_out, args.seed)
     warn_of_gaps(parts, classes)
     model, tokenizer = load(args.model, quantise=args.quantise)
-    task = Task(tokenizer, args.system, free)
-    rows = {name: tokens_of(getattr(parts, name), task, args.max_length) for name in ("train", "validation", "test")}
-    answers_long = [sum(row["completion_mask"]) for part in rows.values() for row in part]
-    task.room = max(answers_long) + 8
+    task = Task(tokenizer, args.system, free, args.max_length)
+    rows = {name: [row for record in part for row in task.learned(record)] for name, part in vars(parts).items()}
+    task.room = max(sum(row["completion_mask"]) for part in rows.values() for row in part) + 8
     total = round(args.passes * len(rows["train"]) / args.batch)
     if total < args.looks:
         raise ValueError(f"--passes {args.passes:g} are {total} steps, fewer than --looks {args.looks}")
@@ -316,36 +318,20 @@ def train(args: argparse.Namespace) -> None:
 
 def check_output(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """See that the output folder is new, or that a run that goes on has the settings that it began with."""
-    kept = args.output / "run.json"
     if not args.resume:
         if args.output.exists():
-            sys.exit(f"{args.output} exists already: give another --output, or --resume to go on with it")
+            raise ValueError(f"{args.output} exists already: give another --output, or --resume to go on with it")
         return
     begun = read_run(args.output)
-    if changed := [name for name, value in settings.items() if begun.get(name) != value]:
-        sys.exit(f"{kept}: this run began with other settings: {', '.join(f'{n} = {begun.get(n)!r}' for n in changed)}")
+    if changed := [f"{name} = {begun.get(name)!r}" for name, value in settings.items() if begun.get(name) != value]:
+        raise ValueError(f"{args.output}: this run began with other settings: {', '.join(changed)}")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The settings of a run."""
-    kept = folder / "run.json"
-    if not kept.is_file():
-        sys.exit(f"{folder} is not the --output of a run: it has no run.json")
-    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf8"))
-    return found
-
-
-def tokens_of(records: Sequence[Record], task: Task, most: int) -> list[dict[str, list[int]]]:
-    """Rows for TRL. Exits if one is longer than `most` tokens: TRL would cut off its end without a word."""
-    rows = []
-    for record in records:
-        for row in task.learned(record):
-            if len(row["input_ids"]) > most:
-                raise ValueError(
-                    f"{record.where}: {len(row['input_ids'])} tokens with its template, more than --max-length {most}"
-                )
-            rows.append(row)
-    return rows
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is not the --output of a run: it has no run.json")
+    return read_object(folder / "run.json")
 
 
 def minutes_of(model: Any, rows: list[dict[str, list[int]]], args: argparse.Namespace) -> float:
@@ -358,7 +344,7 @@ def minutes_of(model: Any, rows: list[dict[str, list[int]]], args: argparse.Name
     logits[0, 0, 0].item()  # a GPU has now really computed it
     a_token = (time.perf_counter() - start) / ids.numel()
     tokens = args.passes * sum(len(row["input_ids"]) for row in rows)
-    again = 1.5 if hardware()["trainer"]["gradient_checkpointing"] else 1
+    again = 1.5 if hardware()[1]["gradient_checkpointing"] else 1
     return 2 * again * a_token * tokens / 60
 
 
@@ -443,7 +429,7 @@ def make_trainer(
         lr_scheduler_type="cosine", warmup_steps=max(1, every * args.looks // 10), max_length=args.max_length,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_score", greater_is_better=True, logging_steps=every,
-        report_to="none", seed=args.seed, completion_only_loss=True, **hardware()["trainer"],
+        report_to="none", seed=args.seed, completion_only_loss=True, **hardware()[1],
     )  # fmt: skip
     lora = LoraConfig(
         r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules="all-linear",
@@ -457,22 +443,27 @@ def make_trainer(
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, all of it or nothing."""
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf8")
-    os.replace(part, path)
+    with replaced(path) as (part,):
+        part.write_text(text + "\n", encoding="utf8")
 
 
 # --- afterwards --------------------------------------------------------------------------------------------------
 
 
+def open_run(folder: Path, *, plain: bool = False) -> tuple[dict[str, Any], Any, Any]:
+    """The settings of a run, its model with the adapter, and its tokenizer. `plain`: the base without 4 bits."""
+    run = read_run(folder)
+    model, tokenizer = load(run["model"], quantise=run["quantise"])
+    if plain and run["quantise"]:
+        model = model.dequantize()
+    return run, PeftModel.from_pretrained(model, folder / "adapter").eval(), tokenizer
+
+
 def ask(args: argparse.Namespace) -> None:
     """Put a question to a trained run."""
-    run = read_run(args.run)
-    model, tokenizer = load(run["model"], quantise=run["quantise"])
-    model = PeftModel.from_pretrained(model, args.run / "adapter").eval()
-    task = Task(tokenizer, run["system"])
-    chat = [{"role": "system", "content": task.system}] if task.system else []
-    ids = task.asked([*chat, {"role": "user", "content": args.question}])
+    run, model, tokenizer = open_run(args.run)
+    chat = [{"role": "system", "content": run["system"]}] if run["system"] else []
+    ids = Task(tokenizer, run["system"]).asked([*chat, {"role": "user", "content": args.question}])
     print(without_thinking(generate_text(model, tokenizer, [ids], 256)[0]))
 
 
@@ -482,13 +473,9 @@ def merge(args: argparse.Namespace) -> None:
     After --quantise that is the 4-bit base, dequantised: the merged model is then the one that was scored.
     """
     if args.folder.exists():
-        sys.exit(f"{args.folder} exists already: give another name")
-    run = read_run(args.run)
-    model, tokenizer = load(run["model"], quantise=run["quantise"])
-    if run["quantise"]:
-        model = model.dequantize()
-    merged = PeftModel.from_pretrained(model, args.run / "adapter").merge_and_unload(safe_merge=True)
-    merged.save_pretrained(args.folder)
+        raise ValueError(f"{args.folder} exists already: give another name")
+    run, model, tokenizer = open_run(args.run, plain=True)
+    model.merge_and_unload(safe_merge=True).save_pretrained(args.folder)
     tokenizer.save_pretrained(args.folder)
     print(f"a plain model in {args.folder}; its system turn is {run['system']!r}")
 
@@ -500,13 +487,10 @@ def allowed(kind: type, says: str, good: Callable[[Any], bool]) -> Callable[[str
     """A type for argparse that refuses what would only fail after the base was scored."""
 
     def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not good(value):
-            raise argparse.ArgumentTypeError(f"expected {says}, got {text!r}")
-        return value
+        with suppress(ValueError):
+            if good(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {says}, got {text!r}")
 
     return parse
 
