@@ -143,7 +143,11 @@ def at_equal_loss() -> Any:
     found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms(FEWEST) if arm != "full"}
     table = _table(
         ["at a loss of", *(f"{loss:g}" for loss in LOSSES)],
-        [[ARMS[arm][2], *("–" if one is None else _cell(one, "<br>") for one in row)] for arm, row in found.items()],
+        [
+            [ARMS[arm][2], *("–" if one is None else _cell(one, "<br>") for one in row)]
+            for arm, row in found.items()
+            if any(row)
+        ],
     )
     return displayed(table + seen())
 
