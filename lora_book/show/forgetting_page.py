@@ -24,7 +24,7 @@ from lora_book.findings.forgetting import (
     power,
     spread_of,
 )
-from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
+from lora_book.findings.stats import FEWEST, Difference, Row, by_seed, load_results, mean, select
 from lora_book.findings.verdicts import map_runs
 from lora_book.show.board import STYLE, displayed, html_table
 from lora_book.show.figures import ACCENT, BASE, FULL, LORA
@@ -143,7 +143,11 @@ def at_equal_loss() -> Any:
     found = {arm: [at_loss(runs(), arm, "full", loss) for loss in LOSSES] for arm in arms(FEWEST) if arm != "full"}
     table = _table(
         ["at a loss of", *(f"{loss:g}" for loss in LOSSES)],
-        [[ARMS[arm][2], *("–" if one is None else _cell(one, "<br>") for one in row)] for arm, row in found.items()],
+        [
+            [ARMS[arm][2], *("–" if one is None else _cell(one, "<br>") for one in row)]
+            for arm, row in found.items()
+            if any(row)
+        ],
     )
     return displayed(table + seen())
 
@@ -210,6 +214,19 @@ def _dual(group: Sequence[Row], among: Sequence[Row]) -> str:
     except ValueError:
         return "–"
     return shown(found.percent, 1, " %") if found.difference.runs >= FEWEST else "–"
+
+
+def longer() -> Any:
+    """Folded: four times as many steps, each LoRA at the rate that is best at 120."""
+    rows, body = select(load_map(steps=480), scale=1.0), list[list[str]]()
+    for arm in ("full", ROOT, "r = 64", "r = 8"):
+        for rate in sorted({row["learning_rate"] for row in select(rows, arm=arm)}):
+            group = select(rows, arm=arm, learning_rate=rate)
+            means = [f"{mean(group, m).mean:.2f}" for m in SHOWN]
+            body.append([ARMS[arm][2], _rate(rate), str(len(group)), *means])
+            body[-1].append("" if arm == "full" else _against(group, among=rows))
+    head = ["480 steps", "rate", "seeds", "loss", "forgotten", "forgotten less full's, equal loss"]
+    return _folded("Four times as many steps", _table(head, body))
 
 
 def predictors() -> Any:
@@ -338,9 +355,29 @@ def claims() -> dict[str, bool]:
         and explained(everything, KL) > 2 / 3,
         "at equal KL(base ‖ tuned) α/√r has forgotten less at its two highest rates": kl == ["less", "less"],
         "on plays its advantage at the best rate is not settled": plays.difference.verdict() == "not settled",
+        **_rank_one_and_longer(),
         **_far_claims(),
         **_facts_claims(),
         "the rule of a third would have passed in fewer than one world in ten": power(first_runs(), KL) < 0.1,
+    }
+
+
+def _rank_one_and_longer() -> dict[str, bool]:
+    """What the page says of r = 1, and of four times as many steps."""
+    one = [select(runs(), arm="r = 1", learning_rate=rate) for rate in rates_of("r = 1")]
+    best = select(runs(), arm="full", learning_rate=0.001)
+    long = select(load_map(steps=480), scale=1.0)
+    root, full = select(long, arm=ROOT), select(long, arm="full", learning_rate=0.00056)
+    at_equal, prose = against_full(long, root), compared(root, full, PROSE)
+    return {
+        "r = 1: more than 15 % behind in loss, more forgotten at equal loss, at all three rates": len(one) == 3
+        and all(compared(group, best, "loss").percent.low > 15 for group in one)
+        and all(against_full(runs(), group).difference.verdict() == "more" for group in one),
+        "480 steps, three seeds: α/√r has forgotten at least 0.5 nats more at equal loss": (
+            at_equal.difference.runs == 3 and at_equal.difference.low > 0.5
+        ),
+        "there full at 0.00056 has forgotten less, and its loss is lower on each seed": prose.difference.low > 0.5
+        and all(by_seed(root, "loss")[seed] > loss for seed, loss in by_seed(full, "loss").items()),
     }
 
 

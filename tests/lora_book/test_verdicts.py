@@ -76,7 +76,7 @@ def test_intruders_are_set_beside_chance():
 
 
 def map_runs(arm, rate, scale="1.0"):
-    found = {"arm": arm, "learning_rate": rate, "scale": scale, "split": "test", "parts": "linear"}
+    found = {"arm": arm, "learning_rate": rate, "scale": scale, "split": "test", "parts": "linear", "steps": "120"}
     rows = [row for row in kept("map") if all(row[key] == value for key, value in found.items())]
     return {row["seed"]: row for row in rows}
 
@@ -96,7 +96,7 @@ def test_the_map_compares_equal_layers():
         *verdicts.MAP_RATES.items(),
         *((arm, rate) for arm, rates in verdicts.LOWER_RATES.items() for rate in rates),
     }
-    assert forgetting.tuned_rates() == verdicts.MAP_RATES
+    assert forgetting.tuned_rates() == {**verdicts.MAP_RATES, "r = 1": 0.0032}  # which the verdicts leave out
     (base,) = (float(row["prose_loss"]) for row in kept("map") if row["arm"] == "base")
     back = [1 - (float(scaled[s]["prose_loss"]) - base) / (float(full[s]["prose_loss"]) - base) for s in sorted(scaled)]
     low, high = stats.ttest_1samp(back, 0).confidence_interval(0.95)

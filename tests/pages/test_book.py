@@ -716,6 +716,18 @@ def test_the_joined_book_has_every_page_and_leads_within_itself() -> None:
 
 
 @in_files
+def test_a_paper_is_one_page_without_folds_and_with_what_it_cites() -> None:
+    page = "book/forgetting.html"
+    joined, cites = print_book.join(HTML, page), soup(page).select("article a[href*='bibliography.html#']")
+    assert [h1.get_text() for h1 in joined.select("main h1")] == [soup(page).find("h1").get_text()]
+    folds = f"#{print_book.ON_SCREEN}", "details"
+    assert all(soup(page).select(f"article {fold}") for fold in folds)
+    assert "Behind it" not in joined.get_text() and not joined.select("details, nav")
+    entries = [entry["id"] for entry in joined.select("main div.citation")]
+    assert len(entries) > 3 and set(entries) == {urlsplit(link["href"]).fragment for link in cites}
+
+
+@in_files
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_anchors_resolve(page: str) -> None:
     broken = []

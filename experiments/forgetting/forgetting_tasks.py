@@ -1,6 +1,6 @@
 """What do LoRA and full fine-tuning of SmolLM2 forget on a near task, on a far one, and on a voice?
 
-    LORA_DATA_DIR=... python experiments/forgetting/forgetting_far.py --task far --prose FILE --plays FILE
+    LORA_DATA_DIR=... python experiments/forgetting/forgetting_tasks.py --task far --prose FILE --plays FILE
 
 near: E2E, at the rates that forgetting_map.py tuned. far: E2E under one fixed permutation of the tokens that occur in
 it: lengths, frequencies and everything that there is to learn stay, and nothing that the base knows helps. voice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import facts
 import torch
-from forgetting_far import permutation, permuted, voice
+from forgetting_tasks import permutation, permuted, voice
 from torch import nn
 
 from lora_lib.data import IGNORE
