@@ -113,7 +113,7 @@ test-wheel:  ## chapters 13 and 14 with nothing of this folder but the wheel; te
 	cp $(REAL) _build/wheel
 	.venv-wheel/bin/python tools/run_notebooks.py $(patsubst notebooks/%,_build/wheel/%,$(REAL))
 
-test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyTorch; Python 3.11, x86-64; half an hour and 6 GB
+test-serving: $(INSTALLED)  ## serve adapters with vLLM and llama.cpp beside PyTorch; Python 3.11, x86-64; a quarter of an hour and 6 GB
 	$(PYTHON) -m venv --clear .venv-serving
 	.venv-serving/bin/python -m pip install uv
 	echo "torch==2.13.0" > .venv-serving/override.txt

@@ -15,8 +15,8 @@ import { made } from "./words.js";
 const NAME = "HuggingFaceTB/SmolLM2-135M-Instruct";
 const ROWS = 4; // pairs in a step
 const EVERY = 10; // steps between two measurements, which cost about one step each
-const OWN = "own"; // in the list of sets: the reader's own lines
-const STORED = "chat-lines";
+const OWN = { own: { title: "Your own lines" }, file: { title: "Lines of a file" } }; // in the list, after the sets
+const STORED = "lora-book-chat-lines";
 
 const chat = {
   engine: null,
@@ -58,6 +58,7 @@ async function load(filesOf, name, model = name) {
     answers.clear();
     chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
+    loading(false);
     await measurePace();
     await open(await readKept(chat.model));
   } catch (error) {
@@ -162,7 +163,8 @@ const forModel = ({ question, answer }) => ({
 });
 
 function lessonNow() {
-  const { title, follows = null } = SETS[$("set").value] ?? { title: "Your lines" };
+  const name = $("set").value;
+  const { title, follows = null } = name in typed ? { title: "Your lines" } : (SETS[name] ?? OWN[name]);
   return { ...pairsOf($("pairs").value), title, follows };
 }
 
@@ -337,23 +339,25 @@ async function download() {
 
 // ---- The page ------------------------------------------------------------------------------------------------------
 
-// The reader's own lines outlive a look at a set, and a reload.
-let ownLines = storedLines();
+// What the reader typed in place of a set, or without one: it outlives a look at another set, and a reload.
+const typed = storedLines();
 
 function storedLines() {
   try {
-    return localStorage.getItem(STORED) ?? "";
+    return JSON.parse(localStorage.getItem(STORED)) ?? {};
   } catch {
-    return ""; // nothing is kept in this browser
+    return {}; // nothing is kept in this browser
   }
 }
 
 function linesChanged() {
-  ownLines = $("pairs").value;
-  $("set").value = OWN;
+  const name = $("set").value;
+  typed[name] = $("pairs").value;
+  typed.chosen = name;
+  if (!typed[name].trim() || typed[name] === SETS[name]?.text) delete typed[name];
   showPairs();
   try {
-    localStorage.setItem(STORED, ownLines);
+    localStorage.setItem(STORED, JSON.stringify(typed));
   } catch {
     $("pairs-status").append(" This browser does not keep them: a reload would lose them.");
   }
@@ -389,6 +393,7 @@ async function chooseFile() {
   const [file] = $("pairs-file").files;
   try {
     $("pairs").value = linesOf(file.name, await file.text());
+    $("set").value = "file";
     linesChanged();
   } catch (error) {
     say("pairs-status", `Not taken: ${error.message}`, true);
@@ -397,7 +402,7 @@ async function chooseFile() {
 
 function chooseSet() {
   const set = SETS[$("set").value];
-  $("pairs").value = set ? set.text : ownLines;
+  $("pairs").value = typed[$("set").value] ?? set?.text ?? "";
   if (set) [$("rate").value, $("steps").value] = [set.rate, set.steps];
   showPairs();
   showPace();
@@ -405,12 +410,11 @@ function chooseSet() {
 
 function begin() {
   const lacking = missing();
-  const sets = Object.entries({ ...SETS, [OWN]: { title: "Your own lines" } });
+  const sets = Object.entries({ ...SETS, ...OWN });
   $("set").replaceChildren(
     ...sets.map(([value, { title }]) => made("option", { value, textContent: title })),
   );
-  chooseSet();
-  if (ownLines) $("set").value = OWN;
+  if (typed.chosen in typed) $("set").value = typed.chosen;
   chooseSet();
   $("fits").textContent = memoryWords();
   const file = CHAT

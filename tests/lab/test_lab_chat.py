@@ -518,11 +518,19 @@ def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
         tab = browser.new_context().new_page()
         tab.goto(f"{address}chat.html")
         example = tab.input_value("#lab-pairs")
+        tab.select_option("#lab-set", "own")
         tab.fill("#lab-pairs", lines)
-        tab.reload()
-        assert tab.input_value("#lab-pairs") == lines
         tab.select_option("#lab-set", "voice")
-        assert tab.input_value("#lab-pairs") == example
+        tab.fill("#lab-pairs", example + " Aye!")
+        tab.set_input_files(
+            "#lab-pairs-file", {"name": "a.csv", "mimeType": "text/csv", "buffer": b"question,answer\na,b"}
+        )
+        tab.wait_for_function("document.querySelector('#lab-set').value === 'file'")
+        tab.reload()
+        assert tab.input_value("#lab-pairs") == "a | b"
+        tab.select_option("#lab-set", "voice")
+        assert tab.input_value("#lab-pairs") == example + " Aye!"
+        tab.fill("#lab-pairs", "")
         tab.select_option("#lab-set", "own")
         assert tab.input_value("#lab-pairs") == lines
         tab.click("#lab-load")
@@ -530,6 +538,7 @@ def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
         assert "is here" in tab.text_content("#lab-status")
         assert "Line 2: expected" in tab.text_content("#lab-train-status")
         tab.select_option("#lab-set", "voice")
+        assert tab.input_value("#lab-pairs") == example
         train_tiny(tab, 3)
         ended(tab, 3)
         tab.context.close()
