@@ -45,8 +45,8 @@ def get_peft_model(
     The settings are a `LoRAConfig` as the second argument, or its fields by keyword. `r` may also be called
     `lora_rank`. `target_modules` is a list of layer names (`"c_attn"`, or dotted, `"h.0.attn.c_attn"`), a regular
     expression for whole dotted names, or `"all-linear"`, the default: every linear layer except the head, which the
-    model's `get_output_embeddings` returns. At first the output is
-    unchanged, unless `init_lora_weights` says otherwise.
+    model's `get_output_embeddings` returns. At first the output is unchanged, unless
+    `init_lora_weights` says otherwise.
 
     Raises ValueError if a target matches nothing, or something that is not a linear layer, and TypeError for a
     setting that `LoRAConfig` does not have, or one given beside a `LoRAConfig`.

@@ -3,7 +3,7 @@
 import { Lab, miniFiles } from "./engine.js";
 import { ready, wantDevice } from "./loading.js";
 import { chosenModelFiles, fetchFromHub, lookAtHub } from "./model_sources.js";
-import { $, lab, MINI, on, say, showDevice, tell } from "./state.js";
+import { $, lab, listDevices, MINI, on, say, showDevice, tell } from "./state.js";
 
 const megabytes = bytes => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${Math.round(bytes / 1e6)} MB`);
 
@@ -91,6 +91,7 @@ async function move() {
 }
 
 export function prepareBringing() {
+  listDevices();
   on("loaded", () => {
     showModel();
     lab.engine.onDevice = showDevice;

@@ -9,7 +9,7 @@ import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
 import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
-import { $, say, showDevice } from "./state.js";
+import { $, listDevices, say, showDevice } from "./state.js";
 import { made } from "./words.js";
 
 const NAME = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -58,7 +58,6 @@ async function load(filesOf, name, model = name) {
     answers.clear();
     chat.model = model;
     say("status", `${name ?? "The model"} is here: ask it something below, or teach it.`);
-    loading(false);
     await measurePace();
     await open(await readKept(chat.model));
   } catch (error) {
@@ -410,6 +409,7 @@ function chooseSet() {
 
 function begin() {
   const lacking = missing();
+  listDevices();
   const sets = Object.entries({ ...SETS, ...OWN });
   $("set").replaceChildren(
     ...sets.map(([value, { title }]) => made("option", { value, textContent: title })),

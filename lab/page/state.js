@@ -74,6 +74,10 @@ export function say(place, text, wrong = false) {
 
 const DEVICES = { wasm: "the processor (WebAssembly)", webgpu: "the GPU (WebGPU)" };
 
+export function listDevices() {
+  for (const [kind, words] of Object.entries(DEVICES)) $("device").add(new Option(words, kind));
+}
+
 // What the model runs on, see `modelOn` in worker/device.js.
 export function showDevice({ kind, name, why }) {
   $("device").value = kind;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -187,17 +187,23 @@ def _cell(found: Compared, between: str = " ") -> str:
 def by_rate() -> Any:
     """Folded: each method at each rate, with what it forgot more than full at equal loss and KL, and the dual."""
     rows = []
-    for arm in arms():
-        for rate in rates_of(arm):
-            group = select(runs(), arm=arm, learning_rate=rate)
-            cells = [f"{mean(group, m).mean:.2f}" for m in ("loss", PROSE)]
-            if arm != "full":
-                cells += [_against(group, "loss"), _against(group, "loss", "plays"), _against(group, "kl_reverse")]
-                cells.append(_dual(group, runs()))
-            rows.append([ARMS[arm][2], _rate(rate), str(len(group)), *cells, *[""] * (4 if arm == "full" else 0)])
+    for arm, group, cells in _groups(runs(), arms()):
+        if arm != "full":
+            cells += [_against(group, "loss"), _against(group, "loss", "plays"), _against(group, "kl_reverse")]
+            cells.append(_dual(group, runs()))
+        rows.append([*cells, *[""] * (4 if arm == "full" else 0)])
     head = ["method", "rate", "seeds", "loss", "forgotten", "prose, equal loss", "plays, equal loss",
             "prose, equal KL(base ‖ tuned)", "loss, equal forgetting"]  # fmt: skip
     return _folded("Every method at every rate", _table(head, rows))
+
+
+def _groups(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[tuple[str, list[Row], list[str]]]:
+    """The runs of each arm at each rate, and a table's columns: method, rate, seeds, loss, forgotten."""
+    for arm in arms:
+        for rate in sorted({row["learning_rate"] for row in select(rows, arm=arm)}):
+            group = select(rows, arm=arm, learning_rate=rate)
+            means = (f"{mean(group, m).mean:.2f}" for m in SHOWN)
+            yield arm, group, [ARMS[arm][2], _rate(rate), str(len(group)), *means]
 
 
 def _against(group: Sequence[Row], by: str = "loss", text: str = "prose", among: Sequence[Row] | None = None) -> str:
@@ -218,13 +224,11 @@ def _dual(group: Sequence[Row], among: Sequence[Row]) -> str:
 
 def longer() -> Any:
     """Folded: four times as many steps, each LoRA at the rate that is best at 120."""
-    rows, body = select(load_map(steps=480), scale=1.0), list[list[str]]()
-    for arm in ("full", ROOT, "r = 64", "r = 8"):
-        for rate in sorted({row["learning_rate"] for row in select(rows, arm=arm)}):
-            group = select(rows, arm=arm, learning_rate=rate)
-            means = [f"{mean(group, m).mean:.2f}" for m in SHOWN]
-            body.append([ARMS[arm][2], _rate(rate), str(len(group)), *means])
-            body[-1].append("" if arm == "full" else _against(group, among=rows))
+    rows = select(load_map(steps=480), scale=1.0)
+    body = [
+        [*cells, "" if arm == "full" else _against(group, among=rows)]
+        for arm, group, cells in _groups(rows, ("full", ROOT, "r = 64", "r = 8"))
+    ]
     head = ["480 steps", "rate", "seeds", "loss", "forgotten", "forgotten less full's, equal loss"]
     return _folded("Four times as many steps", _table(head, body))
 
@@ -287,17 +291,10 @@ def smollm2() -> Any:
     body = []
     for task, where in {"E2E": SMOLLM2, "permuted": FAR, "a voice": VOICE}.items():
         rows = select(load_map(**where), scale=1.0)
-        for arm in ("full", ROOT, "r = 8"):
-            for rate in sorted({row["learning_rate"] for row in select(rows, arm=arm)}):
-                group = select(rows, arm=arm, learning_rate=rate)
-                means = [f"{mean(group, m).mean:.2f}" for m in SHOWN]
-                against = (
-                    [_against(group, among=rows), _dual(group, rows)]
-                    if arm != "full" and task == "permuted"
-                    else ["", ""]
-                )
-                found = facts(where["file"], arm, rate)
-                body.append([task, ARMS[arm][2], _rate(rate), str(len(group)), *means, found, *against])
+        for arm, group, cells in _groups(rows, ("full", ROOT, "r = 8")):
+            far = arm != "full" and task == "permuted"
+            against = [_against(group, among=rows), _dual(group, rows)] if far else ["", ""]
+            body.append([task, *cells, facts(where["file"], arm, group[0]["learning_rate"]), *against])
     head = ["SmolLM2 on", "method", "rate", "seeds", "loss", "forgotten", "facts still right",
             "forgotten less full's, equal loss", "loss less full's, equal forgetting"]  # fmt: skip
     return displayed(_table(head, body))
