@@ -51,7 +51,8 @@ SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80,
 # voice: where tuning begins.
 NEAR = (
     (("full", -3), (ROOT, 0)),
-    (("full", -2), (ROOT, 1), ("full", -1), (ROOT, 2), ("r = 8", 3)),
+    (("full", -2), (ROOT, 1), ("full", -1)),
+    ((ROOT, 2), ("r = 8", 3)),
     (("full", 0),),
     (("r = 8", 1), ("full", -4)),
 )
