@@ -156,7 +156,7 @@ def test_each_kind_of_numbers_is_read_as_gguf_reads_it(engine: Engine, tmp_path:
 
 
 REFUSED = {
-    "architecture": ("qwen2", "of the kind “qwen2”. The lab reads “llama”"),
+    "architecture": ("qwen2", "of the kind “qwen2”. The lab reads “llama” in GGUF: choose SmolLM2-Instruct"),
     "chat_template": ("{{ messages }}", "another chat template than SmolLM2-Instruct"),
     "tokenizer_pre": ("llama-bpe", "“gpt2, llama-bpe”. The lab reads “gpt2, smollm”"),
     "embedding_length": (64, "token_embd.weight is 48 × "),
@@ -231,8 +231,9 @@ def test_safetensors_are_the_same_model_as_gguf(engine: Engine, llama: LlamaForC
 
 CHANGED = {
     "num_key_value_heads": (3, "self_attn.k_proj.weight is 16 × 48, and config.json says 24 × 48"),
-    "tie_word_embeddings": (False, "tie_word_embeddings is false, and the lab computes true"),
-    "hidden_act": ("gelu", 'hidden_act is "gelu", and the lab computes "silu"'),
+    "tie_word_embeddings": (False, "tie_word_embeddings is false, and this page computes true"),
+    "model_type": ("gpt2", 'model_type is "gpt2", and this page computes "llama": open a GPT-2 on the page “The lab”'),
+    "hidden_act": ("gelu", 'hidden_act is "gelu", and this page computes "silu"'),
     "rope_parameters": ({"rope_type": "llama3", "rope_theta": 1e4}, "rope_type is “llama3”"),
     "num_hidden_layers": (4, "layers.3.input_layernorm.weight is missing"),
     "vocab_size": (None, "vocab_size must be a whole number above 0, found null"),
@@ -434,7 +435,7 @@ def test_two_workers_learn_the_same(own: Page) -> None:
 def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_path: Path) -> None:
     names = list(hugging_face(llama, tmp_path))
     own.set_input_files("#lab-gguf", [tmp_path / name for name in names[:2]])
-    missing = "tokenizer.json, chat_template.jinja (or tokenizer_config.json) missing"
+    missing = "(config.json, model.safetensors) lacks tokenizer.json, chat_template.jinja (or tokenizer_config.json)"
     own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=missing)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": TEMPLATE}))
@@ -448,12 +449,40 @@ def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_pat
     assert own.evaluate("Lab.chat.engine.config.C") == 48
 
 
-def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
-    (tmp_path / "foreign.gguf").write_bytes(b"not a model")
-    own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
-    own.wait_for_function("document.getElementById('lab-chosen').textContent.includes('not a GGUF file')")
-    assert own.is_hidden("#lab-load-chosen")
-    assert own.is_enabled("#lab-train")
+def test_files_of_other_kinds_leave_the_model_there(own: Page, llama: Any, tiny: Path, tmp_path: Path) -> None:
+    other = write_gguf(llama, tmp_path / "other.gguf", architecture="qwen2")
+    broken = copy.deepcopy(llama)
+    broken.model.norm.weight.data[5] = float("nan")
+    wrong = {
+        "foreign.gguf": b"not a model", "qwen.gguf": other, "blob-of-ollama": other, "pytorch_model.bin": b"PK\x03\x04",
+        "tokenizer.json": b"{}", "model.safetensors": (tiny / "model.safetensors").read_bytes(), "notes.pdf": b"%PDF",
+        "adapter_model.safetensors": b"", "model-00001-of-00002.safetensors": b"", "cut.gguf": other[:300],
+        "nan.gguf": write_gguf(broken, tmp_path / "nan.gguf"),
+    }  # fmt: skip
+    for name, data in wrong.items():
+        (tmp_path / name).write_bytes(data)
+    for names, words in {
+        ("foreign.gguf",): "foreign.gguf is not a GGUF file: it does not begin with “GGUF”. Instead, choose SmolLM2",
+        ("qwen.gguf",): "qwen.gguf has a model of the kind “qwen2”. The lab reads “llama” in GGUF: choose SmolLM2",
+        ("blob-of-ollama",): "blob-of-ollama has a model of the kind “qwen2”",
+        ("cut.gguf",): "cut.gguf cannot be read: its header is cut off: download it again",
+        ("qwen.gguf", "tokenizer.json"): "qwen.gguf is a whole model: choose it alone",
+        ("pytorch_model.bin",): "pytorch_model.bin is a file that PyTorch has pickled, which can run code. Save",
+        ("tokenizer.json",): "(tokenizer.json) lacks config.json, model.safetensors, chat_template.jinja",
+        ("notes.pdf",): "(notes.pdf) lacks config.json",
+        ("model.safetensors",): "model.safetensors has a GPT-2, and this page trains a Llama with a chat template",
+        ("adapter_model.safetensors",): "adapter_model.safetensors is part of an adapter, not of a model. Choose",
+        ("model-00001-of-00002.safetensors",): "00002.safetensors is part of a model whose weights are split",
+    }.items():
+        own.set_input_files("#lab-gguf", [tmp_path / name for name in names])
+        own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=words)
+        assert own.is_hidden("#lab-load-chosen")
+        assert own.is_enabled("#lab-train")
+    own.set_input_files("#lab-gguf", tmp_path / "nan.gguf")
+    own.click("#lab-load-chosen")
+    words = "nan.gguf: model.norm.weight contains NaN or infinity"
+    own.wait_for_function("words => document.querySelector('#lab-status').textContent.includes(words)", arg=words)
+    assert own.is_enabled("#lab-train") and own.evaluate("Lab.chat.engine.config.C") == 48
 
 
 # ---- What is kept, and what goes wrong around the page -----------------------------------------------------------
