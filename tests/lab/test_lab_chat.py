@@ -604,6 +604,51 @@ def test_a_gpu_takes_over_the_adapter_and_gives_it_back_when_it_is_lost(browser:
         assert tab.evaluate(files) != before
 
 
+def test_a_lost_gpu_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address, simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.goto(f"{address}chat.html")
+        script = "source => { const { worker } = Lab; Lab.worker = parts => worker({ ...parts, source }); }"
+        tab.evaluate(script, probe())
+        tab.select_option("#lab-device", "webgpu")
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        load_tiny(tab)
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 4 })")
+        train_tiny(tab, 6)
+        tab.wait_for_function("Lab.chat.samples.length", timeout=60_000)
+        tab.evaluate("Lab.chat.engine.ask('loseGPU')")
+        tab.wait_for_function("!Lab.chat.training", timeout=60_000)
+        said = tab.text_content("#lab-train-status")
+        assert re.search("The GPU was lost .* The processor could not take over: This takes .* Close other tabs", said)
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 2000 })")
+        train_tiny(tab, 3)  # it asks the processor again
+        ended(tab, 3)
+        assert "about 290 MB of memory" in tab.text_content("#lab-fits")
+
+
+def test_a_lost_worker_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 400)
+        tab.wait_for_function("Lab.chat.safe", timeout=60_000)
+        tab.evaluate("window.again = (Worker => () => { window.Worker = Worker; })(Worker); delete window.Worker")
+        tab.evaluate("Lab.chat.engine.worker.terminate()")
+        tab.wait_for_function("document.querySelector('#lab-status').textContent.includes('No other')", timeout=60_000)
+        said = tab.text_content("#lab-status")
+        assert said.startswith("The browser has ended the lab's worker")
+        assert "No other could be started: The browser did not start" in said
+        assert "Close other tabs, then load the model again. What this browser has kept stays there." in said
+        assert tab.is_disabled("#lab-train") and tab.is_disabled("#lab-ask")
+        tab.evaluate("again()")
+        load_tiny(tab)
+        tab.wait_for_function("Lab.chat.adapter")
+        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store")
+        tab.context.close()
+
+
 def test_a_gpu_that_is_not_there_leaves_the_model_where_it_is(browser: Browser, tiny_site: Path) -> None:
     with record_chat.served(tiny_site) as address:
         tab = browser.new_page()
