@@ -11,16 +11,18 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import build_lab
+import firefox
 import pytest
 import record_chat
 import torch
-from conftest import skip_or_fail
+from conftest import NO_FIREFOX, skip_or_fail
 from lab_llama import MERGES, SPECIAL, TEMPLATE, TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
-from lab_modules import as_module, probe, simulated_gpu
+from lab_modules import Driver, as_module, background, probe, simulated_gpu
 from measure_lab import Engine
 from peft import PeftModel
 from playwright.sync_api import Browser, Page
@@ -516,27 +518,79 @@ def ended(tab: Page, steps: int) -> None:
     assert tab.text_content("#lab-train-status").startswith(f"Trained for {steps} steps")
 
 
-def test_an_adapter_is_opened_again_after_a_reload(browser: Browser, tiny_site: Path) -> None:
-    with record_chat.served(tiny_site) as address:
-        tab = browser.new_context().new_page()
+@pytest.fixture(params=["chromium", "firefox"])
+def tiny_chat(request: pytest.FixtureRequest, browser: Browser, tiny_site: Path, tmp_path: Path) -> Iterator[Driver]:
+    """The page with the random Llama loaded, in each browser, in a tab that can be hidden."""
+    with record_chat.served(tiny_site) as address, ExitStack() as stack:
+        if request.param == "chromium":
+            tab: Any = stack.enter_context(background(browser))
+        elif path := firefox.find():
+            tab = stack.enter_context(firefox.open_tab(path, tmp_path))
+        else:
+            skip_or_fail(NO_FIREFOX)
         tab.goto(f"{address}chat.html")
-        load_tiny(tab)
-        assert tab.is_hidden("#lab-kept-row")
-        train_tiny(tab, 400)
-        tab.wait_for_function("Lab.chat.safe && document.querySelector('#lab-kept').length", timeout=60_000)
-        tab.on("dialog", lambda dialog: dialog.accept())
-        tab.reload()
-        tab.wait_for_function("document.querySelector('#lab-kept').length")
-        assert "of 400, unfinished" in tab.text_content("#lab-kept")
-        load_tiny(tab)
-        tab.wait_for_function("Lab.chat.adapter")
-        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store: A voice")
-        tab.click("#lab-ask")
-        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
-        assert tab.evaluate("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
-        tab.click("#lab-delete")
-        tab.wait_for_function("document.querySelector('#lab-kept-row').hidden")
-        tab.context.close()
+        page = Driver(tab, tmp_path / "downloads")
+        load_in(page)
+        yield page
+
+
+def load_in(page: Driver) -> None:
+    page.until("window.Lab?.chat && document.readyState === 'complete'")
+    page.click("load")
+    page.usable("train")
+
+
+def begin_in(page: Driver, steps: int) -> None:
+    """A run, until its first measurement."""
+    page.fill("steps", steps)
+    page.click("train")
+    page.until("Lab.chat.samples.length > 0")
+
+
+def test_an_adapter_is_opened_again_after_a_reload(tiny_chat: Driver) -> None:
+    assert tiny_chat.js("document.querySelector('#lab-kept-row').hidden")
+    begin_in(tiny_chat, 400)
+    tiny_chat.until("Lab.chat.safe && document.querySelector('#lab-kept').length")
+    address = tiny_chat.js("location.href")
+    for url in ("about:blank", address):
+        tiny_chat.tab.goto(url)
+        tiny_chat.until(f"location.href === {json.dumps(url)}")
+    tiny_chat.until("document.querySelector('#lab-kept')?.length")
+    assert "of 400, unfinished" in tiny_chat.text("kept")
+    load_in(tiny_chat)
+    tiny_chat.until("Lab.chat.adapter")
+    assert tiny_chat.text("kept-status").startswith("Opened again from this browser's store: A voice")
+    tiny_chat.click("ask")
+    tiny_chat.until("Lab.answers.turns.at(-1)?.answeredWith")
+    assert tiny_chat.js("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
+    tiny_chat.click("delete")
+    tiny_chat.until("document.querySelector('#lab-kept-row').hidden")
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_measurement(tiny_chat: Driver) -> None:
+    begin_in(tiny_chat, 400)
+    tiny_chat.until("Lab.chat.safe")
+    tiny_chat.js("void Lab.chat.engine.worker.terminate()")
+    tiny_chat.until("document.querySelector('#lab-status').textContent.includes('with the best adapter so far')", 30)
+    assert "The browser has ended the lab's worker" in tiny_chat.text("train-status")
+    begin_in(tiny_chat, 3)
+    tiny_chat.until("!Lab.chat.training")
+    assert tiny_chat.text("train-status").startswith("Trained for 3 steps")
+    tiny_chat.until("Lab.answers.groups.at(-1)?.result")
+    assert "of 6 answers are right" in tiny_chat.text("answers")
+
+
+def test_a_run_goes_on_in_a_hidden_tab(tiny_chat: Driver) -> None:
+    begin_in(tiny_chat, 200)
+    tiny_chat.tab.hide()
+    tiny_chat.until("document.visibilityState === 'hidden'")
+    assert tiny_chat.js("Lab.chat.training")
+    tiny_chat.until("!Lab.chat.training")
+    assert tiny_chat.js("document.visibilityState") == "hidden"
+    assert tiny_chat.text("train-status").startswith("Trained for 200 steps")
+    assert tiny_chat.js("Lab.chat.samples.map(({ at }) => at).filter(at => at % 10 === 0).length") == 21
+    tiny_chat.until("Lab.answers.groups.at(-1)?.result")
+    assert tiny_chat.js("document.querySelector('#lab-kept').length") == 1
 
 
 def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
@@ -602,6 +656,51 @@ def test_a_gpu_takes_over_the_adapter_and_gives_it_back_when_it_is_lost(browser:
         assert tab.input_value("#lab-device") == "wasm"
         assert "The GPU was lost" in tab.text_content("#lab-device-status")
         assert tab.evaluate(files) != before
+
+
+def test_a_lost_gpu_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address, simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.goto(f"{address}chat.html")
+        script = "source => { const { worker } = Lab; Lab.worker = parts => worker({ ...parts, source }); }"
+        tab.evaluate(script, probe())
+        tab.select_option("#lab-device", "webgpu")
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        load_tiny(tab)
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 4 })")
+        train_tiny(tab, 6)
+        tab.wait_for_function("Lab.chat.samples.length", timeout=60_000)
+        tab.evaluate("Lab.chat.engine.ask('loseGPU')")
+        tab.wait_for_function("!Lab.chat.training", timeout=60_000)
+        said = tab.text_content("#lab-train-status")
+        assert re.search("The GPU was lost .* The processor could not take over: This takes .* Close other tabs", said)
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 2000 })")
+        train_tiny(tab, 3)  # it asks the processor again
+        ended(tab, 3)
+        assert "about 290 MB of memory" in tab.text_content("#lab-fits")
+
+
+def test_a_lost_worker_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 400)
+        tab.wait_for_function("Lab.chat.safe", timeout=60_000)
+        tab.evaluate("window.again = (Worker => () => { window.Worker = Worker; })(Worker); delete window.Worker")
+        tab.evaluate("Lab.chat.engine.worker.terminate()")
+        tab.wait_for_function("document.querySelector('#lab-status').textContent.includes('No other')", timeout=60_000)
+        said = tab.text_content("#lab-status")
+        assert said.startswith("The browser has ended the lab's worker")
+        assert "No other could be started: The browser did not start" in said
+        assert "Close other tabs, then load the model again. What this browser has kept stays there." in said
+        assert tab.is_disabled("#lab-train") and tab.is_disabled("#lab-ask")
+        tab.evaluate("again()")
+        load_tiny(tab)
+        tab.wait_for_function("Lab.chat.adapter")
+        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store")
+        tab.context.close()
 
 
 def test_a_gpu_that_is_not_there_leaves_the_model_where_it_is(browser: Browser, tiny_site: Path) -> None:
