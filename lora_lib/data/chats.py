@@ -15,15 +15,12 @@ import torch
 
 from lora_lib.data.examples import Encoded, Record, encode_examples
 from lora_lib.data.readers import chat_prompt
-from lora_lib.gpt2.generation import generate_text
+from lora_lib.gpt2.generation import generate_text, token_ids
 from lora_lib.gpt2.loss import IGNORE
 from lora_lib.gpt2.tokenizer import Tokenizer
 
 Chat = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
-
-
-# --- what a model reads and learns ----------------------------------------------------------------
 
 
 def encode_chat(
@@ -210,9 +207,6 @@ def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
     )
 
 
-# --- a model's answers ----------------------------------------------------------------------------
-
-
 def write_answers(
     model: Any, tokenizer: Any, chats: Iterable[Chat], max_new_tokens: int = 64, *, tools: Tools = (),
     batch_size: int = 16, **how: Any,
@@ -232,17 +226,12 @@ def ask_records(
     """
     prompts, wanted = [], []
     for record in records:
-        chat = record_chat(record)
-        wanted.append(chat[-1]["content"] or "")
+        wanted.append(record_chat(record)[-1]["content"] or "")
         try:
-            if not _is_plain(record, tokenizer, system):
+            if not _is_plain(record, tokenizer, system) or record.messages:
                 prompts.append(prompt_ids(record_chat(record, system)[:-1], tokenizer, record.tools))
-            elif record.messages:
-                prompts.append(prompt_ids(chat[:-1], tokenizer))
-            elif isinstance(tokenizer, Tokenizer):
-                prompts.append(tokenizer.encode(record.exchanges[-1].prompt))
             else:
-                prompts.append(tokenizer(record.exchanges[-1].prompt).input_ids)
+                prompts.append(token_ids(record.exchanges[-1].prompt, tokenizer))
         except ValueError as error:
             raise ValueError(f"{record.where}: {error}") from error
     return prompts, wanted

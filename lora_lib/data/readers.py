@@ -15,18 +15,15 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from lora_lib.data.examples import Example, Record
+from lora_lib.data.examples import Example, Item, Record
 from lora_lib.gpt2.tokenizer import END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 # Keys that hold text for training in other formats. Beside "messages" they would be dropped without a word.
 ELSEWHERE = ("prompt", "completion", "chosen", "rejected", "system", "functions", "images")
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>")  # what programs write where a value is missing
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str]:
@@ -137,9 +134,6 @@ def _read(path: str | Path) -> str:
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to learn from it")
     return text
-
-
-Item = TypeVar("Item")
 
 
 def _not_empty(path: str | Path, found: list[Item]) -> list[Item]:
