@@ -6,9 +6,11 @@ one of our GPT-2, whose plain template is in `data.readers`.
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,32 +39,41 @@ def encode_chat(
     """A chat as token ids (T,) and next-token targets (T,), both int64, with the loss on the assistant's answers.
 
     What the template writes after an answer is learned too, because a model that never learned the token that ends a
-    turn never stops. Targets are -100 elsewhere. `tools` are the functions that the model may call.
+    turn never stops. Targets are -100 elsewhere. `tools` are the functions that the model may call. A model that can
+    think also learns to open an answer without thoughts, where its template writes that.
     `answers="last"` learns the last answer only. `max_length` None stands for the tokenizer's `model_max_length`.
 
     Raises ValueError when the chat does not end with an answer, an answer is empty, the chat is too long, or the
     template has no place for tools or reasoning, or writes the beginning of the chat differently once it goes on.
     """
     _check_chat(chat, answers)
-    whole = _render(chat, tokenizer, tools)
-    _check_written(chat, whole, tokenizer, tools)
+    thinks = any(message.get("reasoning_content") for message in chat)
+    render = partial(_render, tokenizer=tokenizer, tools=tools, enable_thinking=thinks)
+    whole = render(chat)
+    _check_written(chat, whole, render)
     longest = tokenizer.model_max_length if max_length is None else max_length
     if len(whole) - 1 > longest:
         raise ValueError(f"{len(whole) - 1:,} tokens do not fit max_length {longest:,}; shorten the chat or raise it")
     targets = [IGNORE] * len(whole)
     turns = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
     for index in turns if answers == "all" else turns[-1:]:
-        begin = _length_of(prompt_ids(chat[:index], tokenizer, tools), whole, tokenizer)
-        end = _length_of(_render(chat[: index + 1], tokenizer, tools), whole, tokenizer)
+        # What a client asks that says nothing about thinking, so that such a client gets the answer, too.
+        asked = _render(chat[:index], tokenizer, tools, add_generation_prompt=True)
+        if whole[: len(asked)] != asked:
+            asked = render(chat[:index], add_generation_prompt=True)
+        begin, end = (_length_of(ids, whole, tokenizer) for ids in (asked, render(chat[: index + 1])))
         targets[begin:end] = whole[begin:end]
     return torch.tensor(whole[:-1]), torch.tensor(targets[1:])
 
 
 def prompt_ids(chat: Chat, tokenizer: Any, tools: Tools = ()) -> list[int]:
-    """The token ids after which the assistant speaks next. Raises ValueError for a chat the template does not take."""
+    """The token ids after which the assistant speaks next. A model that can think is told not to.
+
+    Raises ValueError for a chat that the template does not take.
+    """
     if isinstance(tokenizer, Tokenizer):
         return chat_prompt(list(chat), tokenizer, tools)
-    return _render(chat, tokenizer, tools, add_generation_prompt=True)
+    return _render(chat, tokenizer, tools, add_generation_prompt=True, enable_thinking=False)
 
 
 def encode_records(
@@ -113,6 +124,12 @@ def record_chat(record: Record, system: str | None = None) -> list[dict[str, Any
     if turns[0]["role"] == "system":
         raise ValueError(f"{record.where}: this chat has a system turn already: leave `system` out")
     return [{"role": "system", "content": system}, *turns]
+
+
+def wanted_answer(record: Record) -> str:
+    """The last answer of a record; where it only calls tools, the calls as JSON."""
+    turn = record_chat(record)[-1]
+    return turn.get("content") or json.dumps(turn.get("tool_calls"), ensure_ascii=False)
 
 
 def _encode_record(record: Record, tokenizer: Any, system: str | None) -> Encoded:
@@ -186,14 +203,14 @@ def _check_chat(chat: Chat, answers: str) -> None:
             raise ValueError(f"an answer of the assistant is empty, and there is nothing to learn from it: {message}")
 
 
-def _check_written(chat: Chat, whole: list[int], tokenizer: Any, tools: Tools) -> None:
+def _check_written(chat: Chat, whole: list[int], render: partial[list[int]]) -> None:
     """Raise ValueError where the template leaves out a part of the chat that the answers depend on."""
-    if tools and whole == _render(chat, tokenizer, ()):
+    if render.keywords["tools"] and whole == render(chat, tools=()):
         raise ValueError("this model's chat template writes nothing of `tools`: take them out, or use another model")
     for name in ("reasoning_content", "tool_calls"):
         if any(message.get(name) for message in chat):
             without = [{key: value for key, value in message.items() if key != name} for message in chat]
-            if whole == _render(without, tokenizer, tools):
+            if whole == render(without):
                 raise ValueError(
                     f"this model's chat template writes nothing of {name!r}: take it out, or use another model"
                 )
@@ -233,7 +250,7 @@ def ask_records(
     prompts, wanted = [], []
     for record in records:
         chat = record_chat(record)
-        wanted.append(chat[-1]["content"] or "")
+        wanted.append(wanted_answer(record))
         try:
             if not _is_plain(record, tokenizer, system):
                 prompts.append(prompt_ids(record_chat(record, system)[:-1], tokenizer, record.tools))

@@ -88,6 +88,8 @@ def _pair(fields: Mapping[str, Any], where: str, ask: Sequence[str], answer: Seq
     if len(answer) == 1:
         return Record((Example(prompt, _text(fields, answer[0], where)),), where)
     wanted = {name: _field(fields, name, where) for name in answer}
+    for name in (name for name, value in wanted.items() if isinstance(value, str)):
+        _text(fields, name, where)
     return Record((Example(prompt, json.dumps(wanted, ensure_ascii=False)),), where)
 
 
@@ -101,7 +103,7 @@ def _csv_fields(
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
-                "the first line names them, and `delimiter` is what separates them"
+                f"the first line names them, and the delimiter between them is {delimiter!r}"
             )
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -114,8 +116,8 @@ def _csv_fields(
         for name in columns:
             if fields[name].strip() in missing:
                 raise ValueError(
-                    f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
-                    "take the row out, or pass missing=() if it is meant as text"
+                    f"{where}: column {name!r} is {fields[name]!r}, which is how programs write a missing value; fill "
+                    "it in, or take the row out. If the word itself is meant, write another one, such as 'nothing'"
                 )
         yield where, fields
 
@@ -245,7 +247,7 @@ def _text(fields: Mapping[str, object], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name!r} must be a string, found {_kind(value)}")
     if not value.strip():
-        raise ValueError(f"{where}: {name!r} is empty")
+        raise ValueError(f"{where}: {name!r} is empty: fill it in, or take it out")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
         raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is not a character")
     return value
