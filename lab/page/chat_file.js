@@ -17,8 +17,11 @@ const CONFIG = "tokenizer_config.json"; // in which older models have the chat t
 
 export const isServed = () => CHAT !== null && location.protocol.startsWith("http");
 
-// Whether this browser gives a page enough memory, in a sentence.
-export function memoryWords() {
+// Whether there is enough memory on a device, in a sentence.
+export function memoryWords(device) {
+  if (device === "webgpu") {
+    return "The weights lie in the GPU's memory. No browser says how much there is: if it is too little, the page says so, and the processor can go on.";
+  }
   const needs =
     "It takes about 290 MB of memory, and in training up to 750 MB for short lines, more for long ones.";
   try {
