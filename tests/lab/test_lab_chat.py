@@ -200,6 +200,12 @@ def test_cut_and_foreign_files_are_refused_in_words(loaded: Engine, llama: Any, 
     assert "its version is 9" in refusal(loaded, unknown)
 
 
+def test_a_busy_machine_is_not_a_silent_worker(engine: Engine, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    engine.tab.evaluate("engine.limit = 4")
+    engine.ask("slow", seconds=8)
+    assert bring(engine, write_gguf(llama, tmp_path / "tiny.gguf"))["config"]["C"] == 48
+
+
 # ---- Hugging Face's files ----------------------------------------------------------------------------------------
 
 
@@ -380,6 +386,8 @@ def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
     assert own.evaluate("Lab.answers.groups.map(group => group.places.length)") == [8, 4, 6]
     counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
     assert "of 8 answers follow the pattern (base: 0)" in counted[0]
+    says = own.locator("#lab-answers .lab-pair > .lab-note").all_text_contents()
+    assert says[0] == "Trained answer: Arr, the sky be black and the wind be howling, matey!" and len(says) == 4
     assert "of 6 answers are right (base: " in counted[2]
     assert "The loss on held-back answers went from" in counted[0]
     assert own.evaluate("document.documentElement.scrollWidth") <= 390
