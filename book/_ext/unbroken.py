@@ -10,17 +10,16 @@ from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 NUMBER = r"[+−-]?\d[\d.,]*"
-TOGETHER = re.compile(
-    rf"""GPT-2(?:[ ]\d+M)?
+INTERVAL = rf"\[{NUMBER}%?,[ ]{NUMBER}%?\]"
+OTHERS = rf"""GPT-2(?:[ ]\d+M)?
     | Chapter[ ]\d+
-    | {NUMBER}(?:[ ]%)?[ ]\[{NUMBER},[ ]{NUMBER}\]
     | {NUMBER}(?:[ ]±[ ]{NUMBER}|[ ](?:%|[kMG]i?B))
     | \(?[\dA-Za-z.,]+[ ]×[ ][\dA-Za-z.,]+\)?
     | \b[rsdkα][ ]=[ ][\w./]+
     | \d+e-\d+
-    | α[ ]?/[ ]?√?r""",
-    re.VERBOSE,
-)
+    | α[ ]?/[ ]?√?r"""
+TOGETHER = re.compile(rf"{NUMBER}(?:[ ]?%)?[ ]{INTERVAL} | {OTHERS}", re.VERBOSE)
+IN_A_CELL = re.compile(rf"{INTERVAL} | {OTHERS}", re.VERBOSE)  # where columns are narrow, the interval stands below
 LONGEST = 30  # letters; longer ones would leave a hole in a phone's line
 
 
@@ -33,23 +32,26 @@ class Unbroken(SphinxPostTransform):
     def run(self, **kwargs: Any) -> None:
         """Called by Sphinx for each page."""
         for text in list(self.document.findall(nodes.Text)):
-            if in_prose(text) and TOGETHER.search(text):
-                text.parent.replace(text, list(parts(str(text))))
+            block = block_of(text)
+            if isinstance(block, (nodes.paragraph, nodes.title, nodes.caption)):
+                together = IN_A_CELL if isinstance(block.parent, nodes.entry) else TOGETHER
+                if together.search(text):
+                    text.parent.replace(text, list(parts(str(text), together)))
 
 
-def in_prose(text: nodes.Text) -> bool:
-    """Whether a text is in a paragraph, a title or a caption, and not in code or a formula there."""
+def block_of(text: nodes.Text) -> nodes.Node | None:
+    """The paragraph, title or caption that a text is in; code or a formula, if it is in such there."""
     node = text.parent
     while isinstance(node, (nodes.inline, nodes.emphasis, nodes.strong, nodes.reference)):
         node = node.parent
-    return isinstance(node, (nodes.paragraph, nodes.title, nodes.caption))
+    return node
 
 
-def parts(text: str) -> list[nodes.Node]:
+def parts(text: str, together: re.Pattern[str] = TOGETHER) -> list[nodes.Node]:
     """The text in pieces, those that stay together as inline nodes with the class `unbroken`."""
     found: list[nodes.Node] = []
     end = 0
-    for match in TOGETHER.finditer(text):
+    for match in together.finditer(text):
         if len(match[0]) > LONGEST or not re.search(r"[ /-]", match[0]):
             continue
         found += [nodes.Text(text[end : match.start()]), nodes.inline(match[0], match[0], classes=["unbroken"])]

@@ -46,9 +46,16 @@ from lora_lib.data import IGNORE, Encoded, read_records
 
 ROOT = "r = 64, α/√r"
 SMOLLM2 = {"model": "smollm2", "batch_size": 4, "references": 100, "tested": 80, "scales": [1.0]}
-# Steps of forgetting_map.py's grid of rates. near: those it tuned, in the order in which all seeds run them. far: those
-# that run on the tuning seed; each arm's best one and the next two lower are reported. voice: where tuning begins.
-NEAR = ((("full", -3), (ROOT, 0)), (("r = 8", 1), ("full", -4)))
+# Steps of forgetting_map.py's grid of rates. near: those it tuned, then one and two higher, in the order in which all
+# seeds run them. far: those that run on the tuning seed; each arm's best one and the next two lower are reported.
+# voice: where tuning begins.
+NEAR = (
+    (("full", -3), (ROOT, 0)),
+    (("full", -2), (ROOT, 1), ("full", -1)),
+    ((ROOT, 2), ("r = 8", 3)),
+    (("full", 0),),
+    (("r = 8", 1), ("full", -4)),
+)
 FAR = {"full": (-1, -2, 0), ROOT: (1, 0, 2)}
 VOICE = Stage("linear", 60, MAIN[:2], 5, {}, dict(NEAR[0]), tune_first=True)
 

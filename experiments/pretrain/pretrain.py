@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_lib.gpt2 import GPT2Config, GPT2Model, Tokenizer, load_weights, save_pretrained_folder
+from lora_lib.gpt2 import GPT2Config, GPT2Model, Tokenizer, save_pretrained_folder
+from lora_lib.gpt2.pretrained import load_weights
 
 MINI = GPT2Config(
     vocab_size=4096, n_positions=256, n_embd=320, n_head=5, n_layer=6, embd_pdrop=0, resid_pdrop=0, attn_pdrop=0

@@ -36,7 +36,7 @@ export class Loader {
     const out = this.memory.alloc(rows * length);
     await this.pieces(name, rows, length, 1, (first, count) => {
       const numbers = this.memory.floats(this.floats, count * length);
-      if (!numbers.every(Number.isFinite)) throw notFinite(name);
+      if (!numbers.every(Number.isFinite)) throw this.notFinite(name);
       this.memory.floats(out + 4 * first * length, count * length).set(numbers);
     });
     return out;
@@ -76,7 +76,7 @@ export class Loader {
       else kernels.pack(floats, first, count, d, k, packed, panels, found);
     });
     const [largest, error] = memory.floats(found, 2);
-    if (!Number.isFinite(largest)) throw notFinite(name);
+    if (!Number.isFinite(largest)) throw this.notFinite(name);
     if (packed && largest > LARGEST) {
       memory.free(panels);
       return null;
@@ -101,6 +101,10 @@ export class Loader {
     }
   }
 
+  notFinite(name) {
+    return new LabError(`${this.tensors[name].file}: ${name} contains NaN or infinity.`);
+  }
+
   convert(bytes, dtype, count) {
     const { kernels, memory, raw, floats } = this;
     if (dtype === "F32") memory.floats(floats, count).set(new Float32Array(bytes));
@@ -110,10 +114,6 @@ export class Loader {
       else kernels.bfloat_to_float(raw, floats, count);
     }
   }
-}
-
-function notFinite(name) {
-  return new LabError(`model.safetensors: ${name} contains NaN or infinity.`);
 }
 
 // One number of a matrix.

@@ -61,7 +61,7 @@ export async function readAdapter(files, model) {
     lora_alpha: alpha,
     use_rslora: rooted,
   } = readConfig(files[CONFIG_FILE], largestRank(model.config));
-  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS_FILE]]));
+  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS_FILE]]), WEIGHTS_FILE);
   const { whole } = NAMES[model.config.family];
   const layers = {};
   for (const [name, { d, k }] of Object.entries(layerShapes(model.config))) {

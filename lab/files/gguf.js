@@ -5,7 +5,7 @@
 // its name, its sides (the shortest step first), its type, where it begins; then, aligned, the numbers.
 import { LabError } from "../errors.js";
 import { LLAMA_KINDS } from "../model/layers.js";
-import { checkTemplate, llamaConfig, llamaShapes } from "./llama_files.js";
+import { checkTemplate, INSTEAD, llamaConfig, llamaShapes } from "./llama_files.js";
 import { halfToFloat } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
 import { fromVocabulary } from "./tokenizer_files.js";
@@ -130,15 +130,17 @@ class Header {
   }
 }
 
-async function headerOf(blob) {
+async function headerOf(blob, file) {
   const bytes = await blob.slice(0, Math.min(blob.size, LONGEST_HEADER)).arrayBuffer();
   const letters = new TextDecoder("latin1").decode(bytes.slice(0, 4));
-  if (letters !== "GGUF") throw new LabError("This is not a GGUF file: it does not begin with “GGUF”.");
+  if (letters !== "GGUF") {
+    throw new LabError(`${file} is not a GGUF file: it does not begin with “GGUF”. Instead, ${INSTEAD}.`);
+  }
   try {
     return new Header(bytes).all();
   } catch (error) {
-    const why = error instanceof LabError ? error.message : "its header is cut off";
-    throw new LabError(`This GGUF file cannot be read: ${why}.`);
+    const why = error instanceof LabError ? error.message : "its header is cut off: download it again";
+    throw new LabError(`${file} cannot be read: ${why}.`);
   }
 }
 
@@ -167,35 +169,38 @@ function nameInFile(name) {
 // A chat model in one file, as `openModel` gives a GPT-2: {config, tokenizer, tensors}.
 // Throws LabError, which says what was expected, for a model that the lab cannot compute or a chat that it cannot write.
 export async function openGguf(blob) {
-  const { fields, tensors: found, begin } = await headerOf(blob);
-  const config = readConfig(fields, found);
-  const tokenizer = readTokenizer(fields, config);
-  checkTemplate(fields["tokenizer.chat_template"], "This GGUF file");
+  const file = blob.name ?? "The GGUF file";
+  const opened = { blob, file, ...(await headerOf(blob, file)) };
+  const config = readConfig(opened);
+  const tokenizer = readTokenizer(opened, config);
+  checkTemplate(opened.fields["tokenizer.chat_template"], file);
   const tensors = {};
   for (const [name, shape] of Object.entries(llamaShapes(config))) {
-    tensors[name] = tensorIn(blob, begin, found, name, shape, config);
+    tensors[name] = tensorIn(opened, name, shape, config);
   }
   return { config, tokenizer, tensors };
 }
 
-function readConfig(fields, found) {
+function readConfig({ file, fields, tensors }) {
   const architecture = fields["general.architecture"];
   if (architecture !== "llama") {
-    throw new LabError(`This GGUF file has a model of the kind “${architecture}”. The lab reads “llama”.`);
+    throw new LabError(
+      `${file} has a model of the kind “${architecture}”. The lab reads “llama” in GGUF: ${INSTEAD}.`,
+    );
   }
   const size = (field, otherwise) => {
     const value = fields[`llama.${field}`] ?? otherwise;
     if (Number.isInteger(value) && value > 0) return value;
-    throw new LabError(`This GGUF file does not say llama.${field}, a whole number above 0.`);
+    throw new LabError(`${file} does not say llama.${field}, a whole number above 0: ${INSTEAD}.`);
   };
   const [C, H] = [size("embedding_length"), size("attention.head_count")];
-  checkFields(fields, found);
+  checkFields(file, fields, tensors);
   return llamaConfig({
     C,
     H,
     K: size("attention.head_count_kv", H),
     D: size("attention.key_length", C / H),
-    V: found["token_embd.weight"]?.sides[1] ?? 0,
+    V: tensors["token_embd.weight"]?.sides[1] ?? 0,
     depth: size("block_count"),
     context: size("context_length"),
     inner: size("feed_forward_length"),
@@ -205,33 +210,36 @@ function readConfig(fields, found) {
   });
 }
 
-function checkFields(fields, found) {
+function checkFields(file, fields, tensors) {
   const epsilon = fields["llama.attention.layer_norm_rms_epsilon"];
   if (!(epsilon > 0 && epsilon < 1)) {
-    throw new LabError("This GGUF file does not say llama.attention.layer_norm_rms_epsilon.");
+    throw new LabError(`${file} does not say llama.attention.layer_norm_rms_epsilon: ${INSTEAD}.`);
   }
   const scaled = Object.keys(fields).find(name => name.startsWith("llama.rope.scaling"));
-  const strange = scaled ?? ["output.weight", "rope_freqs.weight"].find(name => name in found);
-  if (strange) throw new LabError(`This GGUF file has ${strange}, which the lab does not compute.`);
+  const strange = scaled ?? ["output.weight", "rope_freqs.weight"].find(name => name in tensors);
+  if (strange) throw new LabError(`${file} has ${strange}, which the lab does not compute: ${INSTEAD}.`);
 }
 
 // A tensor whose `read(first, rows)` gives float32, as `openSafetensors` has them.
-function tensorIn(blob, begin, found, name, shape, config) {
-  const { sides, type, offset } = found[nameInFile(name)] ?? {};
-  if (!sides) throw new LabError(`This GGUF file has no ${nameInFile(name)}, which a Llama needs.`);
+function tensorIn({ blob, file, begin, tensors }, name, shape, config) {
+  const own = nameInFile(name);
+  const { sides, type, offset } = tensors[own] ?? {};
+  if (!sides) throw new LabError(`${file} has no ${own}, which a Llama needs: download it again.`);
   const [rows, length = 1] = shape;
   const [wanted, has] = [[...shape].reverse().join(" × "), sides.join(" × ")];
-  if (wanted !== has) throw new LabError(`${nameInFile(name)} is ${has}, and should be ${wanted}.`);
+  if (wanted !== has)
+    throw new LabError(`${file}: ${own} is ${has}, and should be ${wanted}. Instead, ${INSTEAD}.`);
   const kind = TYPES[type];
   if (!kind || length % kind.numbers) {
     const known = Object.values(TYPES).map(one => one.name);
     throw new LabError(
-      `${nameInFile(name)} is kept in a form that the lab does not read (GGUF's type ${type}); it reads ${known.join(", ")}.`,
+      `${file}: ${own} is kept in a form that the lab does not read (GGUF's type ${type}). Choose the model's file in ` +
+        `one of ${known.join(", ")}.`,
     );
   }
   const row = (length / kind.numbers) * kind.bytes;
   const from = begin + offset;
-  if (from + rows * row > blob.size) throw new LabError("This GGUF file is cut off: download it again.");
+  if (from + rows * row > blob.size) throw new LabError(`${file} is cut off: download it again.`);
   const numbersOf = async (first, count) =>
     unpacked(
       kind,
@@ -242,7 +250,7 @@ function tensorIn(blob, begin, found, name, shape, config) {
   const read = async (first = 0, count = rows - first) =>
     (turned ? await inOrder(numbersOf, first, count, length, config.D) : await numbersOf(first, count))
       .buffer;
-  return { dtype: "F32", shape, bytes: 4 * rows * length, read };
+  return { file, dtype: "F32", shape, bytes: 4 * rows * length, read };
 }
 
 function unpacked({ bytes, numbers, read }, buffer, count) {
@@ -267,17 +275,17 @@ async function inOrder(numbersOf, first, count, length, D) {
   return out;
 }
 
-function readTokenizer(fields, config) {
+function readTokenizer({ file, fields }, config) {
   const { "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges } = fields;
   const [kind, pre] = [fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]];
   if (kind !== "gpt2" || pre !== "smollm" || !tokens || !merges) {
     throw new LabError(
-      `This GGUF file has a tokenizer of the kind “${kind}, ${pre}”. The lab reads “gpt2, smollm”, that of SmolLM2.`,
+      `${file} has a tokenizer of the kind “${kind}, ${pre}”. The lab reads “gpt2, smollm”, that of SmolLM2: ${INSTEAD}.`,
     );
   }
   const types = fields["tokenizer.ggml.token_type"] ?? [];
   const ids = tokens.map((written, id) => [written, id]);
   const special = Object.fromEntries(ids.filter(([, id]) => types[id] === SPECIAL));
-  const parts = fromVocabulary(Object.fromEntries(ids), merges, "The GGUF file", Object.keys(special), false);
+  const parts = fromVocabulary(Object.fromEntries(ids), merges, file, Object.keys(special), false);
   return new Tokenizer({ ...parts, special, digits: true, endOfText: config.endOfText });
 }

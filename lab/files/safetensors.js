@@ -12,29 +12,36 @@ const LONGEST_HEADER = 100e6; // bytes; that of any real file is far shorter
 
 // How files of other kinds begin, which are renamed now and then.
 const MAGIC = [
-  ["GGUF", "a GGUF file"],
-  ["PK", "a zip, or a file that PyTorch has pickled (.bin, .pt)"],
+  [
+    "GGUF",
+    "a GGUF file, not safetensors: give it its own ending, .gguf. The page of the chat model opens it.",
+  ],
+  [
+    "PK",
+    "a zip, or a file that PyTorch has pickled (.bin, .pt), not safetensors: save the model with save_pretrained.",
+  ],
 ];
 
 const begins = (bytes, letters) =>
   [...letters].every((letter, i) => new Uint8Array(bytes)[i] === letter.charCodeAt(0));
 
-const broken = why => new LabError(`This is not a whole safetensors file: ${why}.`);
-
-// A file of any size, given as a Blob: only the header is read. {metadata, tensors: {name: {dtype, shape, bytes,
-// read}}}, where `read(first, rows)` gives the raw bytes of some rows of the first axis, all by default.
+// A file of any size, given as a Blob, and its name: only the header is read. {metadata, tensors: {name: {file, dtype,
+// shape, bytes, read}}}, where `read(first, rows)` gives the raw bytes of some rows of the first axis, all by default.
 // Throws LabError for a file of another kind, or one that is cut off.
-export async function openSafetensors(blob) {
+export async function openSafetensors(blob, file = "model.safetensors") {
+  const broken = why =>
+    new LabError(`${file} is not a whole safetensors file: ${why}. Download it, or save it, again.`);
   if (blob.size < 8) throw broken(`it has only ${blob.size} bytes`);
   const head = await blob.slice(0, 8).arrayBuffer();
   const magic = MAGIC.find(([letters]) => begins(head, letters));
-  if (magic) throw new LabError(`This is ${magic[1]}, not a safetensors file.`);
+  if (magic) throw new LabError(`${file} is ${magic[1]}`);
   const length = Number(new DataView(head).getBigUint64(0, true));
   const start = 8 + length;
   if (start > blob.size || length > LONGEST_HEADER) {
     throw broken("its header is cut off, or it is another kind of file");
   }
   const header = headerOf(await blob.slice(8, start).arrayBuffer());
+  if (!header) throw broken("its header is not JSON");
   const tensors = Object.create(null); // a file may name a tensor "constructor"
   for (const [name, entry] of Object.entries(header)) {
     if (name === "__metadata__") continue;
@@ -51,7 +58,7 @@ export async function openSafetensors(blob) {
     const row = bytes / (shape[0] ?? 1);
     const read = (first = 0, rows = (shape[0] ?? 1) - first) =>
       blob.slice(start + from + first * row, start + from + (first + rows) * row).arrayBuffer();
-    tensors[name] = { dtype, shape, bytes, read };
+    tensors[name] = { file, dtype, shape, bytes, read };
   }
   return { metadata: header.__metadata__ ?? {}, tensors };
 }
@@ -60,18 +67,21 @@ function headerOf(bytes) {
   try {
     return jsonOf(bytes, "header");
   } catch {
-    throw broken("its header is not JSON");
+    return null;
   }
 }
 
 // A tensor's numbers as a Float32Array.
-export async function floatsOf(name, { dtype, read }) {
-  checkFloats(name, dtype);
-  return numbersOf(dtype, await read());
+export async function floatsOf(name, tensor) {
+  checkFloats(name, tensor);
+  return numbersOf(tensor.dtype, await tensor.read());
 }
 
-export function checkFloats(name, dtype) {
-  if (!(dtype in BYTES)) throw new LabError(`${name} is of type ${dtype}: expected floats (F16, BF16, F32).`);
+export function checkFloats(name, { file, dtype }) {
+  if (dtype in BYTES) return;
+  throw new LabError(
+    `${file}: ${name} is of type ${dtype}. Expected floats (F16, BF16, F32): save it in one of these types.`,
+  );
 }
 
 // Raw bytes of floats as a Float32Array.

@@ -58,7 +58,7 @@ export class Loader {
   packed(name, dtype, bytes, columns, half) {
     const numbers = half ? this.halves(name, dtype, bytes) : numbersOf(dtype, bytes);
     if (!numbers.every(half ? finiteHalf : Number.isFinite)) {
-      throw new LabError(`model.safetensors: ${name} contains NaN or infinity.`);
+      throw new LabError(`${this.tensors[name].file}: ${name} contains NaN or infinity.`);
     }
     const stride = padded(columns);
     if (stride === columns) return numbers;
@@ -75,7 +75,7 @@ export class Loader {
     const numbers = numbersOf(dtype, bytes);
     if (numbers.some(number => Math.abs(number) >= LARGEST && Number.isFinite(number))) {
       throw new LabError(
-        `model.safetensors: ${name} has numbers too large for 16 bits: choose the processor.`,
+        `${this.tensors[name].file}: ${name} has numbers too large for 16 bits: choose the processor.`,
       );
     }
     const halves = Uint16Array.from(numbers, floatToHalf);

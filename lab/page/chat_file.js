@@ -1,20 +1,27 @@
 // The chat model's file: fetched once from beside this page and kept by the browser, or chosen by the reader.
 import { LabError } from "../errors.js";
 import { jsonOf } from "../files/json.js";
+import { selection, strangeAmong } from "../files/kinds.js";
 import { GGUF, openModel, TEMPLATE } from "../files/model_files.js";
+import { openSafetensors } from "../files/safetensors.js";
 import { HERE } from "./engine.js";
 
 const KEPT = "lora-book-chat";
 const TRAINING_PAGES = 11_500; // of 64 kB: what training on short lines takes at most, about 750 MB
 const SMALL = 4; // GB of memory that a device has, below which training may not fit
 const MOST = 2000; // megabytes that WebAssembly gives to a page
-const NEEDED = ["config.json", "model.safetensors", "tokenizer.json"];
+const WEIGHTS = "model.safetensors";
+const NEEDED = ["config.json", WEIGHTS, "tokenizer.json"];
+const ALONE = [/\.gguf$/i, "a whole model: choose it alone."];
 const CONFIG = "tokenizer_config.json"; // in which older models have the chat template
 
 export const isServed = () => CHAT !== null && location.protocol.startsWith("http");
 
-// Whether this browser gives a page enough memory, in a sentence.
-export function memoryWords() {
+// Whether there is enough memory on a device, in a sentence.
+export function memoryWords(device) {
+  if (device === "webgpu") {
+    return "The weights lie in the GPU's memory. No browser says how much there is: if it is too little, the page says so, and the processor can go on.";
+  }
   const needs =
     "It takes about 290 MB of memory, and in training up to 750 MB for short lines, more for long ones.";
   try {
@@ -79,7 +86,7 @@ export async function chosenModel(chosen) {
     shape.reduce((product, side) => product * side, 1),
   );
   const numbers = counts.reduce((sum, count) => sum + count, 0) / 1e6;
-  const weights = files[GGUF] ?? files["model.safetensors"];
+  const weights = files[GGUF] ?? files[WEIGHTS];
   const size = `${weights.name}, ${Math.ceil(weights.size / 1e6)} MB`;
   const memory = Math.ceil(2 * numbers); // each number takes two bytes
   if (memory > MOST) {
@@ -90,16 +97,33 @@ export async function chosenModel(chosen) {
 }
 
 async function named(chosen) {
-  if (chosen.length === 1 && !/\.(safetensors|json)$/.test(chosen[0].name)) return { [GGUF]: chosen[0] };
+  if (chosen.length === 1 && (await isGguf(chosen[0]))) return { [GGUF]: chosen[0] };
   const files = Object.fromEntries(chosen.map(file => [file.name, file]));
+  const names = Object.keys(files);
+  const strange = files[WEIGHTS] ? undefined : strangeAmong(names, [ALONE]);
+  if (strange) throw new LabError(strange);
   const missing = NEEDED.filter(name => !files[name]);
   if (!files[TEMPLATE] && !files[CONFIG]) missing.push(`${TEMPLATE} (or ${CONFIG})`);
+  await checkFamily(files);
   if (missing.length) {
     throw new LabError(
-      `Choose a GGUF file, or all files of a Llama together: ${missing.join(", ")} missing.`,
+      `${selection(names)} lacks ${missing.join(", ")}. Choose a GGUF file alone, or all files of a Llama together.`,
     );
   }
   const template = files[TEMPLATE] ?? jsonOf(await files[CONFIG].text(), CONFIG).chat_template;
   if (!template) throw new LabError(`${CONFIG} has no chat template: choose ${TEMPLATE}, too.`);
   return { ...Object.fromEntries(NEEDED.map(name => [name, files[name]])), [TEMPLATE]: template };
+}
+
+const isGguf = async file => /\.gguf$/i.test(file.name) || (await file.slice(0, 4).text()) === "GGUF"; // under any name
+
+// A GPT-2 has no chat template, so files of it would never be complete.
+async function checkFamily({ [WEIGHTS]: weights }) {
+  if (!weights) return;
+  const { tensors } = await openSafetensors(weights);
+  if (Object.keys(tensors).some(name => /^(transformer\.)?h\.0\./.test(name))) {
+    throw new LabError(
+      `${WEIGHTS} has a GPT-2, and this page trains a Llama with a chat template: open a GPT-2 on the page “The lab”.`,
+    );
+  }
 }

@@ -1,32 +1,27 @@
 // A GPT-2 that the reader brings: files from their disk or from the Hugging Face Hub. The result is {name: Blob}, as
 // `Engine.load` takes it.
 import { LabError } from "../errors.js";
+import { selection, strangeAmong } from "../files/kinds.js";
 
 const CONFIG = "config.json";
 const WEIGHTS = "model.safetensors";
-const GGUF =
-  "a GGUF file, which llama.cpp reads. The lab needs model.safetensors, with config.json beside it.";
-const PICKLE =
-  "a file that PyTorch has pickled, which can run code. Save the model as safetensors, with save_pretrained, and " +
-  "choose model.safetensors.";
+const GGUF = [
+  /\.gguf$/i,
+  "a GGUF file. This page needs a GPT-2's model.safetensors, with config.json beside it. The page of the chat model " +
+    "opens a GGUF of SmolLM2-Instruct.",
+];
 const TOKENIZERS = [["vocab.json", "merges.txt"], ["tokenizer.json"], ["bpe.tiktoken"]]; // the first that is whole
 
 // The names of the files that make a model, out of those that are there. Throws LabError for one that is missing.
 function neededOf(names, place) {
   const tokenizer = TOKENIZERS.find(files => files.every(file => names.includes(file)));
-  const strange = names.find(name => /\.(gguf|bin|pt|pth)$/i.test(name));
-  if (!names.includes(WEIGHTS) && strange) {
-    throw new LabError(`${strange} is ${/gguf$/i.test(strange) ? GGUF : PICKLE}`);
-  }
-  for (const file of [CONFIG, WEIGHTS]) {
-    if (names.includes(file)) continue;
-    const sharded = file === WEIGHTS && names.includes(`${WEIGHTS}.index.json`);
-    const why = sharded ? "its weights are split among several files, which the lab does not read" : "";
-    throw new LabError(`${place} has no ${file}${why && `: ${why}`}.`);
-  }
-  if (!tokenizer) {
+  const strange = names.includes(WEIGHTS) ? undefined : strangeAmong(names, [GGUF]);
+  if (strange) throw new LabError(strange);
+  const missing = [CONFIG, WEIGHTS].find(file => !names.includes(file));
+  if (missing || !tokenizer) {
     throw new LabError(
-      `${place} has no tokenizer: vocab.json and merges.txt, or tokenizer.json, are needed.`,
+      `${place} has no ${missing ?? "tokenizer"}. A GPT-2 needs ${CONFIG}, ${WEIGHTS}, and vocab.json with merges.txt, ` +
+        "or tokenizer.json: choose them together.",
     );
   }
   return [CONFIG, WEIGHTS, ...tokenizer];
@@ -44,7 +39,7 @@ export function chosenModelFiles(chosen) {
     }
     files[file.name] ??= file;
   }
-  const needed = neededOf(Object.keys(files), "Your selection");
+  const needed = neededOf(Object.keys(files), selection(Object.keys(files)));
   return Object.fromEntries(needed.map(name => [name, files[name]]));
 }
 

@@ -42,7 +42,11 @@ async function despiteLoss(work) {
     return await work();
   } catch (error) {
     if (!model?.lost) throw error;
-    await useModel(await modelOn("wasm", made));
+    try {
+      await useModel(await modelOn("wasm", made));
+    } catch (why) {
+      throw new LabError(`${error.message} The processor could not take over: ${why.message}`);
+    }
     model.device.why = error.message;
     postMessage({ device: model.device });
     return work();

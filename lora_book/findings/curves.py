@@ -67,8 +67,11 @@ def forgotten_at(runs: Iterable[Row], by: str, level: float, text: str = "prose"
 
 
 def loss_at(runs: Iterable[Row], forgotten: float, text: str = "prose") -> float | None:
-    """The dual: the loss of one arm and seed where it has forgotten so much; None where it has not."""
-    found = _branch(runs)
+    """The dual: the loss of one arm and seed where it has forgotten so much; None where it has not.
+
+    What is forgotten goes on rising beyond the rate with the lowest loss, so the curve goes on as well.
+    """
+    found = sorted(runs, key=lambda run: run["learning_rate"])
     if len(found) < 2:
         return None
     x = [math.log(run["learning_rate"]) for run in found]

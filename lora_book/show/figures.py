@@ -78,7 +78,10 @@ REFERENCE = re.compile(r"url\(#([\w-]+)\)")
 
 
 def use_book_style() -> None:
-    """Give every figure drawn from here on the book's look; a notebook shows them as SVG."""
+    """Give every figure drawn from here on the book's look; a notebook shows them as SVG.
+
+    A notebook also says more about a name that is missing, see `name_is_missing`.
+    """
     plt.rcdefaults()
     plt.rcParams.update(STYLE)
     from IPython import get_ipython
@@ -89,6 +92,15 @@ def use_book_style() -> None:
         for kind in formats:
             formats[kind].pop(Figure, None)
         formats["image/svg+xml"].for_type(Figure, figure_svg)
+        shell.set_custom_exc((NameError,), name_is_missing)
+
+
+def name_is_missing(shell: Any, kind: type[NameError], error: NameError, trace: Any, tb_offset: Any = None) -> None:
+    """Show a NameError with what a reader who left out a cell, or whose cell above stopped, should do."""
+    if kind is NameError:  # not a function's local variable
+        said = f"{error}. If a cell above makes it, that cell was left out or stopped at an error: run it first."
+        error.args = (said,)
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
 def figure_svg(figure: Figure) -> str:

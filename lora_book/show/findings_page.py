@@ -210,7 +210,7 @@ def _open() -> Block:
     return Block(
         "Open, or it depends",
         [
-            Answer("forgetting", "Whether LoRA forgets less depends on rank, rate and model."),
+            Answer("forgetting", "Whether LoRA forgets less depends on rank, rate, length and model."),
             Answer("capacity", "How much a rank can hold was not measured to the end."),
             Answer(
                 "reward",
@@ -750,8 +750,8 @@ MORE = {
     "relatives": (
         "Relatives: a larger α does it too",
         "LoRA+ has a lower loss than plain LoRA on the restaurants, and so has plain LoRA with 16 times the α; which "
-        "of the two is better is not settled. PiSSA's gain is not settled, and DoRA is slightly behind. On E2E none "
-        "gained, and LoRA+ and PiSSA forget far more at their best rates.",
+        "of the two is better is not settled. PiSSA's gain is not settled, and DoRA is slightly behind. On E2E no "
+        "gain is settled, and LoRA+ and PiSSA forget far more at their best rates.",
     ),
     "directions": (
         "Its change is larger; more is open",

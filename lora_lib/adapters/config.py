@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lora_lib.adapters.variants import DoRA, PiSSA
 from lora_lib.lora_linear import LoRA
-from lora_lib.settings import (
-    FLAG,
-    TEXT,
-    Rule,
-    check,
-    did_you_mean,
-    number,
-    one_of,
-    optional,
-    rules,
-    setting,
-    unknown,
-    whole,
-)
+from lora_lib.settings import FLAG, TEXT, Rule, check, did_you_mean, number, one_of, optional, setting, unknown, whole
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -138,7 +125,7 @@ def config_of(given: dict[str, Any]) -> LoRAConfig:
         if "r" in given:
             raise TypeError("r and lora_rank are the same setting: give one of them")
         given["r"] = given.pop("lora_rank")
-    for name in given.keys() - rules(LoRAConfig).keys():
+    for name in given.keys() - {f.name for f in fields(LoRAConfig)}:
         if reason := refusal(name):
             raise TypeError(f"{name} is not supported{reason}")
         raise unknown(name, LoRAConfig, "LoRAConfig", ["lora_rank"])

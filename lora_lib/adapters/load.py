@@ -18,16 +18,7 @@ from torch import Tensor, nn
 
 from lora_lib.adapters.config import HEADS, PEFT_FIELDS, LoRAConfig, check_arguments, meaning, refusal
 from lora_lib.adapters.files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, AdapterError, AdapterFile, Layers
-from lora_lib.adapters.names import (
-    Names,
-    Samples,
-    base_sample,
-    embeddings_and_head,
-    full_weight,
-    number_at,
-    turned,
-    uncompiled,
-)
+from lora_lib.adapters.names import Names, Samples, base_sample, full_weight, same_places, turned, uncompiled
 from lora_lib.adapters.plan import Parts, Planned, make_plan, new_parts
 from lora_lib.lora_linear import LoRA
 from lora_lib.tensor_files import digest, read_json, read_tensors
@@ -114,19 +105,9 @@ def _check_base(names: Names, adapted: Sequence[str], saved: AdapterFile) -> Non
     weights = {names.in_file(name): full_weight(names, name) for name in adapted}
     same = not (own and sample) or (len(own) == len(sample) and _close(torch.tensor(own), torch.tensor(sample)))
     whole_ones = all(_close(weights[n].to(w), w) for n, w in saved.base_weights.items())
-    if not (same and whole_ones and _same_model(names, saved.model_sample)):
+    pairs = torch.tensor(same_places(names, saved.model_sample)).view(-1, 2)
+    if not (same and whole_ones and _close(*pairs.T)):
         raise ValueError("the base has other weights than the one it was made for (check_base=False opens it anyway)")
-
-
-def _same_model(names: Names, sample: Samples) -> bool:
-    """Whether embeddings and head have the sampled numbers. They still do after new tokens were added at the end."""
-    own = embeddings_and_head(names)
-    pairs = [
-        (number_at(own[name], place), value)
-        for name, found in sample.items() if name in own
-        for place, value in found if 0 <= place < own[name].numel()
-    ]  # fmt: skip
-    return _close(*torch.tensor(pairs).view(-1, 2).T)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

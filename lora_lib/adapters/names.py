@@ -119,19 +119,32 @@ def base_sample(names: Names, adapted: Sequence[str], count: int = 64) -> list[f
     if not all(_has_numbers(weight) for weight in weights):
         return []
     places = [int(i * _GOLDEN % 1 * weight.numel()) for i, weight in enumerate(weights)]
-    return [number_at(weight, place) for weight, place in zip(weights, places)]
+    return [_number_at(weight, place) for weight, place in zip(weights, places)]
 
 
 def model_sample(names: Names, count: int = 8) -> Samples:
     """`count` numbers and their positions from each embedding and from the head: weights that no bypass changes."""
     found: Samples = {}
-    for name, weight in embeddings_and_head(names).items():
+    for name, weight in _embeddings_and_head(names).items():
         places = [int((i + 1) * _GOLDEN % 1 * weight.numel()) for i in range(count)]
-        found[name] = [(place, number_at(weight, place)) for place in places]
+        found[name] = [(place, _number_at(weight, place)) for place in places]
     return found
 
 
-def embeddings_and_head(names: Names) -> dict[str, Tensor]:
+def same_places(names: Names, sample: Samples) -> list[tuple[float, float]]:
+    """The numbers of a model where a `model_sample` was taken, each with the sampled one.
+
+    They are equal for the same model, also after new tokens were added at the end.
+    """
+    own = _embeddings_and_head(names)
+    return [
+        (_number_at(own[name], place), value)
+        for name, found in sample.items() if name in own
+        for place, value in found if 0 <= place < own[name].numel()
+    ]  # fmt: skip
+
+
+def _embeddings_and_head(names: Names) -> dict[str, Tensor]:
     """The weights of embeddings and head by their names in a file, without those that an adapter trains in full."""
     found: dict[str, Tensor] = {}
     for name, module in names.modules.items():
@@ -153,6 +166,6 @@ def _has_numbers(weight: Tensor) -> bool:
     return weight.is_floating_point() and not weight.is_meta
 
 
-def number_at(weight: Tensor, place: int) -> float:
+def _number_at(weight: Tensor, place: int) -> float:
     """The number at a place of a weight, counted row by row."""
     return weight[torch.unravel_index(torch.tensor(place), weight.shape)].item()

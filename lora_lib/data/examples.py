@@ -58,9 +58,6 @@ Item = TypeVar("Item")
 Text = TypeVar("Text", str, Record)
 
 
-# --- splitting ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Splits(Generic[Item]):
     """Items to learn from, to choose settings by, and to report on."""
@@ -99,9 +96,6 @@ def split(items: Sequence[Text], *, validation: float = 0.1, test: float = 0.1, 
         )
     parts = groups[first + second :], groups[first : first + second], groups[:first]
     return Splits(*(list(chain.from_iterable(part)) for part in parts))
-
-
-# --- tokens ---------------------------------------------------------------------------------------
 
 
 def encode_examples(examples: Iterable[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
@@ -143,9 +137,6 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, block_length: int) -> l
         stream += [*tokenizer.encode(document), tokenizer.eot_token]
     ids, targets = torch.tensor(stream[:-1]), torch.tensor(stream[1:])
     return list(zip(ids.split(block_length), targets.split(block_length), strict=True))
-
-
-# --- batches --------------------------------------------------------------------------------------
 
 
 def collate(batch: Sequence[Encoded], pad_id: int) -> Encoded:

@@ -11,12 +11,5 @@ from lora_lib.gpt2.model import (
     KVCache,
     hf_name,
 )
-from lora_lib.gpt2.pretrained import (
-    MINI_FOLDER,
-    load_model,
-    load_pretrained,
-    load_weights,
-    read_tokenizer,
-    save_pretrained_folder,
-)
+from lora_lib.gpt2.pretrained import MINI_FOLDER, load_model, load_pretrained, read_tokenizer, save_pretrained_folder
 from lora_lib.gpt2.tokenizer import SPLIT_PATTERN, Tokenizer

@@ -17,15 +17,11 @@ from lora_lib.settings import check, number, optional, setting, whole
 class GenerationConfig:
     """How a model picks its next tokens. Raises ValueError for a value that its field does not allow."""
 
-    max_new_tokens: int = setting(whole(1), 64, help="the most tokens in an answer")
-    temperature: float = setting(
-        number("from 0 to 1000", lambda value: 0 <= value <= 1000), 0.0, help="0 takes the most likely token"
-    )
-    top_k: int | None = setting(
-        optional(whole(1)), None, help="above temperature 0: sample among this many of the most likely tokens"
-    )
-    seed: int = setting(whole(0, 2**63 - 1), 0, help="above temperature 0: the same seed samples the same tokens")
-    batch_size: int = setting(whole(1), 64, help="prompts in a batch")
+    max_new_tokens: int = setting(whole(1))
+    temperature: float = setting(number("from 0 to 1000", lambda value: 0 <= value <= 1000))
+    top_k: int | None = setting(optional(whole(1)))
+    seed: int = setting(whole(0, 2**63 - 1))
+    batch_size: int = setting(whole(1))
 
     def __post_init__(self) -> None:
         check(self)
@@ -53,7 +49,7 @@ def generate_text(
     """
     expect_model(model)
     how = GenerationConfig(max_new_tokens, temperature, top_k, seed, batch_size)
-    encoded = [_ids(prompt, tokenizer) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+    encoded = [token_ids(prompt, tokenizer) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
     for index, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {index} is empty: a model needs at least one token to continue")
@@ -87,7 +83,8 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted(found)
 
 
-def _ids(prompt: str | list[int], tokenizer: Any) -> list[int]:
+def token_ids(prompt: str | list[int], tokenizer: Any) -> list[int]:
+    """A prompt as token ids, which it may be already."""
     if isinstance(prompt, list):
         return prompt
     found: list[int] = tokenizer.encode(prompt) if isinstance(tokenizer, Tokenizer) else tokenizer(prompt).input_ids

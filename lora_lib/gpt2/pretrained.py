@@ -10,17 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_lib.gpt2.model import GPT2Config, GPT2Model, hf_name, other_layout, own_name
-from lora_lib.gpt2.tokenizer import MissingTokenizer, Tokenizer
+from lora_lib.gpt2.tokenizer import Tokenizer
 from lora_lib.tensor_files import digest, read_json, read_tensors, replaced, write_tensors
 
 MINI_FOLDER = Path(__file__).parent / "mini"
-# Released checkpoints, by the short name that a reader types.
-HUB_NAMES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-}
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # the released checkpoints, of openai-community
 OUR_FILES = ("config.json", "bpe.tiktoken", "model.safetensors")  # what save_pretrained_folder writes, in this order
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that a model can be saved in
 
@@ -32,12 +26,12 @@ def load_pretrained(name_or_folder: str | Path) -> tuple[GPT2Model, Tokenizer]:
     `"gpt2-xl"` are downloaded once, as safetensors, and kept in Hugging Face's cache. Anything else is a folder in
     Hugging Face's format.
 
-    Raises FileNotFoundError (no such name or folder), ConnectionError (the download failed), or ValueError (the
-    folder does not hold a GPT-2, or not the one that its config describes).
+    Raises FileNotFoundError (no such name or folder, or a part is not in it), ConnectionError (the download failed), or
+    ValueError (the folder does not hold a GPT-2, or not the one that its config describes).
     """
     folder = find_folder(name_or_folder)
     model, tokenizer = load_model(folder), read_tokenizer(folder)
-    if not isinstance(tokenizer, MissingTokenizer) and tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}"
         )
@@ -63,9 +57,6 @@ def find_folder(name_or_folder: str | Path) -> Path:
         known = ", ".join(["gpt2-mini", *HUB_NAMES])
         raise FileNotFoundError(f"no model {str(name_or_folder)!r}: expected one of {known}, or a folder on disk")
     return folder
-
-
-# --- reading a folder -----------------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> GPT2Config:
@@ -156,11 +147,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`.
-
-    If a folder has none, as after transformers' `model.save_pretrained`, the model can still be used, and the tokenizer
-    is a placeholder that raises FileNotFoundError when it is used.
-    """
+    """The tokenizer in a folder: `bpe.tiktoken`, or Hugging Face's `vocab.json` or `tokenizer.json`."""
     path = folder / "bpe.tiktoken"
     if path.exists():
         return Tokenizer.from_file(path)
@@ -171,10 +158,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
                 return Tokenizer.from_vocab(values if path.name == "vocab.json" else values["model"]["vocab"])
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(f"{path} is not a tokenizer of GPT-2's kind: {error}") from error
-    return MissingTokenizer(folder)
-
-
-# --- writing a folder -----------------------------------------------------------------------------
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer: expected bpe.tiktoken, vocab.json or tokenizer.json; load_model needs none"
+    )
 
 
 def save_pretrained_folder(
@@ -238,7 +224,7 @@ def _download(name: str) -> Path:
     """Download a released checkpoint into Hugging Face's cache, with a progress bar; returns its folder."""
     from huggingface_hub import hf_hub_download  # imported here: it is slow, and not needed offline
 
-    repo = HUB_NAMES[name]
+    repo = f"openai-community/{name}"
     try:
         paths = [Path(hf_hub_download(repo, f)) for f in ("config.json", "vocab.json", "model.safetensors")]
     except Exception as error:  # which errors it raises depends on its version

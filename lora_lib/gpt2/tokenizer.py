@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from typing import NoReturn
 
 import tiktoken
 
@@ -80,18 +79,6 @@ class Tokenizer:
     def tokens(self, text: str) -> list[str]:
         """The text of each token, for display."""
         return [self._encoding.decode([i]) for i in self.encode(text)]
-
-
-class MissingTokenizer(Tokenizer):
-    """A placeholder for a model's folder without a tokenizer: every use raises FileNotFoundError."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = folder
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # copy and pickle ask for these, and expect an AttributeError
-            raise AttributeError(name)
-        raise FileNotFoundError(f"{self._folder} has no tokenizer: expected bpe.tiktoken, vocab.json or tokenizer.json")
 
 
 def _printable_bytes() -> dict[int, str]:

@@ -152,9 +152,6 @@ def _check_names(prefix: str, values: dict[str, Any], known: list[str]) -> None:
             raise ValueError(f"there is no setting {prefix}{name}.{near} Expected one of {', '.join(known)}")
 
 
-# --- what is read ---------------------------------------------------------------------------------
-
-
 def read_parts(config: RunConfig) -> Splits[Record]:
     """The records to train on, to validate with and to test on; the last two may be empty."""
     parts = Splits(_read(config.data, config), [], [])
@@ -177,9 +174,6 @@ def _read(path: str, config: RunConfig) -> list[Record]:
             "python -m lora_book restaurants > restaurants.jsonl, and name it"
         )
     return read_records(path, config.ask or None, config.answer or None)
-
-
-# --- the commands ---------------------------------------------------------------------------------
 
 
 def train(config: RunConfig) -> History:

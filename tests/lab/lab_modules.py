@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import http.server
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -128,6 +129,54 @@ class Chromium(Driver):
         file = self.downloads / coming.value.suggested_filename
         coming.value.save_as(file)
         return file
+
+
+# Playwright keeps these features of Chromium switched off.
+THROTTLES = ["--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows",
+             "--disable-renderer-backgrounding"]  # fmt: skip
+
+
+class Unwatched:
+    """A tab that Playwright does not attach itself to: it keeps its own tabs visible, this one can be hidden."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.devtools, self.page = browser.new_browser_cdp_session(), browser.new_page()
+        self.answers: dict[int, Any] = {}
+        self.numbers = itertools.count()
+        self.target = self.devtools.send("Target.createTarget", {"url": "about:blank"})["targetId"]
+        self.devtools.on("Target.receivedMessageFromTarget", self.hear)
+        asked = {"targetId": self.target, "flatten": False}
+        self.session = self.devtools.send("Target.attachToTarget", asked)["sessionId"]
+
+    def hear(self, event: Any) -> None:
+        message = json.loads(event["message"])
+        self.answers[message["id"]] = message["result"]["result"]
+
+    def evaluate(self, script: str) -> Any:
+        number = next(self.numbers)
+        params = {"expression": f"(async () => await ({script}))()", "awaitPromise": True, "returnByValue": True}
+        message = {"id": number, "method": "Runtime.evaluate", "params": params}
+        self.devtools.send("Target.sendMessageToTarget", {"sessionId": self.session, "message": json.dumps(message)})
+        while number not in self.answers:
+            self.page.wait_for_timeout(20)
+        return self.answers.pop(number).get("value")
+
+    def goto(self, url: str) -> None:
+        self.evaluate(f"void (location.href = {json.dumps(url)})")
+
+    def hide(self) -> None:
+        """Open a tab in front of it."""
+        self.devtools.send("Target.createTarget", {"url": "about:blank"})
+
+
+@contextmanager
+def background(browser: Browser) -> Iterator[Unwatched]:
+    """A tab of a Chromium that slows hidden tabs down to a timer a minute, as it does after five minutes."""
+    flags = [*print_book.FLAGS, "--enable-features=IntensiveWakeUpThrottling:grace_period_seconds/1"]
+    path = print_book.find_browser()
+    chromium = browser.browser_type.launch(executable_path=path, args=flags, ignore_default_args=THROTTLES)
+    yield Unwatched(chromium)
+    chromium.close()
 
 
 # ---- A GPT-2 that the reader brings ------------------------------------------------------------------------------

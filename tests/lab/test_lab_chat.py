@@ -11,16 +11,18 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import build_lab
+import firefox
 import pytest
 import record_chat
 import torch
-from conftest import skip_or_fail
+from conftest import NO_FIREFOX, skip_or_fail
 from lab_llama import MERGES, SPECIAL, TEMPLATE, TOKENS, lora_layers, tiny_llama, with_lora, write_gguf
-from lab_modules import as_module, probe, simulated_gpu
+from lab_modules import Driver, as_module, background, probe, simulated_gpu
 from measure_lab import Engine
 from peft import PeftModel
 from playwright.sync_api import Browser, Page
@@ -164,7 +166,7 @@ def test_each_kind_of_numbers_is_read_as_gguf_reads_it(engine: Engine, tmp_path:
 
 
 REFUSED = {
-    "architecture": ("qwen2", "of the kind “qwen2”. The lab reads “llama”"),
+    "architecture": ("qwen2", "of the kind “qwen2”. The lab reads “llama” in GGUF: choose SmolLM2-Instruct"),
     "chat_template": ("{{ messages }}", "another chat template than SmolLM2-Instruct"),
     "tokenizer_pre": ("llama-bpe", "“gpt2, llama-bpe”. The lab reads “gpt2, smollm”"),
     "embedding_length": (64, "token_embd.weight is 48 × "),
@@ -239,8 +241,9 @@ def test_safetensors_are_the_same_model_as_gguf(engine: Engine, llama: LlamaForC
 
 CHANGED = {
     "num_key_value_heads": (3, "self_attn.k_proj.weight is 16 × 48, and config.json says 24 × 48"),
-    "tie_word_embeddings": (False, "tie_word_embeddings is false, and the lab computes true"),
-    "hidden_act": ("gelu", 'hidden_act is "gelu", and the lab computes "silu"'),
+    "tie_word_embeddings": (False, "tie_word_embeddings is false, and this page computes true"),
+    "model_type": ("gpt2", 'model_type is "gpt2", and this page computes "llama": open a GPT-2 on the page “The lab”'),
+    "hidden_act": ("gelu", 'hidden_act is "gelu", and this page computes "silu"'),
     "rope_parameters": ({"rope_type": "llama3", "rope_theta": 1e4}, "rope_type is “llama3”"),
     "num_hidden_layers": (4, "layers.3.input_layernorm.weight is missing"),
     "vocab_size": (None, "vocab_size must be a whole number above 0, found null"),
@@ -287,6 +290,24 @@ def test_every_sixth_line_is_held_back(bare: Page) -> None:
 def test_bad_lines_are_named(bare: Page, text: str, words: str) -> None:
     with pytest.raises(PlaywrightError, match=re.escape(words)):
         bare.evaluate(IMPORT, [as_module("page/chat_sets.js"), text])
+
+
+SETS = """async module => {
+  const { SETS, freshOf, pairsOf } = await import(module);
+  return Object.values(SETS).map(set => ({
+    taught: Object.values(pairsOf(set.text)).flat(), fresh: freshOf(set),
+    right: freshOf(set).map(({ answer }) => set.follows(answer ?? "Arr, that be it, matey!", answer)),
+    wrong: freshOf(set).map(({ answer }) => set.follows("It opened at 18 and 1994, and nobody knows, 64.", answer)),
+  }));
+}"""
+
+
+def test_new_questions_are_in_no_line_that_a_run_sees(bare: Page) -> None:
+    for found in bare.evaluate(SETS, as_module("page/chat_sets.js")):
+        asked = {pair["question"].lower() for pair in found["taught"]}
+        fresh = [pair["question"].lower() for pair in found["fresh"]]
+        assert len(set(fresh)) == 8 and not asked & set(fresh)
+        assert all(found["right"]) and not any(found["wrong"])
 
 
 FILES = {
@@ -355,9 +376,12 @@ def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
     own.wait_for_function("Lab.answers.groups.at(-1)?.result", timeout=60_000)
     heads = own.locator("#lab-answers .lab-title").all_text_contents()
     assert [head.split("?")[0] for head in heads] == ["Learned", "Memorised", "Forgotten"]
+    assert "8 questions that the run never saw" in heads[0] and "the first 4 of 20 trained" in heads[1]
+    assert own.evaluate("Lab.answers.groups.map(group => group.places.length)") == [8, 4, 6]
     counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
+    assert "of 8 answers follow the pattern (base: 0)" in counted[0]
     assert "of 6 answers are right (base: " in counted[2]
-    assert "The loss on these answers went from" in counted[0]
+    assert "The loss on held-back answers went from" in counted[0]
     assert own.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -442,7 +466,7 @@ def test_two_workers_learn_the_same(own: Page) -> None:
 def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_path: Path) -> None:
     names = list(hugging_face(llama, tmp_path))
     own.set_input_files("#lab-gguf", [tmp_path / name for name in names[:2]])
-    missing = "tokenizer.json, chat_template.jinja (or tokenizer_config.json) missing"
+    missing = "(config.json, model.safetensors) lacks tokenizer.json, chat_template.jinja (or tokenizer_config.json)"
     own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=missing)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": TEMPLATE}))
@@ -456,12 +480,40 @@ def test_files_of_a_llama_are_measured_and_loaded(own: Page, llama: Any, tmp_pat
     assert own.evaluate("Lab.chat.engine.config.C") == 48
 
 
-def test_a_foreign_file_leaves_the_model_there(own: Page, tmp_path: Path) -> None:
-    (tmp_path / "foreign.gguf").write_bytes(b"not a model")
-    own.set_input_files("#lab-gguf", tmp_path / "foreign.gguf")
-    own.wait_for_function("document.getElementById('lab-chosen').textContent.includes('not a GGUF file')")
-    assert own.is_hidden("#lab-load-chosen")
-    assert own.is_enabled("#lab-train")
+def test_files_of_other_kinds_leave_the_model_there(own: Page, llama: Any, tiny: Path, tmp_path: Path) -> None:
+    other = write_gguf(llama, tmp_path / "other.gguf", architecture="qwen2")
+    broken = copy.deepcopy(llama)
+    broken.model.norm.weight.data[5] = float("nan")
+    wrong = {
+        "foreign.gguf": b"not a model", "qwen.gguf": other, "blob-of-ollama": other, "pytorch_model.bin": b"PK\x03\x04",
+        "tokenizer.json": b"{}", "model.safetensors": (tiny / "model.safetensors").read_bytes(), "notes.pdf": b"%PDF",
+        "adapter_model.safetensors": b"", "model-00001-of-00002.safetensors": b"", "cut.gguf": other[:300],
+        "nan.gguf": write_gguf(broken, tmp_path / "nan.gguf"),
+    }  # fmt: skip
+    for name, data in wrong.items():
+        (tmp_path / name).write_bytes(data)
+    for names, words in {
+        ("foreign.gguf",): "foreign.gguf is not a GGUF file: it does not begin with “GGUF”. Instead, choose SmolLM2",
+        ("qwen.gguf",): "qwen.gguf has a model of the kind “qwen2”. The lab reads “llama” in GGUF: choose SmolLM2",
+        ("blob-of-ollama",): "blob-of-ollama has a model of the kind “qwen2”",
+        ("cut.gguf",): "cut.gguf cannot be read: its header is cut off: download it again",
+        ("qwen.gguf", "tokenizer.json"): "qwen.gguf is a whole model: choose it alone",
+        ("pytorch_model.bin",): "pytorch_model.bin is a file that PyTorch has pickled, which can run code. Save",
+        ("tokenizer.json",): "(tokenizer.json) lacks config.json, model.safetensors, chat_template.jinja",
+        ("notes.pdf",): "(notes.pdf) lacks config.json",
+        ("model.safetensors",): "model.safetensors has a GPT-2, and this page trains a Llama with a chat template",
+        ("adapter_model.safetensors",): "adapter_model.safetensors is part of an adapter, not of a model. Choose",
+        ("model-00001-of-00002.safetensors",): "00002.safetensors is part of a model whose weights are split",
+    }.items():
+        own.set_input_files("#lab-gguf", [tmp_path / name for name in names])
+        own.wait_for_function("words => document.querySelector('#lab-chosen').textContent.includes(words)", arg=words)
+        assert own.is_hidden("#lab-load-chosen")
+        assert own.is_enabled("#lab-train")
+    own.set_input_files("#lab-gguf", tmp_path / "nan.gguf")
+    own.click("#lab-load-chosen")
+    words = "nan.gguf: model.norm.weight contains NaN or infinity"
+    own.wait_for_function("words => document.querySelector('#lab-status').textContent.includes(words)", arg=words)
+    assert own.is_enabled("#lab-train") and own.evaluate("Lab.chat.engine.config.C") == 48
 
 
 # ---- What is kept, and what goes wrong around the page -----------------------------------------------------------
@@ -495,27 +547,79 @@ def ended(tab: Page, steps: int) -> None:
     assert tab.text_content("#lab-train-status").startswith(f"Trained for {steps} steps")
 
 
-def test_an_adapter_is_opened_again_after_a_reload(browser: Browser, tiny_site: Path) -> None:
-    with record_chat.served(tiny_site) as address:
-        tab = browser.new_context().new_page()
+@pytest.fixture(params=["chromium", "firefox"])
+def tiny_chat(request: pytest.FixtureRequest, browser: Browser, tiny_site: Path, tmp_path: Path) -> Iterator[Driver]:
+    """The page with the random Llama loaded, in each browser, in a tab that can be hidden."""
+    with record_chat.served(tiny_site) as address, ExitStack() as stack:
+        if request.param == "chromium":
+            tab: Any = stack.enter_context(background(browser))
+        elif path := firefox.find():
+            tab = stack.enter_context(firefox.open_tab(path, tmp_path))
+        else:
+            skip_or_fail(NO_FIREFOX)
         tab.goto(f"{address}chat.html")
-        load_tiny(tab)
-        assert tab.is_hidden("#lab-kept-row")
-        train_tiny(tab, 400)
-        tab.wait_for_function("Lab.chat.safe && document.querySelector('#lab-kept').length", timeout=60_000)
-        tab.on("dialog", lambda dialog: dialog.accept())
-        tab.reload()
-        tab.wait_for_function("document.querySelector('#lab-kept').length")
-        assert "of 400, unfinished" in tab.text_content("#lab-kept")
-        load_tiny(tab)
-        tab.wait_for_function("Lab.chat.adapter")
-        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store: A voice")
-        tab.click("#lab-ask")
-        tab.wait_for_function("Lab.answers.turns.at(-1)?.answeredWith", timeout=60_000)
-        assert tab.evaluate("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
-        tab.click("#lab-delete")
-        tab.wait_for_function("document.querySelector('#lab-kept-row').hidden")
-        tab.context.close()
+        page = Driver(tab, tmp_path / "downloads")
+        load_in(page)
+        yield page
+
+
+def load_in(page: Driver) -> None:
+    page.until("window.Lab?.chat && document.readyState === 'complete'")
+    page.click("load")
+    page.usable("train")
+
+
+def begin_in(page: Driver, steps: int) -> None:
+    """A run, until its first measurement."""
+    page.fill("steps", steps)
+    page.click("train")
+    page.until("Lab.chat.samples.length > 0")
+
+
+def test_an_adapter_is_opened_again_after_a_reload(tiny_chat: Driver) -> None:
+    assert tiny_chat.js("document.querySelector('#lab-kept-row').hidden")
+    begin_in(tiny_chat, 400)
+    tiny_chat.until("Lab.chat.safe && document.querySelector('#lab-kept').length")
+    address = tiny_chat.js("location.href")
+    for url in ("about:blank", address):
+        tiny_chat.tab.goto(url)
+        tiny_chat.until(f"location.href === {json.dumps(url)}")
+    tiny_chat.until("document.querySelector('#lab-kept')?.length")
+    assert "of 400, unfinished" in tiny_chat.text("kept")
+    load_in(tiny_chat)
+    tiny_chat.until("Lab.chat.adapter")
+    assert tiny_chat.text("kept-status").startswith("Opened again from this browser's store: A voice")
+    tiny_chat.click("ask")
+    tiny_chat.until("Lab.answers.turns.at(-1)?.answeredWith")
+    assert tiny_chat.js("Lab.answers.turns.at(-1).adapted !== Lab.answers.turns.at(-1).base")
+    tiny_chat.click("delete")
+    tiny_chat.until("document.querySelector('#lab-kept-row').hidden")
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_measurement(tiny_chat: Driver) -> None:
+    begin_in(tiny_chat, 400)
+    tiny_chat.until("Lab.chat.safe")
+    tiny_chat.js("void Lab.chat.engine.worker.terminate()")
+    tiny_chat.until("document.querySelector('#lab-status').textContent.includes('with the best adapter so far')", 30)
+    assert "The browser has ended the lab's worker" in tiny_chat.text("train-status")
+    begin_in(tiny_chat, 3)
+    tiny_chat.until("!Lab.chat.training")
+    assert tiny_chat.text("train-status").startswith("Trained for 3 steps")
+    tiny_chat.until("Lab.answers.groups.at(-1)?.result")
+    assert "of 6 answers are right" in tiny_chat.text("answers")
+
+
+def test_a_run_goes_on_in_a_hidden_tab(tiny_chat: Driver) -> None:
+    begin_in(tiny_chat, 200)
+    tiny_chat.tab.hide()
+    tiny_chat.until("document.visibilityState === 'hidden'")
+    assert tiny_chat.js("Lab.chat.training")
+    tiny_chat.until("!Lab.chat.training")
+    assert tiny_chat.js("document.visibilityState") == "hidden"
+    assert tiny_chat.text("train-status").startswith("Trained for 200 steps")
+    assert tiny_chat.js("Lab.chat.samples.map(({ at }) => at).filter(at => at % 10 === 0).length") == 21
+    tiny_chat.until("Lab.answers.groups.at(-1)?.result")
+    assert tiny_chat.js("document.querySelector('#lab-kept').length") == 1
 
 
 def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
@@ -581,6 +685,51 @@ def test_a_gpu_takes_over_the_adapter_and_gives_it_back_when_it_is_lost(browser:
         assert tab.input_value("#lab-device") == "wasm"
         assert "The GPU was lost" in tab.text_content("#lab-device-status")
         assert tab.evaluate(files) != before
+
+
+def test_a_lost_gpu_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address, simulated_gpu(browser) as chromium:
+        tab = chromium.new_page()
+        tab.goto(f"{address}chat.html")
+        script = "source => { const { worker } = Lab; Lab.worker = parts => worker({ ...parts, source }); }"
+        tab.evaluate(script, probe())
+        tab.select_option("#lab-device", "webgpu")
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        load_tiny(tab)
+        assert tab.text_content("#lab-fits").startswith("The weights lie in the GPU's memory.")
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 4 })")
+        train_tiny(tab, 6)
+        tab.wait_for_function("Lab.chat.samples.length", timeout=60_000)
+        tab.evaluate("Lab.chat.engine.ask('loseGPU')")
+        tab.wait_for_function("!Lab.chat.training", timeout=60_000)
+        said = tab.text_content("#lab-train-status")
+        assert re.search("The GPU was lost .* The processor could not take over: This takes .* Close other tabs", said)
+        tab.evaluate("Lab.chat.engine.ask('limit', { megabytes: 2000 })")
+        train_tiny(tab, 3)  # it asks the processor again
+        ended(tab, 3)
+        assert "about 290 MB of memory" in tab.text_content("#lab-fits")
+
+
+def test_a_lost_worker_that_nothing_can_replace_is_said(browser: Browser, tiny_site: Path) -> None:
+    with record_chat.served(tiny_site) as address:
+        tab = browser.new_context().new_page()
+        tab.goto(f"{address}chat.html")
+        load_tiny(tab)
+        train_tiny(tab, 400)
+        tab.wait_for_function("Lab.chat.safe", timeout=60_000)
+        tab.evaluate("window.again = (Worker => () => { window.Worker = Worker; })(Worker); delete window.Worker")
+        tab.evaluate("Lab.chat.engine.worker.terminate()")
+        tab.wait_for_function("document.querySelector('#lab-status').textContent.includes('No other')", timeout=60_000)
+        said = tab.text_content("#lab-status")
+        assert said.startswith("The browser has ended the lab's worker")
+        assert "No other could be started: The browser did not start" in said
+        assert "Close other tabs, then load the model again. What this browser has kept stays there." in said
+        assert tab.is_disabled("#lab-train") and tab.is_disabled("#lab-ask")
+        tab.evaluate("again()")
+        load_tiny(tab)
+        tab.wait_for_function("Lab.chat.adapter")
+        assert tab.text_content("#lab-kept-status").startswith("Opened again from this browser's store")
+        tab.context.close()
 
 
 def test_a_gpu_that_is_not_there_leaves_the_model_where_it_is(browser: Browser, tiny_site: Path) -> None:

@@ -241,8 +241,11 @@ def test_files_of_other_kinds_are_called_by_their_names(bare: Any) -> None:
     def words(*names: str) -> str:
         return str(bare.evaluate(FILES, [as_module("page/model_sources.js"), list(names)]))
 
-    assert "model-q4.gguf is a GGUF file" in words("config.json", "model-q4.gguf")
+    assert "model-q4.gguf is a GGUF file. This page needs" in words("config.json", "model-q4.gguf")
+    assert "The page of the chat model opens a GGUF" in words("model-q4.gguf")
     assert "pytorch_model.bin is a file that PyTorch has pickled" in words("config.json", "pytorch_model.bin")
+    assert "(model.safetensors) has no config.json. A GPT-2 needs config.json, model.saf" in words("model.safetensors")
+    assert "(a, b, c and 2 more) has no config.json" in words("a", "b", "c", "d", "e")
 
 
 @pytest.mark.parametrize(("begins", "kind"), [("GGUF", "a GGUF file"), ("PK\\x03\\x04", "pickled")])

@@ -146,7 +146,7 @@ BAD_CONFIGS = {
     "vocab_size": (500, "config.json says 500 × 48"),
     "n_head": (5, r"n_embd \(48\) must be divisible by n_head \(5\)"),
     "n_inner": (100, "must be multiples of 8"),
-    "model_type": ("llama", 'model_type is "llama"'),
+    "model_type": ("llama", 'model_type is "llama", .* The page of the chat model opens a Llama'),
     "activation_function": ("relu", 'activation_function is "relu"'),
     "tie_word_embeddings": (False, "tie_word_embeddings is false"),
     "n_positions": ("50", "n_positions must be a whole number"),
@@ -184,8 +184,8 @@ def test_a_bad_file_of_weights_is_refused(engine: Engine, tiny: Path, tmp_path: 
     for bad, words in [
         (None, "has no h.1.mlp.c_fc.weight"),
         (weights.T.contiguous(), "h.1.mlp.c_fc.weight is 104 × 48"),
-        (weights.to(torch.int8), "h.1.mlp.c_fc.weight is of type I8"),
-        (weights.where(weights < weights.max(), torch.nan), "h.1.mlp.c_fc.weight contains NaN"),
+        (weights.to(torch.int8), "model.safetensors: h.1.mlp.c_fc.weight is of type I8"),
+        (weights.where(weights < weights.max(), torch.nan), "model.safetensors: h.1.mlp.c_fc.weight contains NaN"),
     ]:
         assert words in refusal(engine, changed_weights(tiny, tmp_path, **{name: bad}))
     whole = (tiny / "model.safetensors").read_bytes()

@@ -39,6 +39,7 @@ def test_a_curve_ends_at_the_rate_with_the_lowest_loss():
     assert 0.25 < forgotten_at(rows, "loss", 1.9) < 0.5
     assert forgotten_at(rows, "loss", 1.5) is None and forgotten_at(rows[:1], "loss", 2.0) is None
     assert loss_at(rows, 0.5) == pytest.approx(1.8, abs=1e-6) and loss_at(rows, 5) is None
+    assert loss_at(rows, 1.99) == pytest.approx(1.9, abs=0.01), "at equal forgetting it does not end there"
 
 
 def test_methods_are_compared_seed_by_seed_at_one_loss():

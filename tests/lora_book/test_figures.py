@@ -1,6 +1,8 @@
 """Lines with their names at their ends."""
 
 import pytest
+from nbclient import NotebookClient
+from nbformat import v4
 
 from lora_book.show.figures import INK, apart, draw_lines
 
@@ -31,3 +33,18 @@ def test_heights_move_apart_around_their_middle_and_no_further():
 def test_lines_that_do_not_fit_are_named(lines):
     with pytest.raises(ValueError, match="each with 2 values"):
         draw_lines([1, 2], lines)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("train", "name 'train' is not defined. If a cell above makes it, that cell was left out or stopped"),
+        ("def f():\n    print(x)\n    x = 1\nf()", "'x'"),
+    ],
+)
+def test_a_missing_name_says_that_a_cell_was_left_out(code, said):
+    cells = [v4.new_code_cell(f"from lora_book.show import use_book_style\nuse_book_style()\n{code}")]
+    notebook = NotebookClient(v4.new_notebook(cells=cells), kernel_name="python3", allow_errors=True).execute()
+    (error,) = notebook.cells[0].outputs
+    assert error.output_type == "error" and said in error.evalue
+    assert ("a cell above" in error.evalue) == (code == "train") == ("a cell above" in "".join(error.traceback))

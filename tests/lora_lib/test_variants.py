@@ -398,3 +398,23 @@ def test_three_steps_are_those_of_peft(tmp_path, base, settings):
     losses = steps(model)
     assert losses[0] - losses[-1] > 1e-3
     assert losses == pytest.approx(steps(twin.eval()), rel=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora_plus_gives_each_matrix_the_rate_that_peft_gives_it(base):
+    import peft
+    from peft.optimizers import create_loraplus_optimizer
+
+    config = peft.LoraConfig(target_modules=ATTENTION_AND_MLP, task_type="CAUSAL_LM")
+    twin = peft.get_peft_model(theirs(base), config)
+    optimizer = create_loraplus_optimizer(twin, torch.optim.AdamW, lr=0.01, loraplus_lr_ratio=16)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    wanted = {name: rates[id(p)] for name, p in twin.named_parameters() if p.requires_grad}
+    model = get_peft_model(load_model(base), ATTENTION_AND_MLP, 8, 8).enable_lora_training()
+    ratio, found = lora_plus(16), {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            layer, _, matrix = name.partition(".adapters.default.")
+            layer = layer.removeprefix("base_model.")
+            found[f"base_model.model.transformer.{layer}.lora_{matrix}.default.weight"] = 0.01 * ratio(name)
+    assert found == pytest.approx(wanted)

@@ -445,6 +445,27 @@ def test_text_is_narrow_and_knobs_are_wide(visit: Visit) -> None:
     assert tops[0] < tops[1], "on a phone the picture stands above the slider"
 
 
+# How far a wide table scrolls, and by how much its first column, and its last cell, moved with it.
+SCROLLED = """place => {
+  const [first, last] = [place.querySelector("tbody tr > *"), place.querySelector("tbody tr > :last-child")];
+  const at = first.getBoundingClientRect().left;
+  place.scrollLeft = 9999;
+  const { left } = first.getBoundingClientRect(), { right } = last.getBoundingClientRect();
+  return { far: place.scrollLeft, moved: left - at, beyond: right - innerWidth };
+}"""
+
+
+@on([f"notebooks/{name}.html" for name in ("08_lora_vs_full", "13_a_real_model")])
+def test_a_wide_table_scrolls_under_its_first_column_on_a_phone(visit: Visit) -> None:
+    visit.look(390)
+    wide = [
+        table.evaluate(SCROLLED)
+        for table in visit.tab.locator(".pst-scrollable-table-container:visible:has(> .numbers)").all()
+    ]
+    wide = [table for table in wide if table["far"] > 5]
+    assert wide and all(abs(table["moved"]) < 1 and table["beyond"] < 1 for table in wide), wide
+
+
 def test_the_address_keeps_what_was_turned(browser: Browser, address: str) -> None:
     tab = browser.new_page()
     tab.goto(address + RANK)

@@ -103,10 +103,21 @@ def test_a_wide_table_names_its_cells_and_a_narrow_one_stays() -> None:
     assert wide.count("data-label") == 3 and 'data-label="what it does &amp; why">how many' in wide
 
 
-def test_a_table_of_short_numbers_is_set_smaller_and_stays_a_table() -> None:
+def test_a_table_of_short_cells_stays_one_and_says_how_long_its_first_column_is() -> None:
     head = ("adapters in use", "lora_lib", "plain formula", "PEFT", "full", "loralib")
-    tight = table_cards.as_cards(table(head, ("1", "1.14", "1.38", "1.51", "1.56", "1.43")))
-    assert tight.startswith('<table class="tight table">') and "data-label" not in tight
+    numbers = table_cards.as_cards(table(head, ("LoRA, rank 8", "1.14", "1.38 [1.3, 1.4]", "1.51", "1.56", "1.43")))
+    assert numbers.startswith('<table style="--first: 12ch" class="numbers table">') and "data-label" not in numbers
+
+
+def test_of_two_columns_the_first_card_alone_names_the_second() -> None:
+    rows = [("<b>Go</b>", ""), ("1. Rank, and why a change", "x" * 50), ("2. The LoRA layer", "y" * 50)]
+    builds = table_cards.as_cards(table(("chapter", "what you build, of these"), *rows))
+    assert builds.count('data-label="what you build, of these"') == 1 and 'data-label="">yy' in builds
+
+
+def test_short_cells_of_a_card_share_a_line() -> None:
+    card = table_cards.as_cards(table(("model", "rate", "from"), ("a" * 30, "1e-3", "b" * 60)))
+    assert 'data-brief="" data-label="rate">1e-3' in card and card.count("data-brief") == 1
 
 
 def test_an_empty_cell_of_a_card_has_no_name() -> None:
