@@ -7,7 +7,7 @@ import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
 import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
-import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
+import { freshOf, KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
 import { $, listDevices, say, showDevice } from "./state.js";
 import { made } from "./words.js";
@@ -27,7 +27,7 @@ const chat = {
   moving: false, // to another device
   pace: 0, // milliseconds of a step
   asking: false,
-  lesson: null, // of the run: {title, pairs, heldOut, follows}
+  lesson: null, // of the run: {title, pairs, heldOut, follows, fresh}
   samples: [], // {at, heldOut, prose, sample, known}
   kept: 0, // the step whose adapter is used
   view() {
@@ -173,8 +173,9 @@ const forModel = ({ question, answer }) => ({
 
 function lessonNow() {
   const name = $("set").value;
-  const { title, follows = null } = name in typed ? { title: "Your lines" } : (SETS[name] ?? OWN[name]);
-  return { ...pairsOf($("pairs").value), title, follows };
+  const pairs = pairsOf($("pairs").value);
+  if (!SETS[name] || name in typed) return { ...pairs, title: OWN[name]?.title ?? "Your lines" };
+  return { ...pairs, title: SETS[name].title, follows: SETS[name].follows, fresh: freshOf(SETS[name]) };
 }
 
 function settingsFor({ pairs, heldOut }) {

@@ -8,9 +8,10 @@ import { made } from "./words.js";
 
 const LONGEST = 60; // tokens of an answer
 const SHOWN = 4; // trained pairs that are asked again
+const MOST_NEW = 8; // held-back lines that are asked, where there are no fresh questions
 
 export class Answers {
-  // `chat`: {engine, view()}. The headings follow from a run: {pairs, heldOut, follows}.
+  // `chat`: {engine, view()}. The headings follow from a run: {pairs, heldOut, follows, fresh}.
   constructor(chat) {
     this.chat = chat;
     this.clear();
@@ -32,29 +33,33 @@ export class Answers {
     say("room", "");
   }
 
-  show({ pairs, heldOut, follows }, measured) {
+  show({ pairs, heldOut, follows, fresh }, measured) {
     const exact = ({ answer }, text) => text.trim() === answer;
-    const fall = measured && ` The loss on these answers went from ${measured.start} to ${measured.end}.`;
+    const fall = measured && ` The loss on held-back answers went from ${measured.start} to ${measured.end}.`;
+    const unseen = fresh ?? heldOut.slice(0, MOST_NEW);
+    const trained = pairs.slice(0, SHOWN);
     this.groups = [
       {
         name: "Learned",
-        about: "questions of the same kind, held back from the training",
-        rows: heldOut.slice(0, SHOWN),
+        about: fresh
+          ? `${unseen.length} questions that the run never saw`
+          : `${unseen.length} held-back lines: never trained on, but they chose the step`,
+        rows: unseen,
         right: follows && (({ answer }, text) => follows(text, answer)),
         count: "follow the pattern",
         more: fall ?? "",
       },
       {
         name: "Memorised",
-        about: "questions that it was trained on",
-        rows: pairs.slice(0, SHOWN),
+        about: `the first ${trained.length} of ${pairs.length} trained questions`,
+        rows: trained,
         right: exact,
         count: "are the trained answer, word for word",
         more: "",
       },
       {
         name: "Forgotten",
-        about: "what the model knew before",
+        about: `${KNOWN.length} things that the model knew before`,
         rows: KNOWN,
         right: ({ right }, text) => right.test(text),
         count: "are right",
@@ -153,7 +158,9 @@ export class Answers {
   count({ places, right, count, more, counted, name }) {
     const adapter = Boolean(this.chat.view());
     const of = which => places.filter(row => right(row.pair, row[which])).length;
-    const said = right ? `${of("adapted")} of ${places.length} answers ${count} (base: ${of("base")}).` : "";
+    const said = right
+      ? `${of("adapted")} of ${places.length} answers ${count} (base: ${of("base")}).`
+      : "Read them: the page does not know what is right here.";
     counted.textContent = adapter ? `${said}${more}` : "";
     const group = this.groups.find(one => one.name === name);
     group.result = adapter && right ? { adapted: of("adapted"), base: of("base"), of: places.length } : null;
