@@ -27,7 +27,7 @@ from lora_book.findings.forgetting import (
 from lora_book.findings.stats import FEWEST, Difference, Row, load_results, mean, select
 from lora_book.findings.verdicts import map_runs
 from lora_book.show.board import STYLE, displayed, html_table
-from lora_book.show.figures import ACCENT, BASE, FULL, LORA
+from lora_book.show.figures import BASE, CYCLE, FULL, LORA
 from lora_book.show.knobs import Knob, knob
 
 ROOT, PROSE = "r = 64, α/√r", "prose_forgotten"
@@ -37,8 +37,8 @@ ARMS = {
     ROOT: (LORA, "-", "r = 64, α/√r"),
     "r = 64, s = 4": (LORA, "--", "r = 64, s = 4"),
     "r = 64": (LORA, ":", "r = 64, s = 0.5"),
-    "r = 8": (ACCENT, "-", "r = 8, s = 4"),
-    "r = 8, s = 1.41": (ACCENT, "--", "r = 8, s = 1.41"),
+    "r = 8": (CYCLE[4], "-", "r = 8, s = 4"),
+    "r = 8, s = 1.41": (CYCLE[4], "--", "r = 8, s = 1.41"),
     "r = 1": (BASE, "-", "r = 1, s = 32"),
 }
 LOSSES = (2.2, 2.1, 2.0, 1.93, 1.9, 1.85)
