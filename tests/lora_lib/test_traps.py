@@ -409,8 +409,8 @@ def test_the_model_that_was_given_has_the_adapter_and_its_folder_opens_frozen(sa
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(opened(ids).logits, adapted)
     assert not any(parameter.requires_grad for parameter in opened.parameters())
+    names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     with pytest.warns(UserWarning, match="modify a model with PEFT for a second time"):
-        names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
         fresh = peft.get_peft_model(opened, peft.LoraConfig(r=2, target_modules=names))
     assert torch.equal(fresh(ids).logits, plain)  # what was trained is gone
 
