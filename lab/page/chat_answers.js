@@ -45,6 +45,7 @@ export class Answers {
           ? `${unseen.length} questions that the run never saw`
           : `${unseen.length} held-back lines: never trained on, but they chose the step`,
         rows: unseen,
+        expected: fresh ? "Expected" : "Your line says",
         right: follows && (({ answer }, text) => follows(text, answer)),
         count: "follow the pattern",
         more: fall ?? "",
@@ -53,6 +54,7 @@ export class Answers {
         name: "Memorised",
         about: `the first ${trained.length} of ${pairs.length} trained questions`,
         rows: trained,
+        expected: "Trained answer",
         right: exact,
         count: "are the trained answer, word for word",
         more: "",
@@ -72,7 +74,7 @@ export class Answers {
 
   section(group) {
     group.counted = made("p", { className: "lab-note" });
-    group.places = group.rows.map(row => new Row(row));
+    group.places = group.rows.map(row => new Row(row, group.expected));
     const head = made("p", { className: "lab-title", textContent: `${group.name}? ${group.about}` });
     return made("section", {}, head, group.counted, ...group.places.map(({ element }) => element));
   }
@@ -177,9 +179,9 @@ function messagesOf(turns, which) {
   });
 }
 
-// A question with its two answers.
+// A question with its two answers, and what its line says.
 class Row {
-  constructor(pair) {
+  constructor(pair, expected) {
     this.pair = pair;
     this.base = this.adapted = "";
     this.answeredWith = null; // how the sliders were set, once both have answered
@@ -189,7 +191,9 @@ class Row {
     });
     const asked = made("p", { className: "lab-question", textContent: pair.question });
     const two = made("div", { className: "lab-two" }, ...this.boxes.map(({ box }) => box));
-    this.element = made("div", { className: "lab-pair" }, asked, two);
+    const line = expected && pair.answer ? `${expected}: ${pair.answer}` : "";
+    const said = line ? [made("p", { className: "lab-note", textContent: line })] : [];
+    this.element = made("div", { className: "lab-pair" }, asked, ...said, two);
   }
 
   showBase(text) {
