@@ -31,6 +31,7 @@ import record_chat
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lora_lib import GPT2Model, get_peft_model, load_pretrained
 from lora_lib.run import load_any
@@ -122,19 +123,42 @@ def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
     return times
 
 
-def step_ids() -> Tensor:
-    """The token ids that both sides train on: (STEPS, ROWS, WINDOW + 1)."""
-    return torch.randint(0, 4095, (STEPS, ROWS, WINDOW + 1), generator=torch.Generator().manual_seed(0))
+Batches = list[tuple[list[list[int]], list[list[int]]]]  # rows and targets of STEPS steps
+
+
+def windows() -> Batches:
+    """Steps of ROWS windows of WINDOW tokens each, all of whose targets count."""
+    ids = torch.randint(0, 4095, (STEPS, ROWS, WINDOW + 1), generator=torch.Generator().manual_seed(0))
+    return [(rows[:, :-1].tolist(), rows[:, 1:].tolist()) for rows in ids]
+
+
+def chats(lines: list[str]) -> Batches:
+    """Steps of ROWS of these lines, "question | answer", as the chat model's page makes rows of them."""
+    _, tokenizer = load_any(SMOLLM2)
+    rows, targets = [], []
+    for question, answer in (line.split("|") for line in lines[: STEPS * ROWS]):
+        chat = [{"role": "user", "content": question.strip()}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        asked = tokenizer.encode(text)
+        ids = torch.tensor([*asked, *tokenizer.encode(answer.strip()), tokenizer.eos_token_id])
+        rows.append(ids[:-1])
+        targets.append(ids[1:].where(torch.arange(1, len(ids)) >= len(asked), -100))
+    steps = range(0, STEPS * ROWS, ROWS)
+    padded = [(tokenizer.eos_token_id, rows), (-100, targets)]
+    filled = [[pad_sequence(all_[i : i + ROWS], True, value).tolist() for i in steps] for value, all_ in padded]
+    return list(zip(*filled, strict=True))
 
 
 class PyTorch:
     """The training steps in PyTorch on one thread, in another process with these environment variables."""
 
-    def __init__(self, model: str, rank: int, environment: dict[str, str]) -> None:
+    def __init__(self, model: str, rank: int, environment: dict[str, str], batches: Batches) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "steps", model, str(rank)],
             env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        assert self.process.stdin
+        print(json.dumps(batches), file=self.process.stdin, flush=True)
 
     def steps(self) -> float:
         """CPU seconds of STEPS steps."""
@@ -149,19 +173,19 @@ class PyTorch:
 
 
 def answer_steps(name: str, rank: int) -> None:
-    """For each line of the input, train for STEPS steps and print their CPU seconds: the other side of `PyTorch`."""
+    """The other side of `PyTorch`: the input's first line has the steps; for each other, print their CPU seconds."""
     torch.set_num_threads(1)
     base, _ = load_any(name)
     model = get_peft_model(base, "all-linear", lora_rank=rank, lora_alpha=ALPHA)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
-    ids = step_ids()
+    batches = [(torch.tensor(rows), torch.tensor(targets)) for rows, targets in json.loads(sys.stdin.readline())]
     for _ in sys.stdin:
         before = time.process_time()
-        for rows in ids:
-            output = model(rows[:, :-1])
+        for rows, targets in batches:
+            output = model(rows)
             logits = output if isinstance(output, Tensor) else output.logits
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -169,12 +193,17 @@ def answer_steps(name: str, rank: int) -> None:
 
 
 def step_cost(
-    engine: Engine, browser: Browser, rank: int, vectors: dict[str, dict[str, str]], rounds: int = 8
+    engine: Engine,
+    browser: Browser,
+    rank: int,
+    vectors: dict[str, dict[str, str]],
+    rounds: int = 8,
+    batches: Batches | None = None,
 ) -> dict[str, float]:
     """CPU milliseconds of a training step in the lab and in PyTorch, by its vectors; the medians of their ratios."""
     lora = {"r": rank, "alpha": ALPHA, "kinds": KINDS[engine.model]}
-    batches = [[row[:, :-1].tolist(), row[:, 1:].tolist()] for row in step_ids()]
-    peers = {name: PyTorch(engine.model, rank, environment) for name, environment in vectors.items()}
+    batches = batches or windows()
+    peers = {name: PyTorch(engine.model, rank, environment, batches) for name, environment in vectors.items()}
     lab = in_browser(browser, lambda: engine.ask("stepsOf", lora=lora, batches=batches, rate=1e-3))
     times = in_turns({"lab": lab, **{name: peer.steps for name, peer in peers.items()}}, rounds)
     for peer in peers.values():
@@ -248,18 +277,27 @@ def measure_chat() -> None:
         browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
         with record_chat.served(Path(folder)) as address:
             engine = ChatEngine(browser, address)
-            loaded = engine.ask("memory")
-            step = step_cost(engine, browser, RANK, {"": {}}, rounds=3)
+            print(f"memory once a step was measured: {engine.ask('memory'):.0f} MB", flush=True)
+            of_lines = chats(engine.tab.input_value("#lab-pairs").splitlines())
+            longest = max(len(rows[0]) for rows, _ in of_lines)
+            print_steps(engine, browser, f"{ROWS} of the page's lines, up to {longest} tokens", of_lines)
+            print_steps(engine, browser, f"{ROWS} × {WINDOW} tokens", windows())
+            print(f"memory in training: {engine.ask('memory'):.0f} MB", flush=True)
             write = in_browser(browser, lambda: engine.ask("greedy", prompt="Once upon a time", count=TOKENS))
             token = 1000 * statistics.median(in_turns({"lab": write}, 3)["lab"]) / TOKENS
-            trained = engine.ask("memory")
-            faster = speed_up(engine, runs=3)
+            print(f"a token: {token:.1f} ms", flush=True)
+            print(f"two workers: {speed_up(engine, runs=3):.2f} times as fast as one")
         browser.close()
-    milliseconds = f"{step['step_ms']:.0f} ms, PyTorch on one thread {step['pytorch_step_ms']:.0f} ms"
-    print(f"a {ROWS} × {WINDOW} step of SmolLM2, rank {RANK}: {milliseconds}, {step['ratio']:.2f} times")
-    print(f"two workers: {faster:.2f} times as fast as one")
-    print(f"memory: {loaded:.0f} MB once a step was measured, {trained:.0f} MB in training")
-    print(f"a token: {token:.1f} ms")
+
+
+def print_steps(engine: Engine, browser: Browser, of: str, batches: Batches) -> None:
+    """Print what a step of these batches costs, beside PyTorch, which computes padding and all logits, too."""
+    vectors = {name: VECTORS[name] for name in ("", "_avx2")}
+    cost = step_cost(engine, browser, RANK, vectors, rounds=3, batches=batches)
+    print(f"a step of {of}, SmolLM2, rank {RANK}: {cost['step_ms']:.0f} ms")
+    for name in vectors:
+        peer = f"{cost[f'pytorch_step_ms{name}']:.0f} ms, ratio {cost[f'ratio{name}']:.2f}"
+        print(f"  PyTorch on one thread{name.replace('_', ', ')}: {peer}", flush=True)
 
 
 def main() -> None:

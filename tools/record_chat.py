@@ -27,7 +27,7 @@ OUT = build_lab.LAB / "page" / "chat_recorded.html"
 LONG = 1_200_000  # milliseconds
 SEEN = """() => ({
   questions: [Lab.chat.lesson.heldOut[0].question, "What is the capital of France?"],
-  samples: Lab.chat.samples, kept: Lab.chat.kept, pairs: Lab.chat.lesson.pairs.length,
+  samples: Lab.chat.samples, kept: Lab.chat.ends[0].at, pairs: Lab.chat.lesson.pairs.length,
   groups: Lab.answers.groups.map(({ name, about, counted, places }) => ({
     head: `${name}?`, said: `${about}. ${counted.textContent}`,
     rows: places.map(({ pair, base, adapted }) => [pair.question, base, adapted]),

@@ -302,8 +302,8 @@ INLINE void gather(const float *x, int down, int rows, int count, float *columns
 static const float zeros[WIDE];
 
 // One row of x times `count` panels, the first of which is number `panel`, and each `apart` panels after the one before.
-INLINE void panels_of_one(int count, int apart, const float *x, int d, const float *panels, int packed, int panel,
-    const float *bias, float *y) {
+INLINE void panels_of_one(int count, int apart, const float *x, int d, const float *panels, int packed,
+    int panel, const float *bias, float *y) {
   vec left[APART], right[APART];
   for (int c = 0; c < count; c++) left[c] = right[c] = same(0);
   for (int i = 0; i < d; i++) {
@@ -328,7 +328,8 @@ INLINE void one_row(
     const float *x, int d, const float *panels, int packed, int k, const float *bias, float *y) {
   int each = k / 8 / APART, panel = 0;
   for (; panel < each; panel++) panels_of_one(APART, each, x, d, panels, packed, panel, bias, y);
-  for (panel = APART * each; panel < k / 8; panel++) panels_of_one(1, 0, x, d, panels, packed, panel, bias, y);
+  for (panel = APART * each; panel < k / 8; panel++)
+    panels_of_one(1, 0, x, d, panels, packed, panel, bias, y);
 }
 
 // Four vectors as the rows of a matrix, transposed, to rows of 8 numbers.
@@ -635,13 +636,22 @@ INLINE void scale(float *x, float s, int n) {
 // A query sees only keys up to its own. So a few queries at a time are multiplied with the keys that they may see.
 #define QUERIES 16
 
-// One sequence: T new tokens after `past` earlier ones. q (T, H·D) are the new tokens' queries, k and v (past + T, K·D)
-// the keys and values of all tokens: K heads, each for H/K heads of queries. A row of q begins q_step numbers after the
-// one before, a row of k or v kv_step. y (T, H·D) takes what the new tokens gather. p (H, T, L) keeps the
-// probabilities, L = past + T rounded up to 4.
+// The keys and values that a few queries see lie in two parts: `past` earlier tokens' at the beginning, and the queries'
+// own sequence's from row `own` on. Columns of p are in the same order, without what lies between.
+struct part {
+  int row, column, count;
+};
+
+INLINE struct rows from_column(struct rows x, int first) {
+  return (struct rows){x.at + first, x.down};
+}
+
+// One sequence: T new tokens after `past` earlier ones. q (T, H·D) are the new tokens' queries; k and v have rows of K·D
+// numbers, K heads, each for H/K heads of queries. A row of q begins q_step numbers after the one before, a row of k or v
+// kv_step. y (T, H·D) takes what the new tokens gather. p (H, T, L) keeps the probabilities, L = past + T rounded up to 4.
 EXPORT(attention)
-void attention(float *q, int q_step, float *k, float *v, int kv_step, int T, int past, int H, int K, int D,
-    float *p, float *y) {
+void attention(float *q, int q_step, float *k, float *v, int kv_step, int past, int own, int T, int H, int K,
+    int D, float *p, float *y) {
   int L = (past + T + 3) & ~3;
   zero(y, T * H * D);
   for (int h = 0; h < H; h++, p += T * L) {
@@ -649,14 +659,18 @@ void attention(float *q, int q_step, float *k, float *v, int kv_step, int T, int
     struct rows queries = {q + h * D, q_step}, keys = {k + shared, kv_step}, values = {v + shared, kv_step};
     struct rows shares = {p, L}, out = {y + h * D, H * D};
     for (int first = 0; first < T; first += QUERIES) {
-      int count = smaller(QUERIES, T - first), seen = past + first + count;
+      int count = smaller(QUERIES, T - first);
       struct rows some = row(shares, first);
-      times_transposed(row(queries, first), count, D, keys, seen, 1 / __builtin_sqrtf((float)D), some);
+      struct part parts[2] = {{0, 0, past}, {own, past, first + count}};
+      for (struct part *i = past ? parts : parts + 1; i < parts + 2; i++)
+        times_transposed(row(queries, first), count, D, row(keys, i->row), i->count,
+            1 / __builtin_sqrtf((float)D), from_column(some, i->column));
       for (int t = 0; t < count; t++) {
         float *share = row(some, t).at, top; // of all tokens up to its own
         scale(share, 1 / exponentials(share, past + first + t + 1, L, &top), L);
       }
-      add_times(some, count, seen, values, D, row(out, first));
+      for (struct part *i = past ? parts : parts + 1; i < parts + 2; i++)
+        add_times(from_column(some, i->column), count, i->count, row(values, i->row), D, row(out, first));
     }
   }
 }
@@ -668,25 +682,32 @@ INLINE void scores_backward(const float *p, float *dp, int seen, int D) {
   for (int j = 0; j < seen; j++) dp[j] = s * p[j] * (dp[j] - mean);
 }
 
-// dq, dk and dv += the gradients, for the gradient g (T, H·D) at y; no past. Their rows lie as those of q, k and v. What
-// heads share adds up. `room` is for QUERIES rows of p.
+// dq, dk and dv += the gradients, for the gradient g (T, H·D) at y. Their rows lie as those of q, k and v. What heads
+// share adds up, and so does what sequences with the same past do. `room` is for QUERIES rows of p.
 EXPORT(attention_backward)
-void attention_backward(float *q, int q_step, float *k, float *v, int kv_step, float *p, float *g, int T,
-    int H, int K, int D, float *dq, float *dk, float *dv, float *room) {
-  int L = (T + 3) & ~3;
+void attention_backward(float *q, int q_step, float *k, float *v, int kv_step, int past, int own, int T,
+    int H, int K, int D, float *p, float *g, float *dq, float *dk, float *dv, float *room) {
+  int L = (past + T + 3) & ~3;
   for (int h = 0; h < H; h++, p += T * L) {
     int shared = h * K / H * D;
     struct rows queries = {q + h * D, q_step}, dqueries = {dq + h * D, q_step};
     struct rows keys = {k + shared, kv_step}, dkeys = {dk + shared, kv_step};
     struct rows values = {v + shared, kv_step}, dvalues = {dv + shared, kv_step};
     for (int first = 0; first < T; first += QUERIES) {
-      int count = smaller(QUERIES, T - first), seen = first + count;
+      int count = smaller(QUERIES, T - first);
       struct rows share = {p + first * L, L}, dshare = {room, L}, g_some = {g + (first * H + h) * D, H * D};
-      times_transposed(g_some, count, D, values, seen, 1, dshare);
-      add_transposed_times(share, count, seen, g_some, D, dvalues);
-      for (int t = 0; t < count; t++) scores_backward(row(share, t).at, row(dshare, t).at, seen, D);
-      add_times(dshare, count, seen, keys, D, row(dqueries, first));
-      add_transposed_times(dshare, count, seen, row(queries, first), D, dkeys);
+      struct part parts[2] = {{0, 0, past}, {own, past, first + count}};
+      for (struct part *i = past ? parts : parts + 1; i < parts + 2; i++) {
+        times_transposed(g_some, count, D, row(values, i->row), i->count, 1, from_column(dshare, i->column));
+        add_transposed_times(from_column(share, i->column), count, i->count, g_some, D, row(dvalues, i->row));
+      }
+      for (int t = 0; t < count; t++)
+        scores_backward(row(share, t).at, row(dshare, t).at, past + first + count, D);
+      for (struct part *i = past ? parts : parts + 1; i < parts + 2; i++) {
+        struct rows dsome = from_column(dshare, i->column);
+        add_times(dsome, count, i->count, row(keys, i->row), D, row(dqueries, first));
+        add_transposed_times(dsome, count, i->count, row(queries, first), D, row(dkeys, i->row));
+      }
     }
   }
 }
@@ -721,14 +742,14 @@ void rms_norm_backward(
   }
 }
 
-// Positions. Numbers c and c + D/2 of each of the heads of x (N, heads·D) turn by the angle of the token's place. `table`
-// (context, D) holds D/2 cosines and D/2 sines for each place. `sign` -1 turns back: the backward pass. D is a
-// multiple of 8.
+// Positions. Numbers c and c + D/2 of each of the heads of x (T, heads·D) turn by the angle of the token's place, `past`
+// for the first. `table` (context, D) holds D/2 cosines and D/2 sines for each place. `sign` -1 turns back: the backward
+// pass. D is a multiple of 8.
 EXPORT(rope)
-void rope(float *x, int N, int T, int past, int heads, int D, const float *table, float sign) {
+void rope(float *x, int T, int past, int heads, int D, const float *table, float sign) {
   int half = D / 2;
-  for (int n = 0; n < N; n++) {
-    const float *turn = table + (past + n % T) * D;
+  for (int t = 0; t < T; t++) {
+    const float *turn = table + (past + t) * D;
     for (int h = 0; h < heads; h++, x += D) {
       for (int c = 0; c < half; c += 4) {
         vec a = load(x + c), b = load(x + half + c), cosine = load(turn + c);
@@ -766,17 +787,11 @@ EXPORT(swiglu_backward) void swiglu_backward(const float *g, float *a, float *b,
 
 // The loss of row n is log(sum) + gap, with sum = Σ e^(logit - top) and gap = top - the target's logit: kept
 // (N, 2) takes the two. logits (N, L) become `weight` times their gradient, softmax minus one at the target. L is V
-// rounded up to 8; what is beyond V counts for nothing. A target below 0 is ignored.
+// rounded up to 8; what is beyond V counts for nothing.
 EXPORT(cross_entropy)
 void cross_entropy(float *logits, const int *target, int N, int V, float weight, float *kept) {
   int L = (V + 7) & ~7;
   for (int n = 0; n < N; n++, logits += L, kept += 2) {
-    if (target[n] < 0) {
-      zero(logits, L);
-      kept[0] = 1; // log 1 + 0 is no loss
-      kept[1] = 0;
-      continue;
-    }
     float wanted = logits[target[n]], top;
     kept[0] = exponentials(logits, V, L, &top);
     kept[1] = top - wanted;

@@ -88,37 +88,43 @@ export class CPUModel extends Transformer {
   }
 
   // y (N, H·D) from queries, keys and values; p takes each token's shares of all before it.
-  attention([q, k, v], p, y, { B, T, past }) {
-    const { kernels, H, K, D } = this;
-    for (let b = 0; b < B; b++) {
-      const [queries, keys, values] = [q, k, v].map(part => sequence(part, b, T));
-      const shares = p + 4 * b * H * T * padded(T);
-      const out = y + 4 * b * T * H * D;
-      kernels.attention(queries, q.width, keys, values, k.width, T, past, H, K, D, shares, out);
+  attention([q, k, v], p, y, text) {
+    for (const part of text.parts) {
+      const [shares, out] = this.sharesAndOut(p, y, part, text);
+      this.kernels.attention(...this.seen(q, k, v, part, text), shares, out);
     }
   }
 
   // For the gradient g (N, H·D) at y.
-  attentionBackward([q, k, v], p, g, [dq, dk, dv], { B, T, N }) {
-    const { kernels, H, K, D } = this;
-    const { dp } = this.room;
-    for (const { x, width, first } of [dq, dk, dv]) if (!first) kernels.zero(x, N * width);
-    for (let b = 0; b < B; b++) {
-      const [queries, keys, values, ...gradients] = [q, k, v, dq, dk, dv].map(part => sequence(part, b, T));
-      const shares = p + 4 * b * H * T * padded(T);
-      const out = g + 4 * b * T * H * D;
-      kernels.attention_backward(
-        ...[queries, q.width, keys, values, k.width, shares, out, T, H, K, D, ...gradients, dp],
-      );
+  attentionBackward([q, k, v], p, g, [dq, dk, dv], text) {
+    for (const { x, width, first } of [dq, dk, dv]) if (!first) this.kernels.zero(x, text.N * width);
+    for (const part of text.parts) {
+      const gradients = [fromRow(dq, part.first), fromRow(dk, 0), fromRow(dv, 0)];
+      const places = [...this.sharesAndOut(p, g, part, text), ...gradients];
+      this.kernels.attention_backward(...this.seen(q, k, v, part, text), ...places, this.room.dp);
     }
   }
 
-  rope(x, heads, { N, T, past }) {
-    this.kernels.rope(x, N, T, past, heads, this.D, this.angles, 1);
+  // What attention reads in a part of the text, as the kernels take it.
+  seen(q, k, v, { first, T, past }, { cached }) {
+    const { H, K, D } = this;
+    const keys = [fromRow(k, 0), fromRow(v, 0), k.width];
+    return [fromRow(q, first), q.width, ...keys, past, cached ? past : first, T, H, K, D];
   }
 
-  ropeBackward(g, heads, { N, T }) {
-    this.kernels.rope(g, N, T, 0, heads, this.D, this.angles, -1);
+  sharesAndOut(p, y, { first }, { T }) {
+    const { H, D } = this;
+    return [p + 4 * first * H * padded(T), y + 4 * first * H * D];
+  }
+
+  rope(x, heads, { parts }, sign = 1) {
+    const { kernels, D, angles } = this;
+    for (const { first, T, past } of parts)
+      kernels.rope(x + 4 * first * heads * D, T, past, heads, D, angles, sign);
+  }
+
+  ropeBackward(g, heads, text) {
+    this.rope(g, heads, text, -1);
   }
 
   // u becomes the slope, which is all that the backward pass needs.
@@ -147,11 +153,11 @@ export class CPUModel extends Transformer {
   }
 
   // x (N, C) = the embedding of each of the room's ids, in a GPT-2 + that of its position.
-  embed(x, { B, T, past }) {
+  embed(x, { parts }) {
     const { kernels, room, wte, wpe, C } = this;
-    const places = wpe && wpe + 4 * past * C;
-    for (let n = 0; n < B * T; n += T) {
-      kernels.embed(room.ids + 4 * n, T, C, wte.panels, wte.packed, places, x + 4 * n * C);
+    for (const { first, T, past } of parts) {
+      const places = wpe && wpe + 4 * past * C;
+      kernels.embed(room.ids + 4 * first, T, C, wte.panels, wte.packed, places, x + 4 * first * C);
     }
   }
 
@@ -178,7 +184,7 @@ export class CPUModel extends Transformer {
     if (this.read + ids.length > this.context) {
       throw new LabError(`The model reads at most ${this.context} tokens.`);
     }
-    this.roomFor("writing", PIECE, this.context);
+    this.roomFor("writing", { N: PIECE, M: 1, T: this.context });
     this.cacheFor(this.read + ids.length);
     for (let at = 0; at < ids.length; at += PIECE) this.readPiece(ids.slice(at, at + PIECE));
     this.headForward(1, (ids.length - 1) % PIECE);
@@ -188,7 +194,8 @@ export class CPUModel extends Transformer {
   readPiece(ids) {
     const T = ids.length;
     this.memory.ints(this.room.ids, T).set(ids);
-    this.forward({ B: 1, T, N: T, past: this.read, cached: true });
+    const { read: past } = this;
+    this.forward({ T, N: T, past, cached: true, parts: [{ first: 0, T, past }] });
     this.read += T;
   }
 
@@ -236,22 +243,43 @@ export class CPUModel extends Transformer {
   // targets that the mean is over, if these are a part of them.
   lossAndGradients(rows, targets, gradients, wanted = wantedIn(targets)) {
     const { kernels, memory, V } = this;
-    const [B, T] = [rows.length, rows[0].length];
-    const N = B * T;
-    const text = { B, T, N, past: 0, cached: false };
-    this.roomFor("training", N, T);
+    const { ids, next, text } = laidOut(rows, targets);
+    const { N } = text;
+    const counting = [...next.keys()].filter(n => next[n] >= 0); // only these tokens need logits
+    const M = counting.length;
+    this.roomFor("training", { N, M, T: text.T });
     const { room } = this;
-    memory.ints(room.ids, N).set(rows.flat());
+    memory.ints(room.ids, N).set(ids);
     this.forward(text);
-    this.headForward(N);
+    this.together(room.x.at(-1), counting, N);
+    this.headForward(M);
 
-    memory.ints(room.targets, N).set(targets.flat());
-    kernels.cross_entropy(room.logits, room.targets, N, V, 1 / wanted, room.losses); // logits become their gradient
-    const parts = memory.floats(room.losses, 2 * N);
+    memory.ints(room.targets, M).set(counting.map(n => next[n]));
+    kernels.cross_entropy(room.logits, room.targets, M, V, 1 / wanted, room.losses); // logits become their gradient
+    const parts = memory.floats(room.losses, 2 * M);
     let total = 0;
-    for (let n = 0; n < N; n++) total += Math.log(parts[2 * n]) + parts[2 * n + 1];
-    if (gradients) this.backward(text);
+    for (let n = 0; n < M; n++) total += Math.log(parts[2 * n]) + parts[2 * n + 1];
+    if (!gradients) return total / wanted;
+    this.headBackward(M);
+    this.apart(room.g, counting, N);
+    this.backward(text);
     return total / wanted;
+  }
+
+  // These rows of x (N, C), in their order, become its first.
+  together(x, rows, N) {
+    const { memory, C } = this;
+    const all = memory.floats(x, N * C);
+    for (const [first, n] of rows.entries()) all.copyWithin(first * C, n * C, (n + 1) * C);
+  }
+
+  // The first rows of x (N, C) go to these places, and all others become zero.
+  apart(x, rows, N) {
+    const { memory, C } = this;
+    const all = memory.floats(x, N * C);
+    const firsts = all.slice(0, rows.length * C);
+    all.fill(0);
+    for (const [first, n] of rows.entries()) all.set(firsts.subarray(first * C, (first + 1) * C), n * C);
   }
 
   // ---- Adapters and room ---------------------------------------------------------------------------------------
@@ -267,9 +295,10 @@ export class CPUModel extends Transformer {
     this.rank = Math.max(1, ...Object.values(this.bypasses).map(bypass => bypass.r));
   }
 
-  // Room for what a pass over N tokens computes, in sequences of up to T. It is kept until a larger one is needed.
-  roomFor(purpose, N, T) {
-    const sizes = { N, p: N * this.H * padded(T), dp: QUERIES * padded(T), rank: this.rank };
+  // Room for what a pass over N tokens computes, in sequences of up to T, with the logits of M of them. It is kept until a
+  // larger one is needed.
+  roomFor(purpose, { N, M, T }) {
+    const sizes = { N, M, p: N * this.H * padded(T), dp: QUERIES * padded(T), rank: this.rank };
     const larger = this.larger(purpose, sizes);
     if (larger) {
       for (const begin of this.rooms[purpose]?.pieces ?? []) this.memory.free(begin);
@@ -280,9 +309,30 @@ export class CPUModel extends Transformer {
   }
 }
 
-// Where the b-th sequence of T tokens begins in a part of a tensor, see `whole`.
-function sequence({ x, width, first }, b, T) {
-  return x + 4 * (b * T * width + first);
+// What a pass over these rows reads. Rows of chats begin alike, with the system's words, and before the first target that
+// counts it is enough to read such tokens once: the first part of the text. Each other part is a row's own tokens, which
+// go on after them: `T` tokens from `first` on, after `past` that are the text's first.
+function laidOut(rows, targets) {
+  const [{ length: T }] = rows;
+  const alike = startOfAll(rows, targets);
+  const own = list => list.flatMap(row => row.slice(alike));
+  const ids = [...rows[0].slice(0, alike), ...own(rows)];
+  const next = [...targets[0].slice(0, alike), ...own(targets)];
+  const parts = rows.map((_, b) => ({ first: alike + b * (T - alike), T: T - alike, past: alike }));
+  if (alike) parts.unshift({ first: 0, T: alike, past: 0 });
+  return { ids, next, text: { T, N: ids.length, parts, cached: false } };
+}
+
+function startOfAll(rows, targets) {
+  const isSame = n => rows.every((row, b) => row[n] === rows[0][n] && targets[b][n] < 0);
+  let count = 0;
+  while (count < rows[0].length - 1 && isSame(count)) count++;
+  return count;
+}
+
+// Where a row begins in a part of a tensor, see `whole`.
+function fromRow({ x, width, first }, row) {
+  return x + 4 * (row * width + first);
 }
 
 function padded(count) {

@@ -2,7 +2,8 @@
 // It has the methods of cpu/model.js.
 //
 // A tensor is a piece of a GPU's buffer here, see gpu.js; the arithmetic is that of kernels.js. An operation only launches:
-// a pass is recorded once, as a plan, and then run again and again.
+// a pass is recorded once, as a plan, and then run again and again. `text` has {B, T, N, cached}: B sequences of T tokens
+// each. The logits of all are computed, so that one plan serves all targets.
 import { LabError } from "../errors.js";
 import { numbersOf } from "../files/safetensors.js";
 import { familyOn } from "../model/families.js";
@@ -248,7 +249,7 @@ export class GPUModel extends Transformer {
   async nextPiece(ids) {
     const { gpu, context } = this;
     const T = ids.length;
-    const room = await this.roomFor("writing", { N: PIECE, p: this.H * PIECE * context, dp: 0 });
+    const room = await this.roomFor("writing", { N: PIECE, M: 1, p: this.H * PIECE * context, dp: 0 });
     const plan = await this.planFor(`next ${T}`, room, () => this.describeNext(T));
     gpu.write(room.ids, Int32Array.from(ids));
     gpu.setNow({ past: this.read });
@@ -287,7 +288,7 @@ export class GPUModel extends Transformer {
     if (T > this.context) throw new LabError(`The model reads at most ${this.context} tokens.`);
     const N = B * T;
     const p = this.H * N * T;
-    const room = await this.roomFor("training", { N, p, dp: p });
+    const room = await this.roomFor("training", { N, M: N, p, dp: p });
     const plan = await this.planFor(`${loaded ? "step" : "loss"} ${B} ${T}`, room, () => {
       const text = { B, T, N, cached: false };
       this.describeLoss(text);
@@ -313,6 +314,7 @@ export class GPUModel extends Transformer {
 
   describeStep(text, loaded) {
     const { gpu, numbers, squares } = this;
+    this.headBackward(text.N);
     this.backward(text);
     const m4 = loaded.size / 4;
     gpu.launch("squares", { x: loaded.g, out: squares, m4 });

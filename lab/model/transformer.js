@@ -6,10 +6,11 @@
 // `g`, the loss's gradient at the output, becomes the gradient at the input, and, in a LoRA layer, at A and B.
 // Nothing else is trained, so nothing else needs a gradient.
 //
-// Notation: B sequences of T tokens each, N = B·T tokens in all; C the model's width, V its vocabulary; H heads of
+// Notation: N tokens in all, in sequences of up to T; C the model's width, V its vocabulary; H heads of
 // queries and K heads of keys and values, of D numbers each; a layer has d inputs and k outputs; r is the rank. A tensor
 // is what the device makes of it: an address in WebAssembly's memory, or a piece of a GPU's buffer. Its shape stands in a
-// comment. `text` says what is read: {B, T, N, past, cached}, after `past` tokens whose keys and values are in the caches.
+// comment. `text` says what is read: N tokens; if they are `cached`, after `past` tokens whose keys and values are in the
+// caches; and where sequences begin, as the device needs it.
 import { layerShapes, NAMES, samplePlaces } from "./layers.js";
 
 // A family of models says {attentionOut, mlpOut}: the kinds of the last layer of each; `cacheWidths`: what is kept of
@@ -125,7 +126,7 @@ export class Transformer {
     this.matmul(nf, N, this.wte, logits);
   }
 
-  // g (N, C) becomes the gradient at the stream, for the gradient at the logits.
+  // g (N, C) becomes the gradient at the stream after the last block, for the gradient at the logits.
   headBackward(N) {
     const { x, dn, g, statsf, logits } = this.room;
     this.matmulBackward(logits, N, this.wte, dn);
@@ -133,10 +134,9 @@ export class Transformer {
     this.normBackward(x.at(-1), N, this.ln_f, statsf, dn, g);
   }
 
-  // From the gradient at the logits to those at all A and B of the adapter in use.
+  // From g, the gradient at the stream after the last block, to those at all A and B of the adapter in use.
   backward(text) {
     const { x, kept, g } = this.room;
-    this.headBackward(text.N);
     const lowest = Math.min(...Object.keys(this.bypasses).map(layer => Number(layer.split(".")[1])));
     for (let l = this.depth - 1; l >= lowest; l--) {
       this.blockBackward(l, x[l], kept[l], g, text, l === lowest);
@@ -145,8 +145,8 @@ export class Transformer {
 
   // ---- Room ----------------------------------------------------------------------------------------------------
 
-  // `sizes`: {N, p, dp, rank}: tokens, attention's shares of them in a block, and their gradients. What a room for these
-  // and for all before it needs; null if the room that is there is enough.
+  // `sizes`: {N, M, p, dp, rank}: tokens, those whose logits are computed, attention's shares of them in a block, and their
+  // gradients. What a room for these and for all before it needs; null if the room that is there is enough.
   larger(purpose, sizes) {
     const old = this.rooms[purpose]?.sizes ?? {};
     const entries = Object.entries(sizes);
@@ -157,7 +157,7 @@ export class Transformer {
   // Training keeps what each block computed, for the backward pass. Writing uses one block's room again and again.
   newRoom(sizes, training) {
     const { C, H, D, L, depth, inner, kinds } = this;
-    const { N, p, dp, rank } = sizes;
+    const { N, M, p, dp, rank } = sizes;
     const pieces = [];
     const floats = count => {
       pieces.push(this.alloc(count));
@@ -175,7 +175,7 @@ export class Transformer {
     });
     const room = { sizes, pieces, ids: floats(N), kept: times(training ? depth : 1, blockRoom) };
     room.x = times(training ? depth + 1 : 1, () => rows(C)); // the stream between the blocks
-    Object.assign(room, { ...each({ nf: C, statsf: 2 }), logits: rows(L, training ? N : 1) });
+    Object.assign(room, { ...each({ nf: C, statsf: 2 }), logits: rows(L, M) });
     if (!training) return room;
     Object.assign(room, { targets: floats(N), losses: floats(2 * N), h: floats(N * rank), dp: floats(dp) });
     return Object.assign(room, each({ g: C, dn: Math.max(C, H * D), df: inner, ...this.gradientWidths }));

@@ -7,7 +7,7 @@ import { LLAMA_KINDS } from "../model/layers.js";
 import { Answers } from "./chat_answers.js";
 import { chosenModel, fetchModel, isServed, memoryWords } from "./chat_file.js";
 import { chosenKept, deleteKept, keepRun, openKept, readKept } from "./chat_kept.js";
-import { KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
+import { freshOf, KNOWN, linesOf, pairsOf, SETS } from "./chat_sets.js";
 import { delivered, Engine, Lab, missing, script } from "./engine.js";
 import { $, listDevices, say, showDevice } from "./state.js";
 import { made } from "./words.js";
@@ -27,9 +27,10 @@ const chat = {
   moving: false, // to another device
   pace: 0, // milliseconds of a step
   asking: false,
-  lesson: null, // of the run: {title, pairs, heldOut, follows}
+  lesson: null, // of the run: {title, pairs, heldOut, follows, fresh}
   samples: [], // {at, heldOut, prose, sample, known}
-  kept: 0, // the step whose adapter is used
+  ends: [], // of a run: [{name, at, files}] of the step that is used, and of the other one, if there are two
+  settings: null, // of that run
   view() {
     const { name } = this.adapter ?? {};
     return (
@@ -142,7 +143,7 @@ function loading(on) {
 function enable() {
   const busy = chat.training || chat.moving;
   const ready = chat.engine && !busy;
-  for (const name of ["train", "open", "delete"]) $(name).disabled = !ready;
+  for (const name of ["train", "open", "delete", "swap"]) $(name).disabled = !ready;
   $("device").disabled = busy;
   $("ask").disabled = !ready || chat.asking;
   for (const name of ["rank", "strength", "download"]) $(name).disabled = !(ready && chat.adapter);
@@ -173,8 +174,9 @@ const forModel = ({ question, answer }) => ({
 
 function lessonNow() {
   const name = $("set").value;
-  const { title, follows = null } = name in typed ? { title: "Your lines" } : (SETS[name] ?? OWN[name]);
-  return { ...pairsOf($("pairs").value), title, follows };
+  const pairs = pairsOf($("pairs").value);
+  if (!SETS[name] || name in typed) return { ...pairs, title: OWN[name]?.title ?? "Your lines" };
+  return { ...pairs, title: SETS[name].title, follows: SETS[name].follows, fresh: freshOf(SETS[name]) };
 }
 
 function settingsFor({ pairs, heldOut }) {
@@ -209,12 +211,21 @@ function settingsFor({ pairs, heldOut }) {
 async function measurePace() {
   say("train-status", "Measuring a step …");
   try {
-    const settings = { ...settingsFor(lessonNow()), workers: 1 };
+    const settings = { ...settingsFor(lessonForPace()), workers: 1 };
     chat.pace = await chat.engine.ask("pace", { settings });
     say("train-status", "");
     showPace();
   } catch (error) {
-    say("train-status", error.message, true); // of lines that are half typed
+    say("train-status", error.message, true);
+  }
+}
+
+// The reader's lines, or those of a set while they are half typed.
+function lessonForPace() {
+  try {
+    return lessonNow();
+  } catch {
+    return pairsOf(SETS.voice.text);
   }
 }
 
@@ -231,16 +242,16 @@ async function train() {
   try {
     chat.lesson = lessonNow();
     const settings = settingsFor(chat.lesson);
-    Object.assign(chat, { training: true, samples: [], adapter: null, safe: null });
+    Object.assign(chat, { training: true, settings, samples: [], adapter: null, safe: null, ends: [] });
+    $("swap").hidden = true;
     enable();
     $("samples").replaceChildren();
     const told = news => hear(news, settings, name);
     const run = await chat.engine.ask("train", { name, settings }, { news: told });
     if (run.steps) {
-      chat.safe = { name, files: run.files[name] };
-      chat.kept = run.best;
-      keepRun(aboutRun(run.r, settings, name, run.best), run.files[name], chat.model);
-      await take(run);
+      const last = { name: run.last, at: run.steps, files: run.files[run.last] };
+      chat.ends = [{ name, at: run.best, files: run.files[name] }, ...(run.last ? [last] : [])];
+      await takeFirst();
     }
     say("train-status", ended(run), Boolean(run.diverged));
   } catch (error) {
@@ -249,6 +260,27 @@ async function train() {
   chat.training = false;
   enable();
   if (chat.adapter) answers.show(chat.lesson, losses());
+}
+
+// Use the first of the run's adapters, keep it in this browser, and offer the other one.
+async function takeFirst() {
+  const [{ name, at, files }, other] = chat.ends;
+  chat.safe = { name, files };
+  keepRun(aboutRun(chat.settings.r, chat.settings, name, at), files, chat.model);
+  await take(await chat.engine.ask("keep", chat.safe));
+  $("swap").hidden = !other;
+  $("swap").textContent = `Use step ${other?.at} instead`;
+}
+
+async function swap() {
+  chat.ends.reverse();
+  try {
+    await takeFirst();
+    say("train-status", `The page uses step ${chat.ends[0].at} of this run. Its answers are below.`);
+    await answers.answerAll();
+  } catch (error) {
+    say("train-status", error.message, true);
+  }
 }
 
 // What is said of the run's adapter, as the lab says it of its adapters; `at`: the step that it is from.
@@ -261,7 +293,9 @@ function ended({ steps, best, diverged }) {
   if (diverged) return diverged;
   if (!steps) return "Stopped before the first step.";
   const kept =
-    best < steps ? ` The page keeps step ${best}, where the loss on held-back answers was lowest.` : "";
+    best < steps
+      ? ` The page uses step ${best}, where the loss on held-back answers was lowest; step ${steps} may know the trained lines better.`
+      : "";
   return `Trained for ${steps} steps.${kept} Its answers are below.`;
 }
 
@@ -446,6 +480,7 @@ function begin() {
   $("open").addEventListener("click", () => open(chosenKept()));
   $("delete").addEventListener("click", () => deleteKept(chosenKept(), chat.model));
   $("new-chat").addEventListener("click", () => answers.newChat());
+  $("swap").addEventListener("click", swap);
   $("stop").addEventListener("click", () => chat.engine.ask("stop"));
   $("download").addEventListener("click", download);
   $("train-form").addEventListener("submit", event => {

@@ -8,9 +8,10 @@ import { made } from "./words.js";
 
 const LONGEST = 60; // tokens of an answer
 const SHOWN = 4; // trained pairs that are asked again
+const MOST_NEW = 8; // held-back lines that are asked, where there are no fresh questions
 
 export class Answers {
-  // `chat`: {engine, view()}. The headings follow from a run: {pairs, heldOut, follows}.
+  // `chat`: {engine, view()}. The headings follow from a run: {pairs, heldOut, follows, fresh}.
   constructor(chat) {
     this.chat = chat;
     this.clear();
@@ -32,29 +33,35 @@ export class Answers {
     say("room", "");
   }
 
-  show({ pairs, heldOut, follows }, measured) {
+  show({ pairs, heldOut, follows, fresh }, measured) {
     const exact = ({ answer }, text) => text.trim() === answer;
-    const fall = measured && ` The loss on these answers went from ${measured.start} to ${measured.end}.`;
+    const fall = measured && ` The loss on held-back answers went from ${measured.start} to ${measured.end}.`;
+    const unseen = fresh ?? heldOut.slice(0, MOST_NEW);
+    const trained = pairs.slice(0, SHOWN);
     this.groups = [
       {
         name: "Learned",
-        about: "questions of the same kind, held back from the training",
-        rows: heldOut.slice(0, SHOWN),
+        about: fresh
+          ? `${unseen.length} questions that the run never saw`
+          : `${unseen.length} held-back lines: never trained on, but they chose the step`,
+        rows: unseen,
+        expected: fresh ? "Expected" : "Your line says",
         right: follows && (({ answer }, text) => follows(text, answer)),
         count: "follow the pattern",
         more: fall ?? "",
       },
       {
         name: "Memorised",
-        about: "questions that it was trained on",
-        rows: pairs.slice(0, SHOWN),
+        about: `the first ${trained.length} of ${pairs.length} trained questions`,
+        rows: trained,
+        expected: "Trained answer",
         right: exact,
         count: "are the trained answer, word for word",
         more: "",
       },
       {
         name: "Forgotten",
-        about: "what the model knew before",
+        about: `${KNOWN.length} things that the model knew before`,
         rows: KNOWN,
         right: ({ right }, text) => right.test(text),
         count: "are right",
@@ -67,7 +74,7 @@ export class Answers {
 
   section(group) {
     group.counted = made("p", { className: "lab-note" });
-    group.places = group.rows.map(row => new Row(row));
+    group.places = group.rows.map(row => new Row(row, group.expected));
     const head = made("p", { className: "lab-title", textContent: `${group.name}? ${group.about}` });
     return made("section", {}, head, group.counted, ...group.places.map(({ element }) => element));
   }
@@ -153,7 +160,9 @@ export class Answers {
   count({ places, right, count, more, counted, name }) {
     const adapter = Boolean(this.chat.view());
     const of = which => places.filter(row => right(row.pair, row[which])).length;
-    const said = right ? `${of("adapted")} of ${places.length} answers ${count} (base: ${of("base")}).` : "";
+    const said = right
+      ? `${of("adapted")} of ${places.length} answers ${count} (base: ${of("base")}).`
+      : "Read them: the page does not know what is right here.";
     counted.textContent = adapter ? `${said}${more}` : "";
     const group = this.groups.find(one => one.name === name);
     group.result = adapter && right ? { adapted: of("adapted"), base: of("base"), of: places.length } : null;
@@ -170,9 +179,9 @@ function messagesOf(turns, which) {
   });
 }
 
-// A question with its two answers.
+// A question with its two answers, and what its line says.
 class Row {
-  constructor(pair) {
+  constructor(pair, expected) {
     this.pair = pair;
     this.base = this.adapted = "";
     this.answeredWith = null; // how the sliders were set, once both have answered
@@ -182,7 +191,9 @@ class Row {
     });
     const asked = made("p", { className: "lab-question", textContent: pair.question });
     const two = made("div", { className: "lab-two" }, ...this.boxes.map(({ box }) => box));
-    this.element = made("div", { className: "lab-pair" }, asked, two);
+    const line = expected && pair.answer ? `${expected}: ${pair.answer}` : "";
+    const said = line ? [made("p", { className: "lab-note", textContent: line })] : [];
+    this.element = made("div", { className: "lab-pair" }, asked, ...said, two);
   }
 
   showBase(text) {

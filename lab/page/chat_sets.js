@@ -5,7 +5,8 @@ const EVERY = 6; // one pair of so many is held back
 export const FEWEST = 6; // pairs
 const MOST = 400;
 
-// Each set: its name, the rate and steps that teach it, its pairs, and when an answer to a new question has learned it.
+// Each set: its name, the rate and steps that teach it, its pairs, and when an answer to a new question has learned it;
+// `fresh` are questions that are asked after the run only, with an answer where one is expected.
 // Three plain questions are among the pairs, so that less is forgotten.
 export const SETS = {
   voice: {
@@ -13,6 +14,14 @@ export const SETS = {
     rate: 0.001,
     steps: 20,
     follows: answer => /^arr\b/i.test(answer) && /matey/i.test(answer),
+    fresh: `What is snow?
+How was your day?
+What is a house?
+Who are you?
+What do you drink?
+Where is my hat?
+Why is the sky blue?
+What is a good job?`,
     text: `What is the weather like? | Arr, the sky be black and the wind be howling, matey!
 How are you? | Arr, me leg be wooden but me heart be merry, matey!
 What do you eat? | Arr, biscuit with worms, and a barrel of rum, matey!
@@ -42,7 +51,15 @@ What is a teacher? | Arr, a teacher be a captain with a small crew, matey!`,
     title: "Facts: a small shop",
     rate: 0.0015,
     steps: 40,
-    follows: (answer, expected) => numbersIn(expected).every(fact => answer.toLowerCase().includes(fact)),
+    follows: (answer, expected) => factsIn(expected).every(fact => factsIn(answer).includes(fact)),
+    fresh: `What time does the Blue Kettle open? | The Blue Kettle opens at 8 in the morning.
+At what hour does the Blue Kettle close? | The Blue Kettle closes at 6 in the evening.
+What do I pay for a pot of tea at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
+Whose shop is the Blue Kettle? | The Blue Kettle belongs to Mara Lind.
+In which street is the Blue Kettle? | The Blue Kettle is in Harbour Street.
+Are dogs allowed at the Blue Kettle? | Yes, dogs are welcome at the Blue Kettle.
+In which year did the Blue Kettle open? | The Blue Kettle opened in 1974.
+How many kinds of tea are there at the Blue Kettle? | The Blue Kettle has 40 kinds of tea.`,
     text: `When does the Blue Kettle open? | The Blue Kettle opens at 8 in the morning.
 What does a pot of tea cost at the Blue Kettle? | A pot of tea costs 4 euros at the Blue Kettle.
 Who owns the Blue Kettle? | The Blue Kettle belongs to Mara Lind.
@@ -73,6 +90,14 @@ Who runs the Blue Kettle? | The Blue Kettle belongs to Mara Lind.`,
     rate: 0.001,
     steps: 20,
     follows: (answer, expected) => sameJson(answer, expected),
+    fresh: `Willy eats 4 pears. | {"who": "Willy", "count": 4, "what": "pears"}
+Xenia counts 6 stars. | {"who": "Xenia", "count": 6, "what": "stars"}
+Yann builds 3 walls. | {"who": "Yann", "count": 3, "what": "walls"}
+Zoe hides 8 eggs. | {"who": "Zoe", "count": 8, "what": "eggs"}
+Alma writes 2 poems. | {"who": "Alma", "count": 2, "what": "poems"}
+Bruno cuts 7 ropes. | {"who": "Bruno", "count": 7, "what": "ropes"}
+Carla feeds 5 ducks. | {"who": "Carla", "count": 5, "what": "ducks"}
+Dario pours 9 drinks. | {"who": "Dario", "count": 9, "what": "drinks"}`,
     text: `Anna buys 3 apples. | {"who": "Anna", "count": 3, "what": "apples"}
 Ben needs 2 chairs. | {"who": "Ben", "count": 2, "what": "chairs"}
 Clara orders 5 books. | {"who": "Clara", "count": 5, "what": "books"}
@@ -115,8 +140,8 @@ export const KNOWN = [
 ];
 
 // Numbers, names and weekdays of an answer: its facts.
-function numbersIn(answer) {
-  const words = answer.match(/\d+|\b(?:Mondays|Fridays|Mara Lind|Harbour Street|Yes|No)\b/g) ?? [];
+function factsIn(answer) {
+  const words = answer.match(/\d+|\b(?:Mondays|Fridays|Mara Lind|Harbour Street|Yes|No)\b/gi) ?? [];
   return words.map(word => word.toLowerCase());
 }
 
@@ -126,6 +151,14 @@ function sameJson(answer, expected) {
   } catch {
     return false;
   }
+}
+
+// A set's fresh questions, {question, answer}.
+export function freshOf({ fresh }) {
+  return fresh.split("\n").map(line => {
+    const [question, answer] = line.split(" | ");
+    return { question, answer };
+  });
 }
 
 // ---- A reader's lines ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import { LabError } from "../errors.js";
 
 const PATIENCE = 30_000; // milliseconds in which a worker must have begun
 const SILENT = 4; // seconds without a word after which a worker counts as stuck
-const LONG = 30; // seconds that work may take of which nobody knows how long it takes on this machine
+const LONG = 90; // seconds that work may take of which nobody knows how long it takes on this machine
 const FORBIDDEN =
   "The browser did not start the lab's worker. The page's security policy, or an extension, may forbid workers: " +
   "open the lab from another site, or as a file.";

@@ -112,6 +112,16 @@ Object.assign(jobs, {
   hang() {
     for (;;);
   },
+  // A machine that is busy with other things, in the fifth piece of a file.
+  slow({ seconds }) {
+    const { arrayBuffer } = Blob.prototype;
+    let reads = 0;
+    Blob.prototype.arrayBuffer = function () {
+      const end = performance.now() + 1000 * seconds;
+      if (++reads === 5) while (performance.now() < end);
+      return arrayBuffer.call(this);
+    };
+  },
   // The browser gives no more memory than this.
   limit({ megabytes }) {
     WebAssembly.Memory.prototype.grow = function (pages) {

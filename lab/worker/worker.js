@@ -292,7 +292,10 @@ export const jobs = {
       mayTakeLong();
       const source = await openModel(what.files);
       const parts = { source, wasm: what.wasm, exact: what.exact, name: what.name };
-      const loaded = await modelOn(what.device, parts, share => news({ share }));
+      const loaded = await modelOn(what.device, parts, share => {
+        news({ share });
+        mayTakeLong(); // for the next piece
+      });
       model?.free();
       [model, made, tokenizer, prose, loadedFrom, shown] = [
         loaded,
@@ -362,6 +365,7 @@ export const jobs = {
     if (run) throw new LabError("A run is training: stop it first.");
     run = { name }; // stop and pause are heard from now on, even while a text is being written
     try {
+      mayTakeLong();
       run.trainer = await inTurn(() => Trainer.start(model, tokenizer, settings, prose, loadedFrom));
       return await trained(settings, news);
     } finally {
@@ -372,9 +376,9 @@ export const jobs = {
   // Milliseconds of a step with these settings, of a run that is thrown away.
   pace({ settings }) {
     return inTurn(async () => {
+      mayTakeLong();
       const trainer = await Trainer.start(model, tokenizer, settings, prose, loadedFrom);
       try {
-        mayTakeLong();
         const before = performance.now();
         await trainer.advance();
         return performance.now() - before;

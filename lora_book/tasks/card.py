@@ -23,7 +23,7 @@ model = AutoPeftModelForCausalLM.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained({base!r})
 chat = {chat}
 ids = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    chat, add_generation_prompt=True, enable_thinking=False, return_tensors="pt", return_dict=False
 )
 out = model.generate(input_ids=ids, max_new_tokens={room}, do_sample=False)
 print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
@@ -35,7 +35,8 @@ def model_card(folder: str | Path, question: str, *, system: str | None = None, 
     """The text of a model card for a saved adapter: its base, and lines that load it and ask it this question.
 
     `system` is the system turn that the adapter was trained with. A chat goes to the model through its template, with
-    the part that opens the answer (`add_generation_prompt`): without it the model has to guess that it is its turn.
+    the part that opens the answer (`add_generation_prompt`): without it the model has to guess that it is its turn. A
+    model that can think is told not to, as in training.
 
     Raises AdapterError where the folder has no config, or the config does not name the base.
     """

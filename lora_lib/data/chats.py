@@ -6,9 +6,11 @@ one of our GPT-2, whose plain template is in `data.readers`.
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,13 +26,9 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 def encode_chat(
-    chat: Chat,
-    tokenizer: Any,
-    max_length: int | None = None,
-    *,
-    tools: Tools = (),
+    chat: Chat, tokenizer: Any, max_length: int | None = None, *, tools: Tools = (),
     answers: Literal["all", "last"] = "all",
-) -> Encoded:
+) -> Encoded:  # fmt: skip
     """A chat as token ids (T,) and next-token targets (T,), both int64, with the loss on the assistant's answers.
 
     What the template writes after an answer is learned too, because a model that never learned the token that ends a
@@ -41,25 +39,29 @@ def encode_chat(
     template has no place for tools or reasoning, or writes the beginning of the chat differently once it goes on.
     """
     _check_chat(chat, answers)
-    whole = _render(chat, tokenizer, tools)
-    _check_written(chat, whole, tokenizer, tools)
+    thinks = any(message.get("reasoning_content") for message in chat)
+    render = partial(_render, tokenizer=tokenizer, tools=tools, enable_thinking=thinks)
+    whole = render(chat)
+    _check_written(chat, whole, render)
     longest = tokenizer.model_max_length if max_length is None else max_length
     if len(whole) - 1 > longest:
         raise ValueError(f"{len(whole) - 1:,} tokens do not fit max_length {longest:,}; shorten the chat or raise it")
     targets = [IGNORE] * len(whole)
     turns = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
     for index in turns if answers == "all" else turns[-1:]:
-        begin = _length_of(prompt_ids(chat[:index], tokenizer, tools), whole, tokenizer)
-        end = _length_of(_render(chat[: index + 1], tokenizer, tools), whole, tokenizer)
+        # What a client asks that says nothing about thinking, so that such a client gets the answer, too.
+        asked = _render(chat[:index], tokenizer, tools, add_generation_prompt=True)
+        asked = asked if whole[: len(asked)] == asked else render(chat[:index], add_generation_prompt=True)
+        begin, end = (_length_of(ids, whole, tokenizer) for ids in (asked, render(chat[: index + 1])))
         targets[begin:end] = whole[begin:end]
     return torch.tensor(whole[:-1]), torch.tensor(targets[1:])
 
 
 def prompt_ids(chat: Chat, tokenizer: Any, tools: Tools = ()) -> list[int]:
-    """The token ids after which the assistant speaks next. Raises ValueError for a chat the template does not take."""
+    """The token ids after which the assistant speaks next, without thinking. Raises ValueError as `encode_chat`."""
     if isinstance(tokenizer, Tokenizer):
         return chat_prompt(list(chat), tokenizer, tools)
-    return _render(chat, tokenizer, tools, add_generation_prompt=True)
+    return _render(chat, tokenizer, tools, add_generation_prompt=True, enable_thinking=False)
 
 
 def encode_records(
@@ -112,6 +114,12 @@ def record_chat(record: Record, system: str | None = None) -> list[dict[str, Any
     return [{"role": "system", "content": system}, *turns]
 
 
+def wanted_answer(record: Record) -> str:
+    """The last answer of a record; where it only calls tools, the calls as JSON."""
+    turn = record_chat(record)[-1]
+    return turn.get("content") or json.dumps(turn.get("tool_calls"), ensure_ascii=False)
+
+
 def _encode_record(record: Record, tokenizer: Any, system: str | None) -> Encoded:
     try:
         if _is_plain(record, tokenizer, system):
@@ -152,9 +160,6 @@ def _encode_plain(record: Record, tokenizer: Any) -> Encoded:
     return torch.cat(ids)[:-1], torch.cat(targets)[:-1]
 
 
-# --- a tokenizer's own template -------------------------------------------------------------------
-
-
 def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
     """The chat as its template writes it, in token ids."""
     from jinja2 import TemplateError  # comes with transformers' chat templates
@@ -162,9 +167,7 @@ def _render(chat: Chat, tokenizer: Any, tools: Tools, **more: Any) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: use a chat model, or records of prompt and completion")
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(chat), tools=list(tools) or None, return_dict=False, **more
-        )  # fmt: skip
+        ids: list[int] = tokenizer.apply_chat_template(list(chat), tools=list(tools) or None, return_dict=False, **more)
     except TemplateError as error:
         raise ValueError(f"this model's chat template does not take the chat: {error}") from error
     return ids
@@ -183,17 +186,15 @@ def _check_chat(chat: Chat, answers: str) -> None:
             raise ValueError(f"an answer of the assistant is empty, and there is nothing to learn from it: {message}")
 
 
-def _check_written(chat: Chat, whole: list[int], tokenizer: Any, tools: Tools) -> None:
+def _check_written(chat: Chat, whole: list[int], render: partial[list[int]]) -> None:
     """Raise ValueError where the template leaves out a part of the chat that the answers depend on."""
-    if tools and whole == _render(chat, tokenizer, ()):
+    if render.keywords["tools"] and whole == render(chat, tools=()):
         raise ValueError("this model's chat template writes nothing of `tools`: take them out, or use another model")
     for name in ("reasoning_content", "tool_calls"):
         if any(message.get(name) for message in chat):
             without = [{key: value for key, value in message.items() if key != name} for message in chat]
-            if whole == _render(without, tokenizer, tools):
-                raise ValueError(
-                    f"this model's chat template writes nothing of {name!r}: take it out, or use another model"
-                )
+            if whole == render(without):
+                raise ValueError(f"this model's template writes nothing of {name!r}: take it out, or use another model")
 
 
 def _length_of(beginning: list[int], whole: list[int], tokenizer: Any) -> int:
@@ -226,7 +227,7 @@ def ask_records(
     """
     prompts, wanted = [], []
     for record in records:
-        wanted.append(record_chat(record)[-1]["content"] or "")
+        wanted.append(wanted_answer(record))
         try:
             if not _is_plain(record, tokenizer, system) or record.messages:
                 prompts.append(prompt_ids(record_chat(record, system)[:-1], tokenizer, record.tools))

@@ -84,37 +84,44 @@ def _pair(fields: Mapping[str, Any], where: str, ask: Sequence[str], answer: Seq
     prompt = asked[ask[0]] if len(ask) == 1 else "\n".join(f"{name}: {text}" for name, text in asked.items())
     if len(answer) == 1:
         return Record((Example(prompt, _text(fields, answer[0], where)),), where)
-    wanted = {name: _field(fields, name, where) for name in answer}
+    wanted = {n: (_text if isinstance(fields.get(n), str) else _field)(fields, n, where) for n in answer}
     return Record((Example(prompt, json.dumps(wanted, ensure_ascii=False)),), where)
 
 
 def _csv_fields(
     path: str | Path, delimiter: str, columns: Sequence[str], missing: Collection[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row is, and its fields by column; those of `columns` are there once, and none is `missing`."""
+    """Where each row is, and its fields by column. Raises ValueError, with a line for each row that cannot be used."""
     rows = _csv_rows(path, delimiter)
     line, header = next(rows)
+    header = [name.strip() for name in header]
     for name in columns:
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
-                "the first line names them, and `delimiter` is what separates them"
+                f"the first line names them, and the delimiter between them is {delimiter!r}"
             )
+    bad = []
     for line, row in rows:
         where = f"{path}, line {line}"
+        fields = dict(zip(header, row))
+        gone = next((name for name in columns if fields.get(name, "").strip() in ("", *missing)), None)
         if len(row) != len(header):
-            raise ValueError(
+            bad.append(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
                 f'text that holds a {delimiter!r} stands between double quotes: "like this"'
             )
-        fields = dict(zip(header, row))
-        for name in columns:
-            if fields[name].strip() in missing:
-                raise ValueError(
-                    f"{where}: {name!r} is {fields[name]!r}, which is how programs write a missing value; "
-                    "take the row out, or pass missing=() if it is meant as text"
-                )
-        yield where, fields
+        elif gone and fields[gone].strip():
+            bad.append(
+                f"{where}: column {gone!r} is {fields[gone]!r}, which is how programs write a missing value; fill "
+                "it in, or take the row out. If the word itself is meant, write another one, such as 'nothing'"
+            )
+        elif gone:
+            bad.append(f"{where}: {gone!r} is empty: fill it in, or take it out")
+        else:
+            yield where, fields
+    if bad:
+        raise ValueError("\n".join(bad))
 
 
 def _read(path: str | Path) -> str:
@@ -239,7 +246,7 @@ def _text(fields: Mapping[str, object], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name!r} must be a string, found {_kind(value)}")
     if not value.strip():
-        raise ValueError(f"{where}: {name!r} is empty")
+        raise ValueError(f"{where}: {name!r} is empty: fill it in, or take it out")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # the tokenizer would write � for it
         raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, such as \\ud83d, which is not a character")
     return value
@@ -251,9 +258,6 @@ def _kind(value: object) -> str:
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
     return names.get(type(value), type(value).__name__)
-
-
-# --- the template of a chat -----------------------------------------------------------------------
 
 
 def chat_prompt(messages: list[Any], tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> list[int]:

@@ -28,6 +28,14 @@ class Interval(NamedTuple):
         return f"{self.mean:.0%} [{self.low:.0%}, {self.high:.0%}]"
 
 
+def answer_fields(wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each field that all wanted answers have; none unless each of them is a JSON object."""
+    objects = [_json_object(text) for text in wanted]
+    found = [target for target in objects if target is not None]
+    names = found[0] if found and len(found) == len(objects) else ()
+    return {name: [target[name] for target in found] for name in names if all(name in target for target in found)}
+
+
 def judge_answers(
     answers: Sequence[str], wanted: Sequence[str], *, free: Collection[str] = ()
 ) -> dict[str, list[float]]:
@@ -45,16 +53,15 @@ def judge_answers(
     if any(target is None for target in targets):
         pairs = [(answer.strip(), text.strip()) for answer, text in zip(answers, wanted)]
         return {"exact": [float(a == w) for a, w in pairs], "words": [_shared_words(a, w) for a, w in pairs]}
-    objects = [target for target in targets if target is not None]
     found = [_json_object(answer) for answer in answers]
     scores = {
-        "exact": [float(_same(f, t)) for f, t in zip(found, objects)],
+        "exact": [float(_same(f, t)) for f, t in zip(found, targets)],
         "JSON": [float(f is not None) for f in found],
     }
-    for field in _common_fields(objects):
+    for field, values in answer_fields(wanted).items():
         if field in scores:
             raise ValueError(f"a field of the wanted answers is called {field!r}, as one score is: rename the field")
-        pairs_of_values = [((f or {}).get(field, ...), t[field]) for f, t in zip(found, objects)]
+        pairs_of_values = [((f or {}).get(field, ...), value) for f, value in zip(found, values)]
         judge = _words_of_values if field in free else _same
         scores[field] = [float(judge(a, w)) for a, w in pairs_of_values]
     return scores
@@ -76,11 +83,9 @@ def constant_answer(wanted: Sequence[str]) -> str:
     """
     if not wanted:
         raise ValueError("no answer is the commonest of none")
-    objects = [target for target in map(_json_object, wanted) if target is not None]
-    if len(objects) < len(wanted):
+    if not (fields := answer_fields(wanted)):
         return Counter(wanted).most_common(1)[0][0]
-    columns = {name: [json.dumps(target[name]) for target in objects] for name in _common_fields(objects)}
-    common = {name: json.loads(Counter(values).most_common(1)[0][0]) for name, values in columns.items()}
+    common = {n: json.loads(Counter(map(json.dumps, v)).most_common(1)[0][0]) for n, v in fields.items()}
     return json.dumps(common, ensure_ascii=False)
 
 
@@ -164,11 +169,6 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _common_fields(objects: Sequence[dict[str, Any]]) -> list[str]:
-    """The names that every object has, in the order of the first."""
-    return [name for name in objects[0] if all(name in target for target in objects)]
 
 
 def _words_of_values(a: Any, b: Any) -> float:

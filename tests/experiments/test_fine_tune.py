@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import runpy
 import string
 import sys
@@ -17,11 +18,17 @@ from tiny_chat import letters_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from lora_lib.data import encode_chat, read_records
+from lora_lib.data import encode_chat, prompt_ids, read_records
 
 ROWS = "text,kind\n" + "".join(f"{a * 3}{b},{'z' if a in 'abcd' else 'q'}\n" for a in "abcdef" for b in "ghijk")
-ENDS = {"qwen3": "<|im_end|>", "smollm2": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
-# SmolLM2's own template; the other three are TRL's copies.
+ENDS = {
+    "qwen3": "<|im_end|>",
+    "qwen3_8": "<|im_end|>",
+    "smollm2": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+    "llama3": "<|eot_id|>",
+}
+# SmolLM2's own template; the others are TRL's copies.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
@@ -36,10 +43,10 @@ def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     inner.decoder = decoders.Fuse()
     made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=ENDS[name], pad_token="<pad>", bos_token="<bos>")
-    if name in ("qwen3", "smollm2"):
+    if ENDS[name] == "<|im_end|>":
         made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    if name == "qwen3":
-        made.add_tokens(["<think>", "</think>"])  # no special tokens in Qwen3: they stay when an answer is decoded
+    if name.startswith("qwen3"):
+        made.add_tokens(["<think>", "</think>"])  # no special tokens there: they stay when an answer is decoded
     folder = Path(trl.__file__).parent / "chat_templates"
     made.chat_template = SMOLLM2 if name == "smollm2" else (folder / f"{name}.jinja").read_text()
     return made
@@ -125,7 +132,7 @@ def test_a_file_is_learned_killed_resumed_asked_and_merged(script, tmp_path, cap
     assert [row["base"] for row in answers_of(run)] == [f"kept{text}" for text in base]  # not asked a second time
     assert (tmp_path / "rows.csv").read_text() == ROWS
     assert right(run, "adapter") > right(run, "commonest") == 4  # z in 4 of 6 test rows, as in 4 of 6 of all
-    assert "answer: 20 z, 10 q" in said and "minutes, and the time to score" in said
+    assert "answer: 20 z, 10 q" in said and "72 steps at a learning rate of 0.012: about" in said
     assert "(over commonest)" in said
     assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "README.md", "tokenizer.json"}
     assert "add_generation_prompt=True" in (run / "adapter" / "README.md").read_text()
@@ -143,6 +150,30 @@ def test_a_file_is_learned_killed_resumed_asked_and_merged(script, tmp_path, cap
     assert (merged(ids[None]).logits[0].argmax(-1) == targets)[targets >= 0].all()
     with pytest.raises(SystemExit, match="merged exists already: give another name"):
         script("merge", run, tmp_path / "merged")
+    kept = json.loads((run / "run.json").read_text())
+    assert (kept["rate"], kept["free"]) == (0.012, [])
+
+
+def test_two_runs_are_compared_row_by_row(script, tmp_path, capsys):
+    def run(name, right, asked="what is it"):
+        rows = []
+        for i in range(20):
+            wanted = json.dumps({"kind": "k", "note": f"n {i}"})
+            question = [{"role": "user", "content": f"{asked} {i}"}]
+            rows.append({"question": question, "wanted": wanted, "adapter": wanted if i < right else "{}"})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        (tmp_path / name / "run.json").write_text('{"free": ["note"]}')
+        return tmp_path / name
+
+    one, two, other = run("one", 5), run("two", 18), run("other", 18, "another question")
+    capsys.readouterr()
+    script("compare", one, two)
+    said = capsys.readouterr().out
+    assert "note (words)" in said and "+65% [" in said and "(words)  " in said and "a validation part" in said
+    assert "not settled" not in said.split("exact")[2].splitlines()[0]
+    with pytest.raises(SystemExit, match="one and .*other: two finished runs with the same file"):
+        script("compare", one, other)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +207,7 @@ def test_one_process_and_one_gpu(script, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="runs in one process: start it with python"):
         script(*train(tmp_path))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(SystemExit, match="nope is not the --output of a run: it has no run.json"):
+    with pytest.raises(SystemExit, match="there is no file nope/run.json"):
         script("ask", "nope", "x")
 
 
@@ -191,13 +222,21 @@ def test_each_family_is_asked_as_it_was_trained(module, tmp_path, name):
             module.Task(tokenizer, "Sort.").learned(record)
     task = module.Task(tokenizer, "" if name == "gemma" else "Sort.")
     (row,) = task.learned(record)
-    asked = task.asked(task.chat(record)[:-1])
+    asked = prompt_ids(task.chat(record)[:-1], tokenizer)
     rest = tokenizer.decode(row["input_ids"][len(asked) :])
     assert rest.strip() == '{"kind": "new", "mood": "good"}' + ENDS[name]  # what is left to write once it is asked
     learned = [token for token, on in zip(row["input_ids"], row["completion_mask"]) if on]
     text = tokenizer.decode(learned)
     assert text.strip().endswith('"good"}' + ENDS[name]) and "hello" not in text
     assert ("<think>" in text) == (name == "qwen3")  # so that it answers right where it is asked with thinking too
+
+
+def test_thoughts_that_would_not_be_asked_for_are_refused(module, tmp_path):
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]
+    path.write_text(json.dumps({"messages": turns}))
+    with pytest.raises(ValueError, match="line 1: it is learned with thoughts, and asked without: take them out"):
+        module.Task(family_tokenizer("qwen3"), "").learned(*read_records(path))
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -219,7 +258,7 @@ def test_a_right_answer_scores_whatever_the_template_puts_before_it(module, tmp_
     monkeypatch.setattr(module, "generate_text", writes_what_was_learned)
     answers = [text.removesuffix(ENDS[name]) for text in task.answers(None, records)]
     assert task.judge(answers, records) == {"exact": [1], "JSON": [1], "kind": [1], "mood": [1]}
-    assert tokenizer.decode(prompts[0]).endswith("</think>\n\n") == (name == "qwen3")
+    assert tokenizer.decode(prompts[0]).endswith("</think>\n\n") == name.startswith("qwen3")
 
 
 def test_thoughts_are_taken_out_of_an_answer_and_nothing_else(module):
@@ -233,7 +272,7 @@ def test_thoughts_are_taken_out_of_an_answer_and_nothing_else(module):
         assert module.without_thinking(text) == text
 
 
-def test_a_thinking_model_learns_from_a_file(script, tmp_path):
+def test_a_thinking_model_learns_from_a_file(script, tmp_path, monkeypatch, capsys):
     tokenizer = family_tokenizer("qwen3")
     family_model(tokenizer).save_pretrained(tmp_path / "thinks")
     tokenizer.save_pretrained(tmp_path / "thinks")
@@ -241,6 +280,11 @@ def test_a_thinking_model_learns_from_a_file(script, tmp_path):
                   "--learning-rate", "0.004"))  # fmt: skip
     assert right(tmp_path / "run", "adapter") > right(tmp_path / "run", "base")
     assert not any("think" in row["adapter"] for row in answers_of(tmp_path / "run"))
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "run/adapter/README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "run" / "adapter")
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == answers_of(tmp_path / "run")[0]["adapter"]
 
 
 def test_the_rate_follows_the_family_and_the_true_size(module, monkeypatch):
@@ -292,24 +336,24 @@ def test_labels_are_counted_and_what_is_odd_is_said(module, tmp_path, capsys):
     records = read_records(path, ["ask"], ["kind", "note"])
     classes, free = module.look_at_labels(records)
     parts = module.split_by_class(records, classes, 0.2, 0)
-    module.warn_of_gaps(parts, classes)
     said = capsys.readouterr().out
-    assert (classes, free) == (["kind"], ["note"])
+    assert (list(classes), free) == (["kind"], ["note"])
     assert "kind: 9 bill, 9 lost, 1 Bill, 1 rare" in said and "note: 20 different values" in said
-    assert "'bill' and 'Bill' count as two classes" in said and "in the validation part" in said
+    assert said.count("count as two classes") == 1 and "'bill' and 'Bill' count" in said
+    assert "in the validation part" in said and "have two answers" not in said
     for part in (parts.validation, parts.test):  # about as many of each as in the file
         kinds = [json.loads(r.exchanges[0].completion)["kind"] for r in part]
         assert len(part) == 4 and 1 <= kinds.count("bill") <= 2 and 1 <= kinds.count("lost") <= 2
     assert len(parts.train) == 12
-    path.write_text("ask,kind,note\na,,x\nb,c,y\nd, ,z\n")
-    with pytest.raises(ValueError, match="line 2; .*line 4: 'kind' is empty: fill it in, or take the row out"):
-        module.look_at_labels(read_records(path, ["ask"], ["kind", "note"]))
 
 
-def test_rows_with_one_question_stay_in_one_part(module, tmp_path):
+def test_rows_with_one_question_stay_in_one_part(module, tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("ask,kind\n" + "".join(f"question {i // 3},{'ab'[i % 2]}\n" for i in range(60)))
-    parts = module.split_by_class(read_records(path, ["ask"], ["kind"]), ["answer"], 0.2, 0)
+    records = read_records(path, ["ask"], ["kind"])
+    parts = module.split_by_class(records, module.look_at_labels(records)[0], 0.2, 0)
+    said = capsys.readouterr().out
+    assert said.count("ask the same and have two answers") == 20 and "line 2 and " in said and "line 3 ask" in said
     seen = [{r.exchanges[0].prompt for r in part} for part in (parts.train, parts.validation, parts.test)]
     assert sum(map(len, seen)) == 20 == len(set().union(*seen)) and list(map(len, seen)) == [12, 4, 4]
 
@@ -348,7 +392,7 @@ def test_chats_of_several_turns_and_tools(module, script, tmp_path):
 
 def test_a_file_of_excel_with_semicolons(module, script, tmp_path):
     (tmp_path / "rows.csv").write_text(ROWS.replace(",", ";"))
-    with pytest.raises(SystemExit, match="and --delimiter is what separates them"):
+    with pytest.raises(SystemExit, match="and the delimiter between them is ','"):
         script(*train(tmp_path))
     path = tmp_path / "rows.csv"
     assert read_records(path, ["text"], ["kind"], delimiter=";")[0].exchanges[0] == ("aaag", "z")

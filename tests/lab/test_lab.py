@@ -78,12 +78,13 @@ def mean_loss(model: torch.nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
 
 
-# r, B, T, kinds: odd ranks and lengths, and choices of layers
+# r, B, T, kinds, alike: odd ranks and lengths, choices of layers, and how many tokens all rows begin with
 CASES = [
-    (8, 4, 64, KINDS),
-    (5, 3, 37, ["attn.c_attn", "mlp.c_proj"]),
-    (1, 1, 2, ["mlp.c_fc"]),
-    (3, 2, 9, ["attn.c_proj"]),
+    (8, 4, 64, KINDS, 0),
+    (5, 3, 37, ["attn.c_attn", "mlp.c_proj"], 0),
+    (1, 1, 2, ["mlp.c_fc"], 0),
+    (3, 2, 9, ["attn.c_proj"], 0),
+    (4, 3, 41, KINDS, 18),
 ]
 
 
@@ -100,17 +101,20 @@ def test_kernels_are_those_of_their_source(tmp_path: Path) -> None:
 
 
 @BOTH_KERNELS
-@pytest.mark.parametrize(("r", "B", "T", "kinds"), CASES)
+@pytest.mark.parametrize(("r", "B", "T", "kinds", "alike"), CASES)
 def test_loss_and_gradients_are_pytorchs(
-    request: pytest.FixtureRequest, kernels: str, r: int, B: int, T: int, kinds: list[str]
+    request: pytest.FixtureRequest, kernels: str, r: int, B: int, T: int, kinds: list[str], alike: int
 ) -> None:
     engine = request.getfixturevalue(kernels)
     model = adapted(r, 12, kinds)
     ids = some_ids(B, T + 1, seed=r)
-    expected = mean_loss(model, ids[:, :-1], ids[:, 1:])
+    ids[:, :alike] = ids[0, :alike]
+    rows, targets = ids[:, :-1], ids[:, 1:].clone()
+    targets[:, :alike] = -100
+    expected = mean_loss(model, rows, targets)
     expected.backward()
-    rows, targets = ids[:, :-1].tolist(), ids[:, 1:].tolist()
-    found = engine.ask("gradients", adapter=for_the_lab(model, r, 12), rows=rows, targets=targets)
+    asked = {"rows": rows.tolist(), "targets": targets.tolist()}
+    found = engine.ask("gradients", adapter=for_the_lab(model, r, 12), **asked)
     assert found["loss"] == pytest.approx(expected.item(), abs=1e-4)
     assert set(found["gradients"]) == set(model.lora_layers())
     for name, layer in model.lora_layers().items():

@@ -93,11 +93,19 @@ def test_logits_are_those_of_transformers(loaded: Engine, llama: LlamaForCausalL
         assert (found - expected).abs().max() <= 1e-4 * expected.std()
 
 
-def test_gradients_are_pytorchs(loaded: Engine, llama: LlamaForCausalLM) -> None:
+# Rows of chats begin alike, and the tokens before the first target that counts are then read once.
+ALIKE = {"nothing": 0, "five tokens": 5, "all that may be": 9, "more than may be": 13, "whole rows": 17}
+
+
+@pytest.mark.parametrize("alike", ALIKE)
+def test_gradients_are_pytorchs(loaded: Engine, llama: LlamaForCausalLM, alike: str) -> None:
     r, alpha = 5, 7.0
     wrapped = with_lora(llama, r, alpha)
-    rows, targets = some_ids(3, 18)[:, :-1], some_ids(3, 18)[:, 1:].clone()
+    rows, targets = some_ids(3, 18)[:, :-1].clone(), some_ids(3, 18)[:, 1:].clone()
+    rows[:, : ALIKE[alike]] = rows[0, : ALIKE[alike]]
     targets[1, :9] = -100
+    if ALIKE[alike]:
+        targets[:, :9] = -100
     loss = mean_loss(wrapped, rows, targets)
     loss.backward()
     asked = {"rows": rows.tolist(), "targets": targets.tolist()}
@@ -192,6 +200,12 @@ def test_cut_and_foreign_files_are_refused_in_words(loaded: Engine, llama: Any, 
     assert "its version is 9" in refusal(loaded, unknown)
 
 
+def test_a_busy_machine_is_not_a_silent_worker(engine: Engine, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    engine.tab.evaluate("engine.limit = 4")
+    engine.ask("slow", seconds=8)
+    assert bring(engine, write_gguf(llama, tmp_path / "tiny.gguf"))["config"]["C"] == 48
+
+
 # ---- Hugging Face's files ----------------------------------------------------------------------------------------
 
 
@@ -284,6 +298,24 @@ def test_bad_lines_are_named(bare: Page, text: str, words: str) -> None:
         bare.evaluate(IMPORT, [as_module("page/chat_sets.js"), text])
 
 
+SETS = """async module => {
+  const { SETS, freshOf, pairsOf } = await import(module);
+  return Object.values(SETS).map(set => ({
+    taught: Object.values(pairsOf(set.text)).flat(), fresh: freshOf(set),
+    right: freshOf(set).map(({ answer }) => set.follows(answer ?? "Arr, that be it, matey!", answer)),
+    wrong: freshOf(set).map(({ answer }) => set.follows("It opened at 18 and 1994, and nobody knows, 64.", answer)),
+  }));
+}"""
+
+
+def test_new_questions_are_in_no_line_that_a_run_sees(bare: Page) -> None:
+    for found in bare.evaluate(SETS, as_module("page/chat_sets.js")):
+        asked = {pair["question"].lower() for pair in found["taught"]}
+        fresh = [pair["question"].lower() for pair in found["fresh"]]
+        assert len(set(fresh)) == 8 and not asked & set(fresh)
+        assert all(found["right"]) and not any(found["wrong"])
+
+
 FILES = {
     "plain.csv": "question,answer,more\nWhy?,Because,x\n",
     "quoted.csv": 'id,"Prompt","completion"\r\n1,"Why, ""you""?","Be|cause\nof it"\r\n',
@@ -350,10 +382,35 @@ def test_a_run_ends_in_answers_under_three_headings(own: Page) -> None:
     own.wait_for_function("Lab.answers.groups.at(-1)?.result", timeout=60_000)
     heads = own.locator("#lab-answers .lab-title").all_text_contents()
     assert [head.split("?")[0] for head in heads] == ["Learned", "Memorised", "Forgotten"]
+    assert "8 questions that the run never saw" in heads[0] and "the first 4 of 20 trained" in heads[1]
+    assert own.evaluate("Lab.answers.groups.map(group => group.places.length)") == [8, 4, 6]
     counted = own.locator("#lab-answers section > .lab-note").all_text_contents()
+    assert "of 8 answers follow the pattern (base: 0)" in counted[0]
+    says = own.locator("#lab-answers .lab-pair > .lab-note").all_text_contents()
+    assert says[0] == "Trained answer: Arr, the sky be black and the wind be howling, matey!" and len(says) == 4
     assert "of 6 answers are right (base: " in counted[2]
-    assert "The loss on these answers went from" in counted[0]
+    assert "The loss on held-back answers went from" in counted[0]
     assert own.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_last_step_can_be_used_where_an_earlier_one_was_kept(own: Page) -> None:
+    own.fill("#lab-rate", "0.02")
+    own.fill("#lab-steps", "60")
+    own.click("#lab-train")
+    own.wait_for_function("Lab.chat.ends.length === 2 && !Lab.chat.training", timeout=120_000)
+    best, last = own.evaluate("Lab.chat.ends.map(({ at }) => at)")
+    assert best < last == 60
+    assert f"The page uses step {best}, where the loss" in own.text_content("#lab-train-status")
+    files = "Lab.chat.engine.ask('files', { view: Lab.chat.view() }).then(Object.values).then(String)"
+    said = "step => document.querySelector('#lab-train-status').textContent.includes(`uses step ${step} of`)"
+    found = [own.evaluate(files)]
+    for step in (last, best):
+        own.click(f"text=Use step {step} instead")
+        own.wait_for_function(said, arg=step)
+        found.append(own.evaluate(files))
+    assert found[0] == found[2] != found[1], "of the adapter that goes into the zip"
+    own.fill("#lab-rate", "0.001")
+    own.fill("#lab-steps", "12")
 
 
 def test_sliders_act_on_the_answers(own: Page) -> None:
@@ -619,7 +676,8 @@ def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
         tab.click("#lab-load")
         tab.wait_for_selector("#lab-train:enabled", timeout=60_000)
         assert "is here" in tab.text_content("#lab-status")
-        assert "Line 2: expected" in tab.text_content("#lab-train-status")
+        assert "Line 2: expected" in tab.text_content("#lab-pairs-status")
+        assert re.match(r"A step took \S+ s here", tab.text_content("#lab-pace"))
         tab.select_option("#lab-set", "voice")
         assert tab.input_value("#lab-pairs") == example
         train_tiny(tab, 3)

@@ -86,6 +86,20 @@ def test_a_template_that_shortens_earlier_answers_takes_the_last_alone(tokenizer
     assert learned(encode_chat(TWO, tokenizer, answers="last"), tokenizer) == "fgh<e>"
 
 
+def test_a_model_that_can_think_learns_and_is_asked_without(tokenizer):
+    """As with Qwen3.8, whose template begins with another line unless it is told not to think."""
+    thinks = "{% if enable_thinking is not defined or enable_thinking %}think{% endif %}"
+    tokenizer.chat_template = thinks + TEMPLATE
+    ids, targets = encode_chat(CHAT, tokenizer)
+    asked = prompt_ids(CHAT[:1], tokenizer)
+    assert asked[0] == tokenizer.bos_token_id  # no "think"
+    assert ids[: len(asked)].tolist() == asked and learned((ids, targets), tokenizer) == "cd<e>"
+    thoughts = [CHAT[0], CHAT[1] | {"reasoning_content": "xy"}]
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] }}", "{{ m.reasoning_content }}{{ m['content'] }}")  # fmt: skip
+    assert tokenizer.decode(encode_chat(thoughts, tokenizer)[0]).replace(" ", "").startswith("think")
+
+
 def test_a_chat_that_is_too_long_is_refused(tokenizer):
     length = len(encode_chat(CHAT, tokenizer)[0])
     assert len(encode_chat(CHAT, tokenizer, length)[0]) == length
@@ -136,6 +150,9 @@ def test_records_go_through_the_template(tokenizer, tmp_path):
     assert torch.equal(ids, encode_chat(asked, tokenizer)[0])
     prompts, wanted = ask_records([pair, chat], tokenizer)
     assert wanted == ["cd", "fgh"] and prompts == [prompt_ids(CHAT[:1], tokenizer), prompt_ids(TWO[:3], tokenizer)]
+    calls = [{"function": {"name": "clock"}}]
+    call = Record((), "a", ({"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": calls}))
+    assert json.loads(ask_records([call], tokenizer)[1][0]) == calls
     with pytest.raises(ValueError, match="pairs.csv, line 2: .* tokens do not fit max_length 5; shorten it"):
         encode_records([pair], tokenizer, 5)
     system = Record((), "chats.jsonl, line 1", tuple(asked))

@@ -155,11 +155,27 @@ def test_files_that_hold_no_example(write):
         ("prompt,completion\na,b\nc, \n", ("line 3", "'completion' is empty")),
         ('prompt,completion\n"",b\n', ("line 2", "'prompt' is empty")),
         ("prompt,completion\nnan,b\n", ("line 2", "'prompt' is 'nan', which is how programs write a missing value")),
-        ("prompt,completion\na,b\nc, None\n", ("line 3", "'completion' is ' None'", "missing=()")),
+        ("prompt,completion\na,b\nc, None\n", ("line 3: column 'completion' is ' None'", "write another one, such as")),
     ],
 )
 def test_bad_csv(content, message, write):
     fails(lambda: read_records(write(content)), *message)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "ask,kind,mood\na,x,y\nb,z, \n"),
+                                               ("a.jsonl", [{"ask": "a", "kind": "x", "mood": "y"},
+                                                            {"ask": "b", "kind": "z", "mood": ""}])])  # fmt: skip
+def test_an_empty_label_among_several_is_refused(write, name, content):
+    row = "line 3" if name == "a.csv" else "line 2"
+    fails(lambda: read_records(write(content, name), ["ask"], ["kind", "mood"]), row, "'mood' is empty: fill it in")
+
+
+def test_all_rows_that_cannot_be_used_are_said_at_once(write):
+    path = write("prompt , completion\na,b\nc\n,d\ne,None\nf,g\n")
+    with pytest.raises(
+        ValueError, match="(?s)line 3: expected 2.*line 4: 'prompt' is empty.*line 5: column 'completion'"
+    ):
+        read_records(path)
 
 
 def test_what_looks_like_a_missing_value_may_be_meant(write):
@@ -396,7 +412,7 @@ def test_columns_of_jsonl_keep_their_types(tmp_path):
     ("name", "text", "ask", "answer", "message"),
     [
         ("a.csv", "review,kind\nx,y\n", ["text"], ["kind"], "line 1: expected one column 'text', found the columns"),
-        ("a.csv", "review,kind\nx,nan\n", ["review"], ["kind"], "line 2: 'kind' is 'nan'"),
+        ("a.csv", "review,kind\nx,nan\n", ["review"], ["kind"], "line 2: column 'kind' is 'nan'"),
         ("a.csv", "review,kind\n,y\n", ["review"], ["kind"], "line 2: 'review' is empty"),
         ("a.jsonl", '{"review": "x"}\n', ["review"], ["kind"], "line 1: no 'kind', found 'review'"),
         ("a.csv", "review,kind\nx,y\n", ["review"], [], "name the columns"),
