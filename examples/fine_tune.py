@@ -3,6 +3,7 @@
     python examples/fine_tune.py train reviews.csv --ask review --answer category mood --output run
     python examples/fine_tune.py ask run "The box came broken."
     python examples/fine_tune.py merge run merged
+    python examples/fine_tune.py compare run longer-run
 
 `train` counts the labels, splits the file into three parts, and scores the base on the test part, alone and with
 examples in its prompt. Then it trains an adapter, keeps the checkpoint whose answers to the validation part score best,
@@ -68,9 +69,12 @@ def look_at_labels(records: Sequence[Record]) -> tuple[dict[str, dict[str, str]]
         classes[name] = labels
         listed = ", ".join(f"{n} {value}" for value, n in counts.most_common(12))
         print(f"{name}: {listed}{', …' if len(counts) > 12 else ''}")
-        for value in counts:
-            if twins := [other for other in counts if other != value and other.casefold() == value.casefold()]:
-                print(f"  warning: {value!r} and {twins[0]!r} count as two classes; if they are one, mend the file")
+        spelled: dict[str, list[str]] = {}
+        for value, _ in counts.most_common():
+            spelled.setdefault(" ".join(value.casefold().split()), []).append(value)
+        for one, *others in spelled.values():
+            if others:
+                print(f"  warning: {one!r} and {others[0]!r} count as two classes; if they are one, mend the file")
     return classes, free
 
 
@@ -80,6 +84,9 @@ def split_by_class(records: list[Record], classes: dict[str, Any], share: float,
     for record in records:
         groups.setdefault(" ".join(record.prompts.casefold().split()), []).append(record)
     rest = list(groups.values())
+    for first, *others in rest:
+        if other := next((record for record in others if wanted_answer(record) != wanted_answer(first)), None):
+            print(f"  warning: {first.where} and {other.where} ask the same and have two answers")
     random.Random(seed).shuffle(rest)
     rest.sort(key=lambda group: [labels[group[0].where] for labels in classes.values()])  # keeps the order in a class
     each = max(1, round(share * len(rest)))
@@ -239,14 +246,19 @@ def train(args: argparse.Namespace) -> None:
     total = round(args.passes * len(rows["train"]) / args.batch)
     if total < args.looks:
         raise ValueError(f"--passes {args.passes:g} are {total} steps, fewer than --looks {args.looks}")
+    every = round(total / args.looks)  # the looks are equally far apart
+    args.learning_rate = args.learning_rate or starting_rate(model)
     print(f"{len(parts.train)} rows to train, {len(parts.validation)} to validate, {len(parts.test)} to test")
     if not args.resume:
         args.output.mkdir(parents=True)
-        (args.output / "run.json").write_text(json.dumps(settings, indent=1), encoding="utf8")
+        found = {"rate": args.learning_rate, "free": free}
+        (args.output / "run.json").write_text(json.dumps(settings | found, indent=1), encoding="utf8")
     set_seed(args.seed)
-    print(f"{total} steps: about {minutes_of(model, rows['train'], args):.1f} minutes, and the time to score answers")
+    print(f"{every * args.looks} steps at a learning rate of {args.learning_rate:g}: about", end=" ")
+    print(f"{minutes_of(model, rows['train'], args):.1f} minutes on this machine as it is now, and the time to score")
+    print("answers. Is it busy? One thread (OMP_NUM_THREADS=1) then takes less time than several")
     answers = base_answers(args, model, task, parts)
-    trainer = make_trainer(args, model, task, parts, rows, total // args.looks)
+    trainer = make_trainer(args, model, task, parts, rows, every)
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output) if args.resume else None)
     # The model is now that of the best checkpoint (load_best_model_at_end).
     hand_over(args, trainer.model, task, parts)
@@ -310,11 +322,19 @@ def keep_answers(output: Path, task: Task, part: Sequence[Record], answers: dict
 
 def report(task: Task, parts: Splits[Record], answers: dict[str, list[str]]) -> None:
     """The scores, what is gained over the best that needs no training, and some answers to read."""
-    scores = {who: task.judge(texts, parts.test) for who, texts in answers.items()}
-    print(score_table(scores))
-    print(f"\nadapter, and the best without it:\n{gains_over_best(scores, 'adapter')}")
+    print_scores({who: task.judge(texts, parts.test) for who, texts in answers.items()}, "adapter", task.free)
     for record, answer in list(zip(parts.test, answers["adapter"]))[:5]:
         print(f"\n{task.chat(record)[-2]['content'][:200]}\n  wanted: {wanted_answer(record)}\n  answer: {answer}")
+
+
+def print_scores(scores: dict[str, dict[str, list[float]]], ours: str, free: Sequence[str]) -> None:
+    """The scores of several on the same rows, and what one gains over the best of the others."""
+    named = {f: f"{f} (words)" for f in free if f != "answer"}
+    scores = {who: {named.get(f, f): values for f, values in found.items()} for who, found in scores.items()}
+    print(score_table(scores))
+    if free:
+        print("words: the share of words that answer and wanted text have in common (F1). It says little about facts")
+    print(f"\n{ours}, and the best of the others:\n{gains_over_best(scores, ours)}")
 
 
 def hand_over(args: argparse.Namespace, model: Any, task: Task, parts: Splits[Record]) -> None:
@@ -356,7 +376,7 @@ def make_trainer(
 
     settings = SFTConfig(
         str(args.output), max_steps=every * args.looks, per_device_train_batch_size=args.batch // args.accumulate,
-        gradient_accumulation_steps=args.accumulate, learning_rate=args.learning_rate or starting_rate(model),
+        gradient_accumulation_steps=args.accumulate, learning_rate=args.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=max(1, every * args.looks // 10), max_length=args.max_length,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_score", greater_is_better=True, logging_steps=every,
@@ -402,6 +422,21 @@ def merge(args: argparse.Namespace) -> None:
     print(f"a plain model in {args.folder}; its system turn is {run['system']!r}")
 
 
+def compare(args: argparse.Namespace) -> None:
+    """The scores of two runs on the same test rows, and what the second gains over the first."""
+    runs = [args.run, args.other]
+    rows = [[json.loads(line) for line in (run / "answers.jsonl").read_text("utf8").splitlines()] for run in runs]
+    asked = [[(row["question"][-1], row["wanted"]) for row in part] for part in rows]
+    if asked[0] != asked[1] or not all("adapter" in row for part in rows for row in part):
+        raise ValueError(f"{args.run} and {args.other}: two finished runs with the same file, seed and --held-out")
+    wanted, free = [row["wanted"] for row in rows[0]], read_object(args.run / "run.json")["free"]
+    found = {
+        str(run): judge_answers([row["adapter"] for row in part], wanted, free=free) for run, part in zip(runs, rows)
+    }
+    print_scores(found, str(args.other), free)
+    print("A test part that chose between runs is a validation part: score the one that you keep on new rows.")
+
+
 # --- the command line --------------------------------------------------------------------------------------------
 
 
@@ -438,6 +473,10 @@ def main() -> None:
     three.add_argument("run", type=Path)
     three.add_argument("folder", type=Path, help="a new folder")
     three.set_defaults(do=merge)
+    four = commands.add_parser("compare", help="two runs on the same test rows")
+    four.add_argument("run", type=Path)
+    four.add_argument("other", type=Path)
+    four.set_defaults(do=compare)
     args = parser.parse_args()
     if args.do is train and args.system == "none":
         args.system = ""
@@ -457,22 +496,26 @@ def add_train(one: argparse.ArgumentParser) -> None:
     one.add_argument("--delimiter", help='what separates the columns, such as ";"; default: a comma, in .tsv a tab')
     one.add_argument("--output", type=Path, required=True, help="a new folder")
     one.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    one.add_argument("--model", default="smollm2", help='"smollm2", a folder, or a name on the Hub')
-    one.add_argument("--system", default="", help='the task in one line, before each question; "none": no such turn')
+    one.add_argument("--model", default="smollm2", help='"smollm2", a folder, or a name on the Hub (%(default)s)')
+    one.add_argument(
+        "--system", default="", help='the task in one line; "none": no such turn. Default: "Answer with …"'
+    )
     one.add_argument("--quantise", action="store_true", help="QLoRA: the base in 4 bits")
-    one.add_argument("--rank", type=COUNT, default=16)
-    one.add_argument("--alpha", type=ABOVE_ZERO, default=32.0)
-    one.add_argument("--dropout", type=BELOW_ONE, default=0.0)
+    one.add_argument("--rank", type=COUNT, default=16, help="%(default)s")
+    one.add_argument("--alpha", type=ABOVE_ZERO, default=32.0, help="%(default)s")
+    one.add_argument("--dropout", type=BELOW_ONE, default=0.0, help="%(default)s")
     one.add_argument("--learning-rate", type=ABOVE_ZERO, help="default: by the model's family and size")
-    one.add_argument("--passes", type=ABOVE_ZERO, default=3.0, help="how often each row is seen")
-    one.add_argument("--batch", type=COUNT, default=8, help="rows of a step")
-    one.add_argument("--accumulate", type=COUNT, default=1, help="a step in so many parts: less memory, the same run")
-    one.add_argument("--max-length", type=COUNT, default=512, help="tokens of a row, template and answer included")
-    one.add_argument("--held-out", type=A_THIRD, default=0.15, help="share of the rows to validate, and to test")
-    one.add_argument("--looks", type=COUNT, default=4, help="evaluations, each with a checkpoint")
-    one.add_argument("--watch", type=COUNT, default=32, help="validation rows whose answers are scored each time")
-    one.add_argument("--shots", type=COUNT_OR_NONE, default=4, help="examples in the prompt of the base")
-    one.add_argument("--seed", type=COUNT_OR_NONE, default=0)
+    one.add_argument("--passes", type=ABOVE_ZERO, default=3.0, help="how often each row is seen (%(default)s)")
+    one.add_argument("--batch", type=COUNT, default=8, help="rows of a step (%(default)s)")
+    one.add_argument("--accumulate", type=COUNT, default=1, help="parts of a step, for less memory (%(default)s)")
+    one.add_argument("--max-length", type=COUNT, default=512, help="tokens of a row with its template (%(default)s)")
+    one.add_argument(
+        "--held-out", type=A_THIRD, default=0.15, help="share of rows to validate, and to test (%(default)s)"
+    )
+    one.add_argument("--looks", type=COUNT, default=4, help="evaluations, each with a checkpoint (%(default)s)")
+    one.add_argument("--watch", type=COUNT, default=32, help="validation rows scored each time (%(default)s)")
+    one.add_argument("--shots", type=COUNT_OR_NONE, default=4, help="examples in the prompt of the base (%(default)s)")
+    one.add_argument("--seed", type=COUNT_OR_NONE, default=0, help="%(default)s")
     one.set_defaults(do=train)
 
 

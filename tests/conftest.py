@@ -152,7 +152,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put all tests that visit one page of the book behind one another, so that it is opened once."""
-    visits = [item for item in items if "visit" in getattr(item, "fixturenames", ())]
+    visits = [item for item in items if item.path.name == "test_book.py" and "visit" in item.fixturenames]
     pages = list(dict.fromkeys(item.callspec.params["visit"] for item in visits))
     ordered = iter(sorted(visits, key=lambda item: pages.index(item.callspec.params["visit"])))
     items[:] = [next(ordered) if item in visits else item for item in items]

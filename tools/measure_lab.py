@@ -272,34 +272,32 @@ def peak_megabytes(browser: Browser) -> float:
 
 def measure_chat() -> None:
     """Print what SmolLM2 costs in the chat model's page."""
-    some_vectors = {name: VECTORS[name] for name in ("", "_avx2")}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_lab.write_site(Path(folder))
         browser = playwright.chromium.launch(executable_path=print_book.find_browser(), args=print_book.FLAGS)
         with record_chat.served(Path(folder)) as address:
             engine = ChatEngine(browser, address)
-            loaded = engine.ask("memory")
-            lines = chats(engine.tab.input_value("#lab-pairs").splitlines())
-            longest = max(len(rows[0]) for rows, _ in lines)
-            costs = {
-                f"{ROWS} × {WINDOW} tokens": step_cost(engine, browser, RANK, some_vectors, rounds=3),
-                f"{ROWS} of the page's lines, up to {longest} tokens": step_cost(
-                    engine, browser, RANK, some_vectors, rounds=3, batches=lines
-                ),
-            }
+            print(f"memory once a step was measured: {engine.ask('memory'):.0f} MB", flush=True)
+            of_lines = chats(engine.tab.input_value("#lab-pairs").splitlines())
+            longest = max(len(rows[0]) for rows, _ in of_lines)
+            print_steps(engine, browser, f"{ROWS} of the page's lines, up to {longest} tokens", of_lines)
+            print_steps(engine, browser, f"{ROWS} × {WINDOW} tokens", windows())
+            print(f"memory in training: {engine.ask('memory'):.0f} MB", flush=True)
             write = in_browser(browser, lambda: engine.ask("greedy", prompt="Once upon a time", count=TOKENS))
             token = 1000 * statistics.median(in_turns({"lab": write}, 3)["lab"]) / TOKENS
-            trained = engine.ask("memory")
-            faster = speed_up(engine, runs=3)
+            print(f"a token: {token:.1f} ms", flush=True)
+            print(f"two workers: {speed_up(engine, runs=3):.2f} times as fast as one")
         browser.close()
-    for of, step in costs.items():
-        print(f"a step of {of}, SmolLM2, rank {RANK}: {step['step_ms']:.0f} ms")
-        for name in some_vectors:
-            peer = f"{step[f'pytorch_step_ms{name}']:.0f} ms, ratio {step[f'ratio{name}']:.2f}"
-            print(f"  PyTorch on one thread{name.replace('_', ', ')}: {peer}")
-    print(f"two workers: {faster:.2f} times as fast as one")
-    print(f"memory: {loaded:.0f} MB once a step was measured, {trained:.0f} MB in training")
-    print(f"a token: {token:.1f} ms")
+
+
+def print_steps(engine: Engine, browser: Browser, of: str, batches: Batches) -> None:
+    """Print what a step of these batches costs, beside PyTorch, which computes padding and all logits, too."""
+    vectors = {name: VECTORS[name] for name in ("", "_avx2")}
+    cost = step_cost(engine, browser, RANK, vectors, rounds=3, batches=batches)
+    print(f"a step of {of}, SmolLM2, rank {RANK}: {cost['step_ms']:.0f} ms")
+    for name in vectors:
+        peer = f"{cost[f'pytorch_step_ms{name}']:.0f} ms, ratio {cost[f'ratio{name}']:.2f}"
+        print(f"  PyTorch on one thread{name.replace('_', ', ')}: {peer}", flush=True)
 
 
 def main() -> None:

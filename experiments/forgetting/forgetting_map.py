@@ -124,7 +124,7 @@ STAGES = {
         {"full": -1, "r = 8": 2, "r = 64": 2},
         True,
     ),
-    "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2, -3), "r = 64, α/√r": (-1,)}),
+    "long": Stage("linear", 480, MAIN, 3, {"full": (-1, -2, -3), "r = 64, α/√r": (-1, -2)}),
     "smollm2": Stage("linear", 60, MAIN[:3], 5, {}, {"full": -4, "r = 64, α/√r": 0, "r = 8": 0}, True),
     "smollm2 lower": Stage(
         "linear", 60, ("full", "r = 8"), 5, {"full": (-1,), "r = 8": (-1,)}, {"full": -4, "r = 8": 0}, True

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from lora_book.measure import step_bytes
-from lora_book.show.figures import ACCENT, BASE, CYCLE, FAINT, FULL, INK, LORA, PAPER
+from lora_book.show.figures import BASE, CYCLE, FAINT, FULL, INK, LORA, PAPER
 from lora_book.show.knobs import Knob, knob
 from lora_lib.data import IGNORE, encode_chat
 
@@ -143,7 +143,7 @@ def memory_knob() -> Knob:
         fig, ax = plt.subplots(figsize=(5, 2.9))
         for y, method in enumerate(METHODS.values()):
             left = 0.0
-            for (name, n), color in zip(parts(size, load, method).items(), [BASE, FULL, CYCLE[4], LORA, ACCENT]):
+            for (name, n), color in zip(parts(size, load, method).items(), [BASE, FULL, CYCLE[4], LORA, CYCLE[3]]):
                 ax.barh(y, n, left=left, color=color, label=name if y == 0 else "")
                 left += n
             ax.text(left, y, f" {left:.0f}", va="center")

@@ -129,11 +129,11 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
         if not file.is_file():
             pickled = " (pickled .bin weights are never opened)" if (folder / "adapter_model.bin").exists() else ""
             raise AdapterError(f"{folder} has no {file.name}: expected a folder written by save_pretrained{pickled}")
-    config = _config(settings, _peft_values(settings), adapter_cls)
     try:
-        tensors, metadata = read_tensors(weights)
+        values, (tensors, metadata) = read_json(settings), read_tensors(weights)
     except (OSError, ValueError) as error:
         raise AdapterError(str(error)) from error
+    config = _config(settings, values, adapter_cls)
     _check_one_save(weights, tensors, metadata, config)
     layers, copies = _sorted_tensors(weights, tensors, config)
     base_weights = {name: parts.pop(_BASE) for name, parts in layers.items() if _BASE in parts}
@@ -143,18 +143,10 @@ def read_adapter(folder: str | Path, adapter_cls: type[LoRA] | None = None) -> A
     return AdapterFile(config, layers, copies, *_samples(weights, metadata), base_weights)
 
 
-def _peft_values(path: Path) -> dict[str, Any]:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise AdapterError(str(error)) from error
+def _config(path: Path, values: Any, adapter_cls: type[LoRA] | None) -> LoRAConfig:
+    """The `LoRAConfig` for the values in a file. Raises AdapterError for a value that is not supported."""
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
         raise AdapterError(f'{path}: expected an object with "peft_type": "LORA"')
-    return values
-
-
-def _config(path: Path, values: dict[str, Any], adapter_cls: type[LoRA] | None) -> LoRAConfig:
-    """The `LoRAConfig` for the values in a file. Raises AdapterError for a value that is not supported."""
     for key in ("r", "lora_alpha", "target_modules"):
         if values.get(key) in (None, "", []):
             raise AdapterError(f"{path}: {key} is missing (PEFT would silently use its default)")

@@ -91,30 +91,37 @@ def _pair(fields: Mapping[str, Any], where: str, ask: Sequence[str], answer: Seq
 def _csv_fields(
     path: str | Path, delimiter: str, columns: Sequence[str], missing: Collection[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row is, and its fields by column; those of `columns` are there once, and none is `missing`."""
+    """Where each row is, and its fields by column. Raises ValueError, with a line for each row that cannot be used."""
     rows = _csv_rows(path, delimiter)
     line, header = next(rows)
+    header = [name.strip() for name in header]
     for name in columns:
         if header.count(name) != 1:
             raise ValueError(
                 f"{path}, line {line}: expected one column {name!r}, found the columns {header}; "
                 f"the first line names them, and the delimiter between them is {delimiter!r}"
             )
+    bad = []
     for line, row in rows:
         where = f"{path}, line {line}"
+        fields = dict(zip(header, row))
+        gone = next((name for name in columns if fields.get(name, "").strip() in ("", *missing)), None)
         if len(row) != len(header):
-            raise ValueError(
+            bad.append(
                 f"{where}: expected {len(header)} fields, as in the header, found {len(row)}; "
                 f'text that holds a {delimiter!r} stands between double quotes: "like this"'
             )
-        fields = dict(zip(header, row))
-        for name in columns:
-            if fields[name].strip() in missing:
-                raise ValueError(
-                    f"{where}: column {name!r} is {fields[name]!r}, which is how programs write a missing value; fill "
-                    "it in, or take the row out. If the word itself is meant, write another one, such as 'nothing'"
-                )
-        yield where, fields
+        elif gone and fields[gone].strip():
+            bad.append(
+                f"{where}: column {gone!r} is {fields[gone]!r}, which is how programs write a missing value; fill "
+                "it in, or take the row out. If the word itself is meant, write another one, such as 'nothing'"
+            )
+        elif gone:
+            bad.append(f"{where}: {gone!r} is empty: fill it in, or take it out")
+        else:
+            yield where, fields
+    if bad:
+        raise ValueError("\n".join(bad))
 
 
 def _read(path: str | Path) -> str:

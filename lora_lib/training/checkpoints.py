@@ -39,7 +39,7 @@ def save_checkpoint(
     tensors |= {f"{name}/best": weight for name, weight in (best or {}).items()}
     texts = {"settings": json.dumps(settings), "history": json.dumps(history)}
     with replaced(path) as (part,):
-        write_tensors(part, tensors, {**texts, "checksum": _checksum(tensors, texts)})
+        write_tensors(part, tensors, {**texts, "checksum": digest(tensors, json.dumps(texts, sort_keys=True))})
 
 
 def load_checkpoint(
@@ -56,7 +56,7 @@ def load_checkpoint(
         saved, history = json.loads(texts["settings"]), json.loads(texts["history"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error!r}") from error
-    if _checksum(tensors, texts) != checksum:
+    if digest(tensors, json.dumps(texts, sort_keys=True)) != checksum:
         raise ValueError(f"{path} is damaged: its checksum does not fit. Delete it to start the run again")
     for name, value in settings.items():
         if saved.get(name, value) != value:  # a file of an earlier release may lack a name
@@ -102,7 +102,3 @@ def check_writable(folder: Path) -> None:
 def fingerprint(tensors: Iterable[Tensor], text: str = "") -> str:
     """Twelve hexadecimal digits (of SHA-256), the same for equal tensors and `text` and different otherwise."""
     return digest({str(i): tensor for i, tensor in enumerate(tensors)}, text)[:12]
-
-
-def _checksum(tensors: Weights, texts: Mapping[str, str]) -> str:
-    return digest(tensors, json.dumps(texts, sort_keys=True))

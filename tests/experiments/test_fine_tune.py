@@ -132,7 +132,7 @@ def test_a_file_is_learned_killed_resumed_asked_and_merged(script, tmp_path, cap
     assert [row["base"] for row in answers_of(run)] == [f"kept{text}" for text in base]  # not asked a second time
     assert (tmp_path / "rows.csv").read_text() == ROWS
     assert right(run, "adapter") > right(run, "commonest") == 4  # z in 4 of 6 test rows, as in 4 of 6 of all
-    assert "answer: 20 z, 10 q" in said and "minutes, and the time to score" in said
+    assert "answer: 20 z, 10 q" in said and "72 steps at a learning rate of 0.012: about" in said
     assert "(over commonest)" in said
     assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "README.md", "tokenizer.json"}
     assert "add_generation_prompt=True" in (run / "adapter" / "README.md").read_text()
@@ -150,6 +150,30 @@ def test_a_file_is_learned_killed_resumed_asked_and_merged(script, tmp_path, cap
     assert (merged(ids[None]).logits[0].argmax(-1) == targets)[targets >= 0].all()
     with pytest.raises(SystemExit, match="merged exists already: give another name"):
         script("merge", run, tmp_path / "merged")
+    kept = json.loads((run / "run.json").read_text())
+    assert (kept["rate"], kept["free"]) == (0.012, [])
+
+
+def test_two_runs_are_compared_row_by_row(script, tmp_path, capsys):
+    def run(name, right, asked="what is it"):
+        rows = []
+        for i in range(20):
+            wanted = json.dumps({"kind": "k", "note": f"n {i}"})
+            question = [{"role": "user", "content": f"{asked} {i}"}]
+            rows.append({"question": question, "wanted": wanted, "adapter": wanted if i < right else "{}"})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        (tmp_path / name / "run.json").write_text('{"free": ["note"]}')
+        return tmp_path / name
+
+    one, two, other = run("one", 5), run("two", 18), run("other", 18, "another question")
+    capsys.readouterr()
+    script("compare", one, two)
+    said = capsys.readouterr().out
+    assert "note (words)" in said and "+65% [" in said and "(words)  " in said and "a validation part" in said
+    assert "not settled" not in said.split("exact")[2].splitlines()[0]
+    with pytest.raises(SystemExit, match="one and .*other: two finished runs with the same file"):
+        script("compare", one, other)
 
 
 @pytest.mark.parametrize(
@@ -315,18 +339,21 @@ def test_labels_are_counted_and_what_is_odd_is_said(module, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (list(classes), free) == (["kind"], ["note"])
     assert "kind: 9 bill, 9 lost, 1 Bill, 1 rare" in said and "note: 20 different values" in said
-    assert "'bill' and 'Bill' count as two classes" in said and "in the validation part" in said
+    assert said.count("count as two classes") == 1 and "'bill' and 'Bill' count" in said
+    assert "in the validation part" in said and "have two answers" not in said
     for part in (parts.validation, parts.test):  # about as many of each as in the file
         kinds = [json.loads(r.exchanges[0].completion)["kind"] for r in part]
         assert len(part) == 4 and 1 <= kinds.count("bill") <= 2 and 1 <= kinds.count("lost") <= 2
     assert len(parts.train) == 12
 
 
-def test_rows_with_one_question_stay_in_one_part(module, tmp_path):
+def test_rows_with_one_question_stay_in_one_part(module, tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("ask,kind\n" + "".join(f"question {i // 3},{'ab'[i % 2]}\n" for i in range(60)))
     records = read_records(path, ["ask"], ["kind"])
     parts = module.split_by_class(records, module.look_at_labels(records)[0], 0.2, 0)
+    said = capsys.readouterr().out
+    assert said.count("ask the same and have two answers") == 20 and "line 2 and " in said and "line 3 ask" in said
     seen = [{r.exchanges[0].prompt for r in part} for part in (parts.train, parts.validation, parts.test)]
     assert sum(map(len, seen)) == 20 == len(set().union(*seen)) and list(map(len, seen)) == [12, 4, 4]
 

@@ -170,6 +170,14 @@ def test_an_empty_label_among_several_is_refused(write, name, content):
     fails(lambda: read_records(write(content, name), ["ask"], ["kind", "mood"]), row, "'mood' is empty: fill it in")
 
 
+def test_all_rows_that_cannot_be_used_are_said_at_once(write):
+    path = write("prompt , completion\na,b\nc\n,d\ne,None\nf,g\n")
+    with pytest.raises(
+        ValueError, match="(?s)line 3: expected 2.*line 4: 'prompt' is empty.*line 5: column 'completion'"
+    ):
+        read_records(path)
+
+
 def test_what_looks_like_a_missing_value_may_be_meant(write):
     path = write("prompt,completion,other\n" + "".join(f"a,{cell},nan\n" for cell in MISSING))
     assert [record.exchanges[0].completion for record in read_records(path, missing=())] == list(MISSING)

@@ -381,6 +381,40 @@ def test_a_trained_head_is_gone_where_the_merged_config_still_says_tied(tmp_path
         assert (off(other) > 0.1) == tied
 
 
+@pytest.mark.parametrize(("rows", "error"), [({}, RuntimeError), ({"trainable_token_indices": []}, IndexError)])
+def test_an_adapter_with_more_tokens_opens_once_the_base_has_its_rows(tmp_path, rows, error):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model, bare, again = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base") for _ in range(3))
+    before = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(before + 4)
+    rows = {name: [before] for name in rows}
+    made = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **rows))
+    made.save_pretrained(tmp_path)
+    with pytest.raises(error, match="size mismatch for .*embed_tokens.weight|index .* is out of bounds"):
+        peft.PeftModel.from_pretrained(bare, tmp_path)
+    again.resize_token_embeddings(before + 4)
+    ids = torch.arange(before, before + 4)[None]
+    assert torch.equal(peft.PeftModel.from_pretrained(again, tmp_path)(ids).logits, made.eval()(ids).logits)
+
+
+def test_the_model_that_was_given_has_the_adapter_and_its_folder_opens_frozen(saved, tmp_path):
+    base, ids = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), torch.arange(8)[None]
+    plain = base(ids).logits
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    adapted = model(ids).logits
+    assert not torch.equal(adapted, plain)
+    assert torch.equal(base(ids).logits, adapted) and torch.equal(model.get_base_model()(ids).logits, adapted)
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, plain)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(opened(ids).logits, adapted)
+    assert not any(parameter.requires_grad for parameter in opened.parameters())
+    names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    with pytest.warns(UserWarning, match="modify a model with PEFT for a second time"):
+        fresh = peft.get_peft_model(opened, peft.LoraConfig(r=2, target_modules=names))
+    assert torch.equal(fresh(ids).logits, plain)  # what was trained is gone
+
+
 def test_all_linear_passes_over_experts_and_target_parameters_reaches_them():
     def mixture():
         return transformers.AutoModelForCausalLM.from_config(transformers.Qwen3MoeConfig(
@@ -487,7 +521,9 @@ def test_the_lines_for_grpo_run(root, tmp_path):
     """As they stand in chapter 14, on a tiny model for one step."""
     cells = json.loads((root / "notebooks" / "14_out_of_the_door.ipynb").read_text(encoding="utf8"))["cells"]
     (code,) = re.findall(r"```python\n([^`]*GRPOTrainer\([^`]*)```", "".join("".join(c["source"]) for c in cells))
-    here = f'"{tmp_path}", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=1, '
+    here = (
+        f'"{tmp_path}", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=1, logging_steps=1, '
+    )
     for old, new in (
         ('GRPOConfig("grpo", ', f'GRPOConfig({here}max_completion_length=4, save_strategy="no", '),
         ("    model, reward_funcs", "    model, processing_class=tokenizer, reward_funcs"),
@@ -499,5 +535,12 @@ def test_the_lines_for_grpo_run(root, tmp_path):
     exec(code, names)
     names["trainer"].train()
     assert names["trainer"].state.log_history[0]["rewards/reward/mean"] == 0  # a tiny model writes no JSON
+    assert names["trainer"].state.log_history[0]["grad_norm"] == 0  # and where all score the same, nothing is learned
+    assert names["trainer"].state.log_history[0]["frac_reward_zero_std"] == 1
+    differ = {**names, "model": tiny_llama(), "reward": lambda completions, **_: [*map(float, range(len(completions)))]}
+    exec(code[code.index("trainer =") :], differ)
+    differ["trainer"].train()
+    log = differ["trainer"].state.log_history[0]
+    assert abs(log["loss"]) < 1e-3 and log["grad_norm"] > 1e-3 and log["reward"] > 0
     right = [[{"content": ticket.answer}] for ticket in names["data"].train]
     assert names["reward"](right, [0, 1]) == [1, 1] and names["reward"](right, [1, 0]) != [1, 1]

@@ -445,6 +445,38 @@ def test_text_is_narrow_and_knobs_are_wide(visit: Visit) -> None:
     assert tops[0] < tops[1], "on a phone the picture stands above the slider"
 
 
+# Pixels of a page with its folds shut, at 1440 and at 390, with room for other fonts.
+LENGTHS = {
+    START: (3_300, 4_600),
+    "book/cheatsheet.html": (2_400, 3_500),
+    "book/findings.html": (6_600, 10_200),
+    "book/forgetting.html": (7_200, 10_200),
+    "notebooks/08_lora_vs_full.html": (14_000, 17_500),
+    "notebooks/13_a_real_model.html": (13_500, 17_000),
+}
+
+
+@pytest.mark.parametrize("page", LENGTHS)
+def test_a_page_is_as_long_as_it_was_cut_to(browser: Browser, address: str, page: str) -> None:
+    tab = browser.new_page()
+    found = []
+    for width in (1440, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.goto(address + page)
+        found.append(tab.evaluate("document.documentElement.scrollHeight"))
+    assert all(length <= most for length, most in zip(found, LENGTHS[page])), found
+    tab.close()
+
+
+def test_the_advice_is_one_list_on_one_screen(browser: Browser, address: str) -> None:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
+    tab.goto(address + "book/cheatsheet.html")
+    advice = tab.locator(".advice > ul > li")
+    ends = advice.evaluate_all("all => all.map(item => item.getBoundingClientRect().bottom)")
+    assert len(ends) >= 12 and max(ends) < 1000, ends
+    tab.close()
+
+
 # How far a wide table scrolls, and by how much its first column, and its last cell, moved with it.
 SCROLLED = """place => {
   const [first, last] = [place.querySelector("tbody tr > *"), place.querySelector("tbody tr > :last-child")];
