@@ -1,4 +1,4 @@
-"""Words that stand together stay in one line: GPT-2, a number and its unit, α/√r. An italic symbol is set as in a formula."""
+"""Words that stand together stay in one line: GPT-2, a number and its unit, α/√r. An italic symbol is set in serif."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHERS = rf"""GPT-2(?:[ ]\d+M)?
     | α[ ]?/[ ]?√?r"""
 TOGETHER = re.compile(rf"{NUMBER}(?:[ ]?%)?[ ]{INTERVAL} | {OTHERS}", re.VERBOSE)
 IN_A_CELL = re.compile(rf"{INTERVAL} | {OTHERS}", re.VERBOSE)  # where columns are narrow, the interval stands below
-SYMBOL = re.compile(r"(?:Δ?W|[ABrsdkxyαλσ])\b")
+SYMBOL = re.compile(r"Δ?W|[ABrsdkxyαλσ]")
 LONGEST = 30  # letters; longer ones would leave a hole in a phone's line
 
 
