@@ -1,4 +1,4 @@
-"""Words that stand together stay in one line: GPT-2, a number and its unit, an interval, α/√r."""
+"""Words that stand together stay in one line: GPT-2, a number and its unit, α/√r. An italic symbol is set in serif."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ OTHERS = rf"""GPT-2(?:[ ]\d+M)?
     | α[ ]?/[ ]?√?r"""
 TOGETHER = re.compile(rf"{NUMBER}(?:[ ]?%)?[ ]{INTERVAL} | {OTHERS}", re.VERBOSE)
 IN_A_CELL = re.compile(rf"{INTERVAL} | {OTHERS}", re.VERBOSE)  # where columns are narrow, the interval stands below
+SYMBOL = re.compile(r"Δ?W|[ABrsdkxyαλσ]")
 LONGEST = 30  # letters; longer ones would leave a hole in a phone's line
 
 
@@ -31,6 +32,9 @@ class Unbroken(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Called by Sphinx for each page."""
+        for emphasis in self.document.findall(nodes.emphasis):
+            if SYMBOL.fullmatch(emphasis.astext()):
+                emphasis["classes"].append("symbol")
         for text in list(self.document.findall(nodes.Text)):
             block = block_of(text)
             if isinstance(block, (nodes.paragraph, nodes.title, nodes.caption)):

@@ -113,7 +113,7 @@ def energy_knob(shares: Mapping[str, Mapping[str, Tensor]]) -> Knob:
 
     def draw(layer: str) -> tuple[Figure, str]:
         fig, ax = plt.subplots(figsize=(7, 3))
-        names = {"LoRA": "ΔW, LoRA r = 8", "full": "ΔW, full", "W": "W itself"}
+        names = {"LoRA": "LoRA's ΔW", "full": "full's ΔW", "W": "W itself"}
         for (name, share), color in zip(shares[layer].items(), (LORA, FULL, BASE)):
             ax.plot(range(1, len(share) + 1), share, color=color, label=names[name])
         ticks = [2**n for n in range(9)]
@@ -121,7 +121,7 @@ def energy_knob(shares: Mapping[str, Mapping[str, Tensor]]) -> Knob:
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.set(xlabel="strongest directions", ylim=(0, 1.03))
         ax.set_title("share of the energy", fontweight="normal")
-        fig.legend(ncols=3, loc="outside lower center")
+        fig.legend(ncols=3, loc="outside lower center", columnspacing=6)
         of_full = shares[layer]["full"]
         return fig, f"8 of {len(of_full)} directions hold {of_full[7]:.0%} of full's change"
 

@@ -80,9 +80,6 @@ def new_parts(names: Names, config: LoRAConfig, plan: Sequence[Planned], any_ran
     return made
 
 
-# --- which layers ---------------------------------------------------------------------------------
-
-
 def find_targets(model: nn.Module, target_modules: Sequence[str] | str, adapter_cls: type[LoRA] = LoRA) -> list[str]:
     """The dotted names of the layers that `target_modules` chooses, in the model's order.
 

@@ -65,13 +65,9 @@ def prompt_ids(chat: Chat, tokenizer: Any, tools: Tools = ()) -> list[int]:
 
 
 def encode_records(
-    records: Sequence[Record],
-    tokenizer: Any,
-    max_length: int,
-    *,
-    too_long: Literal["raise", "drop"] = "raise",
+    records: Sequence[Record], tokenizer: Any, max_length: int, *, too_long: Literal["raise", "drop"] = "raise",
     system: str | None = None,
-) -> list[Encoded]:
+) -> list[Encoded]:  # fmt: skip
     """Each record as ids (T,) and next-token targets (T,): the loss is on its answers and on the end of each answer.
 
     With our GPT-2's tokenizer, texts are read as they stand. With a tokenizer of Hugging Face's, a chat goes through

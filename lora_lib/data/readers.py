@@ -37,13 +37,9 @@ def read_text(path: str | Path, separator: str | None = END_OF_TEXT) -> list[str
 
 
 def read_records(
-    path: str | Path,
-    ask: Sequence[str] | None = None,
-    answer: Sequence[str] | None = None,
-    *,
-    delimiter: str | None = None,
-    missing: Collection[str] = MISSING,
-) -> list[Record]:
+    path: str | Path, ask: Sequence[str] | None = None, answer: Sequence[str] | None = None, *,
+    delimiter: str | None = None, missing: Collection[str] = MISSING,
+) -> list[Record]:  # fmt: skip
     """The examples of a .csv, .tsv or .jsonl file.
 
     A .jsonl file has one JSON object a line. It holds chats if the first object has "messages", a list of

@@ -10,8 +10,7 @@ from typing import Any
 
 from lora_lib.settings import FLAG, Rule, check, number, optional, rules, setting, unknown, whole
 
-MANY = 10**9
-_COUNT = whole(1, MANY)
+_COUNT = whole(1, 10**9)
 _PATH = Rule("the path of a file", lambda value: isinstance(value, (str, Path)) and str(value) != "")
 _SEED = whole(0, 2**63 - 1)
 _RATIO = Rule("a function of a parameter's name", callable)

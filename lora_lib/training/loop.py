@@ -341,9 +341,6 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-# --- one step -------------------------------------------------------------------------------------
-
-
 def _optimizer(weights: dict[str, nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
     """AdamW, with groups whose `ratio` is their learning rate as a multiple of the run's."""
     groups: list[dict[str, Any]] = [{"params": list(weights.values()), "ratio": 1}]
