@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "lora_lib"
 BOOK = ("lora_book", "matplotlib", "IPython", "ipywidgets", "pooch")  # what the library runs without
 LIMITS = {
-    "lines of Python in lora_lib": 5552,
+    "lines of Python in lora_lib": 5545,
     "lines of lora_linear.py": 220,
     "lines of peft_wrapper.py": 415,
     "files of JavaScript or CSV in lora_lib": 0,
