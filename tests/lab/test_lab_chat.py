@@ -686,8 +686,7 @@ def test_own_lines_outlive_a_reload_and_may_be_half_typed_when_the_model_comes(
 
 
 def choose_device(tab: Page, kind: str) -> str:
-    tab.select_option("#lab-device", kind)
-    tab.wait_for_function("Lab.chat.moving")
+    tab.select_option("#lab-device", kind)  # the move begins within this call, and may be over when it returns
     tab.wait_for_function("!Lab.chat.moving", timeout=60_000)
     return tab.text_content("#lab-device-status")
 
