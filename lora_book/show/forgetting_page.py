@@ -439,10 +439,14 @@ def _facts_claims() -> dict[str, bool]:
         return compared(ours, theirs, measure)
 
     kept = less_full(near, 0.001, 0.00017, "facts").difference
+    harder = dual(on_e2e(), select(on_e2e(), arm=ROOT, learning_rate=0.0018)).difference
     loss, prose, right = (less_full(voice, 0.00056, 9.5e-5, measure) for measure in ("loss", PROSE, "facts"))
     return {
         "the runs on E2E that were made again repeat loss and prose within 0.003 nats": max(repeated()) < 0.003,
         "E2E: LoRA has forgotten more in every pair of rates; its loss is level with full's best": _pairs_on_e2e(),
+        "E2E, driven harder: at equal forgetting α/√r's loss is lower, which three seeds do not settle": (
+            harder.mean < 0 and harder.runs == 3 and harder.verdict() == "not settled"
+        ),
         "after E2E α/√r answers fewer facts than full; both answer more than half": (
             kept.verdict() == "less"
             and min(row["facts"] for row in near if _run(row)[:2] in {(ROOT, 0.001), ("full", 0.00017)}) > 145 / 2
