@@ -450,7 +450,7 @@ LENGTHS = {
     START: (3_300, 4_600),
     "book/cheatsheet.html": (2_400, 3_500),
     "book/findings.html": (6_600, 10_200),
-    "book/forgetting.html": (7_200, 10_200),
+    "book/forgetting.html": (7_200, 10_500),
     "notebooks/08_lora_vs_full.html": (14_000, 17_500),
     "notebooks/13_a_real_model.html": (13_500, 17_000),
 }
