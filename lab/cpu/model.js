@@ -309,21 +309,21 @@ export class CPUModel extends Transformer {
   }
 }
 
-// What a pass over these rows reads. Rows of chats begin alike, with the system's words, and before the first target that
-// counts it is enough to read such tokens once: the first part of the text. Each other part is a row's own tokens, which
-// go on after them: `T` tokens from `first` on, after `past` that are the text's first.
+// What a pass over these rows reads. Rows of chats begin with the same tokens, the system's words. Before the first target
+// that counts it is enough to read such tokens once: the first part of the text. Each other part is a row's own tokens,
+// which go on after them: `T` tokens from `first` on, after `past` that are the text's first.
 function laidOut(rows, targets) {
   const [{ length: T }] = rows;
-  const alike = startOfAll(rows, targets);
-  const own = list => list.flatMap(row => row.slice(alike));
-  const ids = [...rows[0].slice(0, alike), ...own(rows)];
-  const next = [...targets[0].slice(0, alike), ...own(targets)];
-  const parts = rows.map((_, b) => ({ first: alike + b * (T - alike), T: T - alike, past: alike }));
-  if (alike) parts.unshift({ first: 0, T: alike, past: 0 });
+  const shared = sharedStart(rows, targets);
+  const own = list => list.flatMap(row => row.slice(shared));
+  const ids = [...rows[0].slice(0, shared), ...own(rows)];
+  const next = [...targets[0].slice(0, shared), ...own(targets)];
+  const parts = rows.map((_, b) => ({ first: shared + b * (T - shared), T: T - shared, past: shared }));
+  if (shared) parts.unshift({ first: 0, T: shared, past: 0 });
   return { ids, next, text: { T, N: ids.length, parts, cached: false } };
 }
 
-function startOfAll(rows, targets) {
+function sharedStart(rows, targets) {
   const isSame = n => rows.every((row, b) => row[n] === rows[0][n] && targets[b][n] < 0);
   let count = 0;
   while (count < rows[0].length - 1 && isSame(count)) count++;

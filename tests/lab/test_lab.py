@@ -78,7 +78,7 @@ def mean_loss(model: torch.nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
 
 
-# r, B, T, kinds, alike: odd ranks and lengths, choices of layers, and how many tokens all rows begin with
+# r, B, T, kinds, shared: odd ranks and lengths, choices of layers, and how many tokens all rows begin with
 CASES = [
     (8, 4, 64, KINDS, 0),
     (5, 3, 37, ["attn.c_attn", "mlp.c_proj"], 0),
@@ -101,16 +101,16 @@ def test_kernels_are_those_of_their_source(tmp_path: Path) -> None:
 
 
 @BOTH_KERNELS
-@pytest.mark.parametrize(("r", "B", "T", "kinds", "alike"), CASES)
+@pytest.mark.parametrize(("r", "B", "T", "kinds", "shared"), CASES)
 def test_loss_and_gradients_are_pytorchs(
-    request: pytest.FixtureRequest, kernels: str, r: int, B: int, T: int, kinds: list[str], alike: int
+    request: pytest.FixtureRequest, kernels: str, r: int, B: int, T: int, kinds: list[str], shared: int
 ) -> None:
     engine = request.getfixturevalue(kernels)
     model = adapted(r, 12, kinds)
     ids = some_ids(B, T + 1, seed=r)
-    ids[:, :alike] = ids[0, :alike]
+    ids[:, :shared] = ids[0, :shared]
     rows, targets = ids[:, :-1], ids[:, 1:].clone()
-    targets[:, :alike] = -100
+    targets[:, :shared] = -100
     expected = mean_loss(model, rows, targets)
     expected.backward()
     asked = {"rows": rows.tolist(), "targets": targets.tolist()}

@@ -93,18 +93,18 @@ def test_logits_are_those_of_transformers(loaded: Engine, llama: LlamaForCausalL
         assert (found - expected).abs().max() <= 1e-4 * expected.std()
 
 
-# Rows of chats begin alike, and the tokens before the first target that counts are then read once.
-ALIKE = {"nothing": 0, "five tokens": 5, "all that may be": 9, "more than may be": 13, "whole rows": 17}
+# Rows of chats begin with the same tokens, and the tokens before the first target that counts are then read once.
+SHARED = {"nothing": 0, "five tokens": 5, "all that may be": 9, "more than may be": 13, "whole rows": 17}
 
 
-@pytest.mark.parametrize("alike", ALIKE)
-def test_gradients_are_pytorchs(loaded: Engine, llama: LlamaForCausalLM, alike: str) -> None:
+@pytest.mark.parametrize("shared", SHARED)
+def test_gradients_are_pytorchs(loaded: Engine, llama: LlamaForCausalLM, shared: str) -> None:
     r, alpha = 5, 7.0
     wrapped = with_lora(llama, r, alpha)
     rows, targets = some_ids(3, 18)[:, :-1].clone(), some_ids(3, 18)[:, 1:].clone()
-    rows[:, : ALIKE[alike]] = rows[0, : ALIKE[alike]]
+    rows[:, : SHARED[shared]] = rows[0, : SHARED[shared]]
     targets[1, :9] = -100
-    if ALIKE[alike]:
+    if SHARED[shared]:
         targets[:, :9] = -100
     loss = mean_loss(wrapped, rows, targets)
     loss.backward()
